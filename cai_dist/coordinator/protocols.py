@@ -1,0 +1,61 @@
+"""What the coordinator needs of the world. The real implementation is `cai_dist.cluster.ppo_groups.PpoGroups`
+(Ray actors); unit tests use fakes. Lists are always whole (all samples of the call, in order); how they are split over
+ranks and padded into equal schedules is the implementation's business."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+from cai_dist.types import Generation, SamplingParams, Trajectory
+
+R = TypeVar("R", covariant=True)
+
+
+class Pending(Protocol[R]):
+    """A call under way on a group of workers."""
+
+    def result(self) -> R:
+        """Wait (with the group's deadline) and return; raises WorkerError or WorkerTimeout."""
+        ...
+
+
+class PpoRoles(Protocol):
+    """The five roles of PPO. All calls but `sync_weights`, `save`, `load`, `export` return at once with a `Pending`."""
+
+    def generate(
+        self, prompts: Sequence[tuple[int, ...]], sampling: SamplingParams, seed: int
+    ) -> Pending[list[Generation]]: ...
+
+    def policy_logprobs(self, samples: Sequence[Generation], temperature: float) -> Pending[list[list[float]]]:
+        """Per sample, the log-probability of each response token."""
+        ...
+
+    def reference_logprobs(self, samples: Sequence[Generation], temperature: float) -> Pending[list[list[float]]]: ...
+
+    def values(self, samples: Sequence[Generation]) -> Pending[list[list[float]]]:
+        """Per sample, V of the state before each response token."""
+        ...
+
+    def scores(self, samples: Sequence[Generation]) -> Pending[list[float]]:
+        """Per sample, the raw score (logits) of the preference model on prompt + response."""
+        ...
+
+    def update_policy(self, batch: Sequence[Trajectory]) -> Pending[dict[str, float]]:
+        """One optimiser step of the policy on one mini-batch."""
+        ...
+
+    def update_value(self, batch: Sequence[Trajectory]) -> Pending[dict[str, float]]: ...
+
+    def sync_weights(self, version: int) -> dict[str, float]:
+        """Policy ranks -> rollout workers, whole or not at all; returns seconds and bytes."""
+        ...
+
+    def save(self, folder: Path) -> None: ...
+
+    def load(self, folder: Path) -> None: ...
+
+    def export(self, folder: Path) -> None:
+        """Write the policy in the Hugging Face layout."""
+        ...

@@ -1,0 +1,76 @@
+"""The family of errors of cai_dist and the exit code each ends a command with.
+
+Every class is picklable with its fields (Ray carries exceptions between processes by pickle) and derives from the
+standard-library exception that a reader would expect beside :class:`CaiError`.
+
+Exit codes: 0 done, 1 a failure at run time, 2 a mistake in configuration or data, 75 interrupted but resumable.
+"""
+
+from __future__ import annotations
+
+EXIT_OK = 0
+EXIT_FAILURE = 1
+EXIT_USAGE = 2
+EXIT_RESUMABLE = 75
+
+
+class CaiError(Exception):
+    """Root of the family; `exit_code` is what the command line ends with."""
+
+    exit_code = EXIT_FAILURE
+
+
+class UserError(CaiError, ValueError):
+    """A mistake of the user: one line that says what, where and what to do."""
+
+    exit_code = EXIT_USAGE
+
+
+class ConfigError(UserError):
+    """A key of the run file or an override is wrong; names the key, the value and what is allowed."""
+
+
+class DataError(UserError):
+    """An input file is missing, malformed or too small; names the file (and line) and what is expected."""
+
+
+class Interrupted(CaiError):
+    """The run was asked to stop (SIGINT, SIGTERM, SIGUSR1); everything up to here is saved, the same command goes on."""
+
+    exit_code = EXIT_RESUMABLE
+
+
+class WorkerError(CaiError, RuntimeError):
+    """A worker failed, died or did not answer in time.
+
+    `phase` what was being done, `role` policy/value/…, `rank` within the group (-1: the whole group), `node` host or
+    address, `weight_version` the version of the weights that the worker held (-1: none), `cause` one line.
+    """
+
+    def __init__(
+        self, phase: str, role: str, rank: int, node: str, cause: str, weight_version: int = -1, detail: str = ""
+    ) -> None:
+        super().__init__(phase, role, rank, node, cause, weight_version, detail)
+        self.phase, self.role, self.rank, self.node = phase, role, rank, node
+        self.cause, self.weight_version, self.detail = cause, weight_version, detail
+
+    def __str__(self) -> str:
+        where = f"{self.role}[{self.rank}]" if self.rank >= 0 else self.role
+        version = f", weight version {self.weight_version}" if self.weight_version >= 0 else ""
+        return f"phase {self.phase}: {where} on {self.node}{version}: {self.cause}"
+
+
+class WorkerTimeout(WorkerError, TimeoutError):
+    """A worker did not answer before the deadline of the wait."""
+
+
+class WeightTransferError(CaiError, RuntimeError):
+    """A transfer was incomplete, inconsistent or out of order; the receiving engine stays STALE."""
+
+
+class StaleEngineError(CaiError, RuntimeError):
+    """An engine was asked to serve before it had finished a weight transfer."""
+
+
+class CheckpointError(CaiError, RuntimeError):
+    """A checkpoint is incomplete or does not belong to this run."""

@@ -1,0 +1,188 @@
+"""Typed carriers that cross the borders between rooms. No torch, no ray: only the standard library.
+
+Text-side carriers (`Turn`, `Prompt`, `Demonstration`, `Comparison`) describe data in words; token-side carriers
+(`TokenSequence`, `Generation`, `Trajectory`) hold token ids as plain tuples, so that they pickle small and compare equal.
+Masks are never stored: they follow from lengths.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Generic, Literal, TypeVar
+
+Role = Literal["system", "human", "assistant", "critique_request", "critique", "revision_request", "revision"]
+PromptKind = Literal["red_team", "helpful"]
+Split = Literal["train", "heldout"]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One turn of a conversation."""
+
+    role: Role
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A partial conversation that ends with a human turn and waits for an answer."""
+
+    id: str
+    turns: tuple[Turn, ...]
+    kind: PromptKind
+    split: Split = "train"
+
+
+@dataclass(frozen=True, slots=True)
+class Demonstration:
+    """A prompt with the answer to imitate (supervised fine-tuning)."""
+
+    prompt: Prompt
+    response: str
+    source: str
+    """`revision:K` (K = round, 1-based) or `helpful`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Two answers to one prompt with a soft label."""
+
+    prompt: Prompt
+    response_a: str
+    response_b: str
+    p_a: float
+    """Probability in [0, 1] that A is the better answer (the training target)."""
+    source: Literal["ai", "human"]
+    principle_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenSequence:
+    """Token ids of one training example.
+
+    `weights[t]` is the weight of the loss at *predicting* `ids[t]` from `ids[:t]` (so `weights[0]` is never used);
+    0 for the prompt, 1 for tokens to be learned.
+    """
+
+    ids: tuple[int, ...]
+    weights: tuple[float, ...]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredPair:
+    """Token ids of the two sides of a comparison (whole conversation + answer + end token) and the target p(A better)."""
+
+    ids_a: tuple[int, ...]
+    ids_b: tuple[int, ...]
+    p_a: float
+    source: Literal["ai", "human"] = "ai"
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How to sample. `temperature` 0 is greedy. `stop_ids` end a response and are part of it."""
+
+    max_new_tokens: int
+    temperature: float = 1.0
+    top_p: float = 1.0
+    stop_ids: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """One sampled response, token for token as the sampler made it (never re-tokenised)."""
+
+    prompt_ids: tuple[int, ...]
+    response_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    """Log-probability (nats) of each response token under the distribution that it was drawn from."""
+    finish: Literal["stop", "length"]
+    weight_version: int
+
+
+@dataclass(frozen=True, slots=True)
+class Trajectory:
+    """One scored sample of PPO: what the rollout phase hands to the update phase. Lists run over response tokens."""
+
+    prompt_ids: tuple[int, ...]
+    response_ids: tuple[int, ...]
+    old_logprobs: tuple[float, ...]
+    ref_logprobs: tuple[float, ...]
+    values: tuple[float, ...]
+    rewards: tuple[float, ...]
+    """KL-shaped reward per token; the score sits on the last token alone."""
+    advantages: tuple[float, ...]
+    returns: tuple[float, ...]
+    score: float
+    """Raw preference-model score (logits)."""
+    finish: Literal["stop", "length"]
+    weight_version: int
+    prompt_id: str = ""
+    prompt_kind: PromptKind = "red_team"
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """One entry of a weight manifest."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class StepShard(Generic[T]):
+    """One rank's part of one optimiser step (or of one scoring pass).
+
+    Every rank of a step gets the same number of micro-batches; an empty micro-batch still runs a forward and a backward
+    pass (of zero loss), so that no rank misses a collective call.
+    """
+
+    micro_batches: tuple[tuple[T, ...], ...]
+    denominator: float = 1.0
+    """Global count (over all ranks and micro-batches) that the summed loss is divided by."""
+
+
+@dataclass(frozen=True, slots=True)
+class GenerateRequest:
+    """Prompts for one worker; the same request gives the same samples on any worker (`seed` alone drives sampling)."""
+
+    prompts: tuple[tuple[int, ...], ...]
+    sampling: SamplingParams
+    seed: int
+    model: str = ""
+    """Folder of the model to answer with; empty: the one that is loaded."""
+
+
+@dataclass(frozen=True, slots=True)
+class LabelRequest:
+    """For each prompt, the summed log-probability of each label's tokens as continuation."""
+
+    prompts: tuple[tuple[int, ...], ...]
+    labels: tuple[tuple[int, ...], ...]
+    model: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class RankInfo:
+    """Who a worker is. `master_addr`/`master_port` are those of rank 0 of its own group (torch.distributed)."""
+
+    role: str
+    rank: int
+    world_size: int
+    local_rank: int = 0
+    master_addr: str = "127.0.0.1"
+    master_port: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerSpec:
+    """What to build in a worker process: `target` = "package.module:Class", called as Class(rank_info, **kwargs)."""
+
+    target: str
+    kwargs: dict[str, Any]

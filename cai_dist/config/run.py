@@ -33,8 +33,8 @@ class ModelsConfig(Section):
 class WorldConfig(Section):
     """The micro-world: its text and its small model. Used where a source says `world`."""
 
-    seed: int = 0
-    """Seed of the hidden tables and of the text; the run's `seed` moves it unless set."""
+    seed: int | None = Field(None, ge=0)
+    """Seed of the hidden tables and of the text; default: the run's `seed` (see `RunConfig.world_seed`)."""
     hidden_size: int = Field(64, ge=32)
     layers: int = Field(2, ge=1)
     heads: int = Field(2, ge=1)
@@ -49,7 +49,7 @@ class WorldConfig(Section):
     def _head_dim(self) -> WorldConfig:
         if self.hidden_size % self.heads or self.hidden_size // self.heads < 32:
             raise ValueError(
-                f"hidden_size={self.hidden_size} / heads={self.heads} must be a whole head dimension of at least 32"
+                f"hidden_size={self.hidden_size}: divided by heads={self.heads} must be a whole number of at least 32"
             )
         return self
 
@@ -86,7 +86,8 @@ class ReviseConfig(Section):
 
     rounds: int = Field(4, ge=0)
     principles: int | None = Field(None, ge=0)
-    """Use the first n critique principles; 0: no critique, each revision copies its answer (a control); default: all."""
+    """Use the first n critique principles; 0: no critique, each revision copies its answer (a control);
+    default: all."""
     critique: bool = True
     """False: direct revision without a critique (paper, section 3.5)."""
     few_shot: int = Field(0, ge=0)
@@ -209,14 +210,14 @@ class PpoConfig(Section):
         samples = self.prompts_per_iteration * self.samples_per_prompt
         if samples % self.mini_batch:
             raise ValueError(
-                f"prompts_per_iteration x samples_per_prompt = {self.prompts_per_iteration} x "
-                f"{self.samples_per_prompt} = {samples} must be a multiple of mini_batch={self.mini_batch}"
+                f"mini_batch={self.mini_batch}: must divide prompts_per_iteration x samples_per_prompt = "
+                f"{self.prompts_per_iteration} x {self.samples_per_prompt} = {samples}"
             )
         for name in ("policy", "value"):
             shard: ShardingConfig = getattr(self, name)
             if self.mini_batch % (shard.ranks * shard.micro_batch):
                 raise ValueError(
-                    f"mini_batch={self.mini_batch} must be a multiple of {name}.ranks x {name}.micro_batch = "
+                    f"mini_batch={self.mini_batch}: must be a multiple of {name}.ranks x {name}.micro_batch = "
                     f"{shard.ranks} x {shard.micro_batch} = {shard.ranks * shard.micro_batch}"
                 )
         return self
@@ -248,9 +249,10 @@ class ClusterConfig(Section):
     """The Ray cluster."""
 
     address: str = "local"
-    """`local` starts one on this machine for this run; `auto` joins the one in RAY_ADDRESS or on this host; or host:port."""
+    """`local` starts one on this machine for this run; `auto` joins the one in RAY_ADDRESS or on this host; or
+    host:port."""
     num_cpus: float | None = Field(None, gt=0)
-    """Logical CPUs of a local cluster; default: what the machine has, or what the placement asks for if that is more."""
+    """Logical CPUs of a local cluster; default: what the machine has, or what the placement asks for if more."""
     object_store_mb: int | None = Field(None, ge=80)
     threads: int = Field(1, ge=1)
     """CPU threads of each worker process (OMP_NUM_THREADS)."""
@@ -290,14 +292,22 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _context(self) -> RunConfig:
+        problems = []
         for stage in ("revise", "feedback", "ppo", "evaluate"):
             new = getattr(self, stage).sampling.max_new_tokens
             if new >= self.models.context:
-                raise ValueError(
-                    f"{stage}.sampling.max_new_tokens={new} leaves no room for a prompt in models.context="
-                    f"{self.models.context}; it must be smaller"
+                problems.append(
+                    f"{stage}.sampling.max_new_tokens={new}: leaves no room for a prompt; must be smaller than "
+                    f"models.context={self.models.context}"
                 )
+        if problems:
+            raise ValueError("\n".join(problems))
         return self
+
+    @property
+    def world_seed(self) -> int:
+        """Seed of the micro-world: its own where it is set, else the run's."""
+        return self.seed if self.world.seed is None else self.world.seed
 
     @property
     def uses_world(self) -> bool:

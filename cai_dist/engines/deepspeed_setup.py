@@ -1,0 +1,29 @@
+"""Bringing DeepSpeed up in this process without a compiler and without its chatter."""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from datetime import timedelta
+from typing import Any
+
+import torch
+
+
+def import_deepspeed(timeout: float) -> Any:
+    """The deepspeed module, attached to the process group that is already up; `timeout` in seconds as there."""
+    os.environ["DS_ACCELERATOR"] = "cuda" if torch.cuda.is_available() else "cpu"
+    import deepspeed
+    from deepspeed.utils import logger
+
+    logger.setLevel(logging.ERROR)
+    # DeepSpeed calls collectives by names that newer torch deprecates: one warning a call would fill the logs.
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
+    # On CPU DeepSpeed would compile a shared-memory all-reduce (a minute, a C++ compiler and ninja); gloo does it too.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    backend = "nccl" if torch.cuda.is_available() else "gloo"
+    deepspeed.init_distributed(
+        dist_backend=backend, auto_mpi_discovery=False, verbose=False, timeout=timedelta(seconds=timeout)
+    )
+    return deepspeed

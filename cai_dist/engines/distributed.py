@@ -1,0 +1,58 @@
+"""The process group of one worker group: torch.distributed over a store that rank 0 opens and keeps.
+
+The store lives from the moment that its port is known, so no other process can take the port in between.
+"""
+
+from __future__ import annotations
+
+import os
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from cai_dist.errors import ConfigError
+from cai_dist.types import RankInfo
+
+_stores: list[dist.TCPStore] = []
+
+
+def open_store(timeout: float) -> int:
+    """On rank 0: open the rendezvous store of the group and return its port."""
+    store = dist.TCPStore("0.0.0.0", 0, None, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=timeout))
+    _stores[:] = [store]
+    return int(store.port)
+
+
+def worker_device() -> torch.device:
+    """The GPU of this process where it was given one, else the CPU."""
+    return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def init_process_group(info: RankInfo, timeout: float) -> None:
+    """Join the group of `info` once per process: NCCL with a GPU, gloo without. `timeout` in seconds bounds every
+    collective. Raises ConfigError if the process already belongs to a group of another shape."""
+    if dist.is_initialized():
+        if (dist.get_rank(), dist.get_world_size()) != (info.rank, info.world_size):
+            raise ConfigError(f"{info.role}: this process already is rank {dist.get_rank()} of {dist.get_world_size()}")
+        return
+    wait = timedelta(seconds=timeout)
+    store: dist.Store
+    if info.rank == 0 and _stores:
+        store = _stores[0]
+    elif info.world_size == 1:
+        store = dist.HashStore()
+    else:
+        store = dist.TCPStore(info.master_addr, info.master_port, None, is_master=False, timeout=wait)
+    os.environ.update(
+        RANK=str(info.rank),
+        WORLD_SIZE=str(info.world_size),
+        LOCAL_RANK=str(info.local_rank),
+        MASTER_ADDR=info.master_addr,
+        MASTER_PORT=str(info.master_port),
+    )
+    device = worker_device()
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, store=store, rank=info.rank, world_size=info.world_size, timeout=wait)

@@ -1,0 +1,91 @@
+"""KL divergence between policy and reference: estimators from samples, and controllers of its coefficient.
+
+For x drawn from p, with log_ratio = log p(x) - log q(x), the mean of k1 and of k3 is KL(p || q), that of k2 is close to
+it where p and q are close (Schulman 2020, "Approximating KL divergence"). PPO's reward uses k1: of the three it is the
+one whose use as a *reward* gives the gradient of the KL.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def k1(log_ratio: Tensor) -> Tensor:
+    """log p - log q: unbiased, high variance, may be negative. Same shape as the input, nats."""
+    return log_ratio
+
+
+def k2(log_ratio: Tensor) -> Tensor:
+    """(log p - log q)^2 / 2: biased, low variance, never negative. Same shape as the input."""
+    return 0.5 * log_ratio**2
+
+
+def k3(log_ratio: Tensor) -> Tensor:
+    """q/p - 1 - log(q/p): unbiased, low variance, never negative. Same shape as the input, nats."""
+    return torch.expm1(-log_ratio) + log_ratio
+
+
+@dataclass(frozen=True, slots=True)
+class FixedKl:
+    """A coefficient that never moves."""
+
+    coefficient: float
+
+    def updated(self, kl_per_response: float, samples: int) -> FixedKl:
+        """The controller after an iteration: itself."""
+        return self
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready state for a checkpoint."""
+        return {"kind": "fixed", "coefficient": self.coefficient}
+
+
+@dataclass(frozen=True, slots=True)
+class AdaptiveKl:
+    """Proportional control of the coefficient in log space (Ziegler et al. 2019, 1909.08593, section 2.2).
+
+    e = clip(KL / target - 1, -0.2, 0.2); coefficient *= 1 + e * samples / horizon.
+    """
+
+    coefficient: float
+    target: float
+    """Wanted KL in nats per response."""
+    horizon: int
+    """Samples over which an error of e changes the coefficient by a factor of about exp(e)."""
+
+    def updated(self, kl_per_response: float, samples: int) -> AdaptiveKl:
+        """The controller after an iteration of `samples` responses with this mean KL (nats per response)."""
+        error = min(max(kl_per_response / self.target - 1.0, -0.2), 0.2)
+        # A batch longer than the horizon must not turn the coefficient negative.
+        factor = 1.0 + error * min(samples / self.horizon, 1.0)
+        return replace(self, coefficient=self.coefficient * factor)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready state for a checkpoint."""
+        return {
+            "kind": "adaptive",
+            "coefficient": self.coefficient,
+            "target": self.target,
+            "horizon": self.horizon,
+        }
+
+
+KlController = FixedKl | AdaptiveKl
+
+
+def make_controller(coefficient: float, target: float | None, horizon: int) -> KlController:
+    """The fixed controller without a target, else the adaptive one."""
+    return FixedKl(coefficient) if target is None else AdaptiveKl(coefficient, target, horizon)
+
+
+def controller_from_dict(state: dict[str, Any]) -> KlController:
+    """The inverse of `to_dict`; raises ValueError for an unknown kind."""
+    if state["kind"] == "fixed":
+        return FixedKl(float(state["coefficient"]))
+    if state["kind"] == "adaptive":
+        return AdaptiveKl(float(state["coefficient"]), float(state["target"]), int(state["horizon"]))
+    raise ValueError(f"KL controller of unknown kind {state['kind']!r}")

@@ -1,0 +1,24 @@
+"""Next-token loss of pretraining and supervised fine-tuning (2212.08073, section 3.1)."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from cai_dist.losses.shapes import masked_sum, same_shape
+
+
+def language_loss(logprobs: Tensor, weights: Tensor, denominator: float) -> tuple[Tensor, dict[str, Tensor]]:
+    """Weighted negative log-likelihood, -sum(weights * logprobs) / denominator.
+
+    Args:
+        logprobs: [B, T] nats, from `token_logprobs`.
+        weights: [B, T] weight of predicting each token; 0 for prompt and padding.
+        denominator: sum of the weights over all micro-batches and ranks of the step.
+
+    Returns: the scalar loss (nats per token once summed over micro-batches and ranks) and {"loss"}.
+
+    Raises: ValueError if the shapes differ.
+    """
+    same_shape(logprobs=logprobs, weights=weights)
+    loss = -masked_sum(weights * logprobs, weights != 0) / denominator
+    return loss, {"loss": loss.detach()}

@@ -1,0 +1,46 @@
+"""Soft-label Bradley-Terry loss of the preference model.
+
+2204.05862, section 3: P(A better) = sigmoid(r_A - r_B). 2212.08073, section 4.1: the target is the feedback model's
+probability, not a 0/1 label.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from cai_dist.losses.shapes import masked_sum, same_shape
+
+
+def soft_preference_loss(
+    scores_a: Tensor, scores_b: Tensor, p_a: Tensor, denominator: float, valid: Tensor | None = None
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Cross-entropy -[p log sigma(d) + (1 - p) log sigma(-d)] with d = score of A - score of B.
+
+    Args:
+        scores_a, scores_b: [B] raw scores (logits).
+        p_a: [B] target probability that A is better.
+        denominator: pairs over all micro-batches and ranks of the step.
+        valid: bool [B]; False for rows that only stand in for an empty micro-batch. Default: all are valid.
+
+    Returns: the scalar loss and its metrics, sums / denominator: `loss`, `accuracy` (against the label p > 0.5; a tie
+        of the scores or a label of 0.5 counts one half, so that swapping A and B changes nothing), `margin` (mean d,
+        signed towards the label) and `score` (mean of all scores).
+
+    Raises: ValueError if the shapes differ.
+    """
+    valid = torch.ones_like(p_a, dtype=torch.bool) if valid is None else valid
+    same_shape(scores_a=scores_a, scores_b=scores_b, p_a=p_a, valid=valid)
+    difference = scores_a - scores_b
+    pair_loss = -(p_a * F.logsigmoid(difference) + (1 - p_a) * F.logsigmoid(-difference))
+    loss = masked_sum(pair_loss, valid) / denominator
+    with torch.no_grad():
+        towards_label = difference * torch.sign(p_a - 0.5)
+        per_pair = {
+            "accuracy": (torch.sign(towards_label) + 1) / 2,
+            "margin": towards_label,
+            "score": (scores_a + scores_b) / 2,
+        }
+        metrics = {name: masked_sum(value, valid) / denominator for name, value in per_pair.items()}
+    return loss, {"loss": loss.detach(), **metrics}

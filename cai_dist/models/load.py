@@ -1,0 +1,113 @@
+"""Loading models and tokenizers from a local folder or a hub name: safetensors only, no code from the folder is run.
+
+Every failure becomes one :class:`~cai_dist.errors.DataError` line; a checkpoint with missing or misshapen tensors is
+refused (transformers itself would fill them with random numbers and only warn).
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+from transformers.utils import logging as transformers_logging
+
+from cai_dist.config.training import Dtype
+from cai_dist.errors import DataError
+from cai_dist.models.causal import CausalModel
+from cai_dist.models.scalar import ScalarHeadModel, seed_head
+
+TORCH_DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+_TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "tokenizer.model",
+)
+
+# Progress bars and advice of transformers do not belong in worker logs; real failures are raised.
+transformers_logging.set_verbosity_error()
+transformers_logging.disable_progress_bar()
+
+
+def load_tokenizer(source: str) -> Any:
+    """The tokenizer beside a model (a transformers fast tokenizer). Raises DataError."""
+    return _pretrained(AutoTokenizer, source, "tokenizer")
+
+
+def load_causal(source: str, dtype: Dtype) -> CausalModel:
+    """A causal language model in `dtype` on the CPU, in evaluation mode. Raises DataError."""
+    model, info = _pretrained(
+        AutoModelForCausalLM,
+        source,
+        "causal language model",
+        dtype=TORCH_DTYPES[dtype],
+        use_safetensors=True,
+        output_loading_info=True,
+    )
+    _refuse_gaps(source, info, allowed=())
+    return CausalModel(model)
+
+
+def load_scalar(source: str, dtype: Dtype, seed: int) -> ScalarHeadModel:
+    """A trunk with one scalar per position in `dtype` on the CPU.
+
+    `source` is a causal language model (the head is drawn from `seed`, the same on every rank) or a saved scalar model
+    (the head is kept). Raises DataError.
+    """
+    model, info = _pretrained(
+        AutoModelForSequenceClassification,
+        source,
+        "scalar model",
+        num_labels=1,
+        dtype=TORCH_DTYPES[dtype],
+        use_safetensors=True,
+        output_loading_info=True,
+    )
+    _refuse_gaps(source, info, allowed=("score.weight",))
+    if "score.weight" in info["missing_keys"]:
+        seed_head(model.score.weight, seed)
+    return ScalarHeadModel(model)
+
+
+def copy_tokenizer(source: str, folder: Path) -> None:
+    """Put the tokenizer of `source` beside an exported model; a source without one is left alone."""
+    origin = Path(source)
+    if not origin.is_dir():
+        load_tokenizer(source).save_pretrained(folder)
+        return
+    for name in _TOKENIZER_FILES:
+        if (origin / name).is_file():
+            shutil.copyfile(origin / name, folder / name)
+
+
+def _pretrained(auto: Any, source: str, what: str, **kwargs: Any) -> Any:
+    folder = Path(source)
+    if not folder.is_dir():
+        if not _HUB_NAME.fullmatch(source):
+            raise DataError(f"{what}: there is no folder {source!r}; give a model folder or a hub name")
+    elif not (folder / "config.json").is_file() and what != "tokenizer":
+        raise DataError(f"{what}: {source} holds no config.json; give a folder in the Hugging Face layout")
+    try:
+        return auto.from_pretrained(source, trust_remote_code=False, **kwargs)
+    except Exception as error:  # transformers raises anything from OSError to KeyError for a broken folder
+        line = " ".join(str(error).split())[:300]
+        raise DataError(f"{what}: cannot load {source!r}: {type(error).__name__}: {line}") from error
+
+
+def _refuse_gaps(source: str, info: dict[str, Any], allowed: tuple[str, ...]) -> None:
+    missing = sorted(set(info["missing_keys"]) - set(allowed))
+    wrong = sorted(str(key[0]) for key in info["mismatched_keys"])
+    if missing or wrong:
+        what = f"lacks {missing[0]}" if missing else f"has another shape for {wrong[0]} than its config.json says"
+        more = len(missing) + len(wrong) - 1
+        raise DataError(f"the weights in {source!r} {what}" + (f" (and {more} more tensors)" if more else ""))

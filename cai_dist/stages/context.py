@@ -1,0 +1,84 @@
+"""What every stage is given: the configuration, the run folder and the services of a run."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cai_dist.config.run import RunConfig
+from cai_dist.constitution import Constitution
+from cai_dist.errors import Interrupted
+from cai_dist.tracking.console import Console
+from cai_dist.tracking.manifest import Manifest
+from cai_dist.tracking.metrics import Tracker
+
+if TYPE_CHECKING:
+    from cai_dist.cluster.group import WorkerGroup
+    from cai_dist.cluster.runtime import Cluster
+
+
+@dataclass
+class RunContext:
+    """One run in progress. Ray starts when a stage first asks for workers, so that a finished run answers at once."""
+
+    config: RunConfig
+    run_dir: Path
+    manifest: Manifest
+    tracker: Tracker
+    console: Console
+    constitution: Constitution
+    should_stop: Callable[[], bool]
+    on_cluster_start: Callable[[], None] = lambda: None
+    """Called after Ray is up (Ray replaces signal handlers)."""
+    _cluster: Cluster | None = field(default=None, repr=False)
+
+    def folder(self, stage: str) -> Path:
+        """The folder of a stage, made if needed."""
+        path = self.run_dir / stage
+        path.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def cluster(self) -> Cluster:
+        """The Ray cluster of this run."""
+        if self._cluster is None:
+            from cai_dist.cluster.runtime import Cluster
+
+            cluster = Cluster(self.config.cluster)
+            cluster.__enter__()
+            self._cluster = cluster
+            self.on_cluster_start()
+        return self._cluster
+
+    def close(self) -> None:
+        """Stop the workers and, where it is ours, the cluster."""
+        if self._cluster is not None:
+            self._cluster.__exit__(None, None, None)
+            self._cluster = None
+
+    def check_stop(self) -> None:
+        """Raise `Interrupted` where the user or the scheduler has asked to stop. Call it where everything is saved."""
+        if self.should_stop():
+            raise Interrupted("stopped on request; everything so far is saved, the same command goes on from here")
+
+    def log(self, stage: str, step: int, **numbers: float) -> None:
+        """One line of metrics.jsonl (and of wandb)."""
+        self.tracker.log(stage, step, **numbers)
+
+    def generators(self, role: str, workers: int) -> AbstractContextManager[WorkerGroup]:
+        """Workers that generate and score text; they load models on demand."""
+        from cai_dist.stages.groups import rollout_group
+
+        return rollout_group(self, role, workers)
+
+
+def stable_seed(*keys: object) -> int:
+    """A 63-bit seed that depends on the keys alone, on any machine and in any process."""
+    digest = hashlib.sha256("\x1f".join(str(k) for k in keys).encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+Rows = list[dict[str, Any]]

@@ -1,0 +1,150 @@
+"""Durable generation: prompts in shards, each shard one request, one Parquet file; what is there is not made again.
+
+A shard's samples depend on (run seed, label, shard number) alone, so that neither the number of workers nor an
+interruption changes a byte.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from cai_dist.config.training import SamplingConfig
+from cai_dist.data.chat import ChatFormat
+from cai_dist.data.tables import Shards, read_rows
+from cai_dist.errors import DataError
+from cai_dist.stages.context import Rows, RunContext, stable_seed
+from cai_dist.types import GenerateRequest, Generation, LabelRequest, SamplingParams
+
+if TYPE_CHECKING:
+    from cai_dist.cluster.group import WorkerGroup
+
+TEXT_SCHEMA = pa.schema(
+    [
+        ("key", pa.string()),
+        ("text", pa.string()),
+        ("response_ids", pa.list_(pa.int32())),
+        ("finish", pa.string()),
+    ]
+)
+LABEL_SCHEMA = pa.schema([("key", pa.string()), ("logprobs", pa.list_(pa.float64()))])
+
+
+@dataclass(frozen=True)
+class Ask:
+    """One prompt to answer; `key` names it in the shard file."""
+
+    key: str
+    prompt_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What came back. `finish` is stop, length or too_long (the prompt left no room: `text` is empty)."""
+
+    key: str
+    text: str
+    finish: str
+
+
+def generate(
+    run: RunContext,
+    group: WorkerGroup,
+    folder: Path,
+    label: str,
+    asks: Sequence[Ask],
+    *,
+    model: str,
+    chat: ChatFormat,
+    sampling: SamplingConfig,
+    shard_size: int,
+) -> list[Answer]:
+    """Answer every ask, in order. Finished shards under `folder/label` are read, not made again.
+
+    A prompt that leaves no room for the answer in `models.context` gets an empty answer with finish `too_long`; the
+    caller counts it. Raises Interrupted between shards.
+    """
+    params = SamplingParams(sampling.max_new_tokens, sampling.temperature, sampling.top_p, tuple(chat.stop_ids))
+    room = run.config.models.context - sampling.max_new_tokens
+
+    def request(i: int, piece: Sequence[Ask]) -> GenerateRequest:
+        return GenerateRequest(_prompts(piece, room), params, stable_seed(run.config.seed, label, i), model)
+
+    def rows(piece: Sequence[Ask], results: Sequence[Generation]) -> Rows:
+        found = iter(results)
+        return [_text_row(a, next(found) if len(a.prompt_ids) <= room else None, chat) for a in piece]
+
+    made = _sharded(run, group, folder, label, asks, "generate", request, rows, TEXT_SCHEMA, shard_size)
+    return [Answer(r["key"], r["text"], r["finish"]) for r in made]
+
+
+def score_labels(
+    run: RunContext,
+    group: WorkerGroup,
+    folder: Path,
+    label: str,
+    asks: Sequence[Ask],
+    *,
+    model: str,
+    labels: tuple[tuple[int, ...], ...],
+    shard_size: int,
+) -> list[tuple[float, ...] | None]:
+    """For each ask the log-probability (nats) of each label as its continuation; None where the ask is too long."""
+    room = run.config.models.context - max(len(x) for x in labels)
+
+    def request(i: int, piece: Sequence[Ask]) -> LabelRequest:
+        return LabelRequest(_prompts(piece, room), labels, model)
+
+    def rows(piece: Sequence[Ask], results: Sequence[tuple[float, ...]]) -> Rows:
+        found = iter(results)
+        return [{"key": a.key, "logprobs": list(next(found)) if len(a.prompt_ids) <= room else None} for a in piece]
+
+    made = _sharded(run, group, folder, label, asks, "score_labels", request, rows, LABEL_SCHEMA, shard_size)
+    return [None if r["logprobs"] is None else tuple(r["logprobs"]) for r in made]
+
+
+def _sharded(
+    run: RunContext,
+    group: WorkerGroup,
+    folder: Path,
+    label: str,
+    asks: Sequence[Ask],
+    method: str,
+    request: Callable[[int, Sequence[Ask]], object],
+    rows: Callable[[Sequence[Ask], Any], Rows],
+    schema: pa.Schema,
+    shard_size: int,
+) -> Rows:
+    """Send the missing shards to whichever worker is free, write each as it comes, return all rows in order."""
+    pieces = [asks[i : i + shard_size] for i in range(0, len(asks), shard_size)]
+    shards = Shards(folder / label, len(pieces))
+    missing = shards.missing()
+    with run.console.task(label, total=len(asks), unit="prompts") as task:
+        task.advance(len(asks) - sum(len(pieces[i]) for i in missing))
+        for k, results in group.map(label, method, [request(i, pieces[i]) for i in missing]):
+            shards.write(missing[k], rows(pieces[missing[k]], results), schema)
+            task.advance(len(pieces[missing[k]]))
+            run.check_stop()
+    found = [row for i in range(len(pieces)) for row in read_rows(shards.path(i))]
+    if [a.key for a in asks] != [r["key"] for r in found]:
+        raise DataError(f"{folder / label}: the shards there belong to other prompts; remove that folder and run again")
+    return found
+
+
+def _prompts(piece: Sequence[Ask], room: int) -> tuple[tuple[int, ...], ...]:
+    return tuple(a.prompt_ids for a in piece if len(a.prompt_ids) <= room)
+
+
+def _text_row(ask: Ask, generation: Generation | None, chat: ChatFormat) -> dict[str, Any]:
+    if generation is None:
+        return {"key": ask.key, "text": "", "response_ids": [], "finish": "too_long"}
+    return {
+        "key": ask.key,
+        "text": chat.response_text(generation.response_ids),
+        "response_ids": list(generation.response_ids),
+        "finish": generation.finish,
+    }

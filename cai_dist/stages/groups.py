@@ -1,0 +1,65 @@
+"""How the stages start their workers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Literal
+
+from cai_dist.config.training import TrainConfig
+from cai_dist.stages.context import stable_seed
+from cai_dist.types import WorkerSpec
+
+if TYPE_CHECKING:
+    from cai_dist.cluster.group import WorkerGroup
+    from cai_dist.stages.context import RunContext
+
+
+@contextmanager
+def rollout_group(run: RunContext, role: str, workers: int) -> Iterator[WorkerGroup]:
+    """`workers` independent processes that generate and score text."""
+    spec = WorkerSpec(
+        "cai_dist.workers.rollout:RolloutWorker",
+        {"model": "", "dtype": run.config.models.dtype, "engine": "hf", "threads": run.config.cluster.threads},
+    )
+    with _group(run, role, spec, workers, distributed=False) as group:
+        yield group
+
+
+@contextmanager
+def trained_model(
+    run: RunContext, role: str, kind: Literal["language", "preference"], model: str, config: TrainConfig, steps: int
+) -> Iterator[WorkerGroup]:
+    """`config.sharding.ranks` processes that share one DeepSpeed engine and train `model`."""
+    kwargs: dict[str, Any] = {
+        "model": model,
+        "dtype": run.config.models.dtype,
+        "optimizer": config.optimizer,
+        "sharding": config.sharding,
+        "total_steps": steps,
+        "seed": stable_seed(run.config.seed, role),
+        "threads": run.config.cluster.threads,
+        "collective_timeout": run.config.cluster.timeouts.collective,
+    }
+    target = {
+        "language": "cai_dist.workers.language:LanguageWorker",
+        "preference": "cai_dist.workers.preference:PreferenceWorker",
+    }[kind]
+    with _group(run, role, WorkerSpec(target, kwargs), config.sharding.ranks, distributed=True) as group:
+        yield group
+
+
+@contextmanager
+def _group(run: RunContext, role: str, spec: WorkerSpec, workers: int, *, distributed: bool) -> Iterator[WorkerGroup]:
+    from cai_dist.cluster.runtime import GroupSpec
+
+    cluster = run.config.cluster
+    asked = GroupSpec(
+        role=role, spec=spec, workers=workers, cpus=cluster.cpus, gpus=cluster.gpus, distributed=distributed
+    )
+    run.console.say(f"starting {workers} {role} worker{'s' if workers > 1 else ''}")
+    group = run.cluster().launch([asked])[role]
+    try:
+        yield group
+    finally:
+        group.close()

@@ -1,0 +1,153 @@
+"""The pipeline: the stages in order, each begun, run and finished in the manifest; finished ones are skipped.
+
+A stage is finished when the manifest says so *and* its fingerprint (settings that affect its result, seed, constitution,
+hashes of its input files) is what it would be now. Where settings have changed since, the stage's folder is moved aside
+and the stage runs again; what comes after it follows, because its inputs have changed.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cai_dist.config.load import dump_run
+from cai_dist.config.run import STAGES, RunConfig
+from cai_dist.constitution import load_constitution
+from cai_dist.errors import ConfigError, Interrupted
+from cai_dist.stages import evaluate, feedback, ppo, preference, prepare, revise, sft
+from cai_dist.stages.context import RunContext
+from cai_dist.tracking.atomic import sha256_json, write_text
+from cai_dist.tracking.console import Console
+from cai_dist.tracking.lock import RunLock
+from cai_dist.tracking.manifest import Manifest
+from cai_dist.tracking.metrics import Tracker
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage as the pipeline sees it."""
+
+    name: str
+    run: Callable[[RunContext], list[Path]]
+    """Does the work, resuming what it finds; returns what it wrote."""
+    settings: Callable[[RunConfig], dict[str, Any]]
+    """The settings that affect its result."""
+    inputs: Callable[[RunContext], list[Path]]
+    """Files and folders it reads."""
+
+
+ALL = {
+    m.NAME: Stage(m.NAME, m.run, m.settings, m.inputs)
+    for m in (prepare, revise, sft, feedback, preference, ppo, evaluate)
+}
+
+
+def run_pipeline(
+    config: RunConfig,
+    console: Console,
+    should_stop: Callable[[], bool] = lambda: False,
+    on_cluster_start: Callable[[], None] = lambda: None,
+) -> Path:
+    """Run every stage that is not finished; returns the run folder. Raises CaiError."""
+    with _open(config, console, should_stop, on_cluster_start) as run:
+        for name in ("prepare", *STAGES):
+            run_one(run, ALL[name])
+        evaluate.show(run)
+        return run.run_dir
+
+
+def run_stage(
+    config: RunConfig,
+    name: str,
+    console: Console,
+    should_stop: Callable[[], bool] = lambda: False,
+    on_cluster_start: Callable[[], None] = lambda: None,
+) -> Path:
+    """Run one stage (and `prepare`, where it is not finished). Raises ConfigError where an earlier stage is missing."""
+    with _open(config, console, should_stop, on_cluster_start) as run:
+        run_one(run, ALL["prepare"])
+        for before in STAGES[: STAGES.index(name)]:
+            if not _finished(run, ALL[before]):
+                raise ConfigError(
+                    f"stage {name} needs the result of stage {before}, which {run.run_dir} does not hold for these "
+                    f"settings; run `cai-dist stage {before} …` or `cai-dist run …` first"
+                )
+        run_one(run, ALL[name])
+        if name == "evaluate":
+            evaluate.show(run)
+        return run.run_dir
+
+
+def run_one(run: RunContext, stage: Stage) -> None:
+    """Run `stage` unless it is finished; the manifest always says how it stands."""
+    fingerprint, inputs = _fingerprint(run, stage)
+    if run.manifest.is_done(stage.name, fingerprint):
+        run.console.say(f"{stage.name}: done before, skipped")
+        return
+    _set_aside(run, stage, fingerprint)
+    run.check_stop()
+    run.console.stage(stage.name)
+    run.manifest.begin(stage.name, fingerprint, inputs)
+    started = time.monotonic()
+    try:
+        outputs = stage.run(run)
+    except Interrupted:
+        raise
+    except Exception as error:
+        run.manifest.failed(stage.name, f"{type(error).__name__}: {error}")
+        raise
+    run.manifest.done(stage.name, outputs, time.monotonic() - started)
+
+
+def _finished(run: RunContext, stage: Stage) -> bool:
+    return all(p.exists() for p in stage.inputs(run)) and run.manifest.is_done(stage.name, _fingerprint(run, stage)[0])
+
+
+def _fingerprint(run: RunContext, stage: Stage) -> tuple[str, dict[str, str]]:
+    inputs = run.manifest.hashes(stage.inputs(run))
+    whole = {
+        "stage": stage.name,
+        "settings": stage.settings(run.config),
+        "seed": run.config.seed,
+        "constitution": run.constitution.sha256,
+        "inputs": inputs,
+    }
+    return sha256_json(whole), inputs
+
+
+def _set_aside(run: RunContext, stage: Stage, fingerprint: str) -> None:
+    """Move the folder of a stage that was begun with other settings or inputs out of the way; nothing is deleted."""
+    begun = run.manifest.fingerprint(stage.name)
+    folder = run.run_dir / stage.name
+    if begun is None or begun == fingerprint or not folder.exists():
+        return
+    number = 1
+    while (aside := run.run_dir / f"{stage.name}.old-{number}").exists():
+        number += 1
+    folder.rename(aside)
+    run.tracker.rewind(stage.name, 0)
+    run.console.say(f"{stage.name}: settings or inputs have changed; the earlier result is kept in {aside.name}")
+
+
+@contextmanager
+def _open(
+    config: RunConfig, console: Console, should_stop: Callable[[], bool], on_cluster_start: Callable[[], None]
+) -> Iterator[RunContext]:
+    constitution = load_constitution(config.constitution)
+    run_dir = Path(config.runs_dir) / config.name
+    run_dir.mkdir(parents=True, exist_ok=True)
+    with RunLock(run_dir):
+        write_text(run_dir / "config.yaml", dump_run(config))
+        manifest = Manifest(run_dir)
+        manifest.set_constitution(constitution.sha256)
+        tracker = Tracker(run_dir, config.tracking, config.model_dump(mode="json"))
+        run = RunContext(config, run_dir, manifest, tracker, console, constitution, should_stop, on_cluster_start)
+        try:
+            yield run
+        finally:
+            run.close()
+            tracker.close()

@@ -1,0 +1,126 @@
+"""Stage 5: RL-CAI by PPO. This file starts the five roles and hands them to the coordinator."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from cai_dist.config.run import RunConfig
+from cai_dist.coordinator import loop
+from cai_dist.coordinator.prompts import TokenizedPrompt
+from cai_dist.data.chat import ChatFormat
+from cai_dist.errors import DataError
+from cai_dist.stages import preference, prepare
+from cai_dist.stages.chats import chat_format
+from cai_dist.stages.context import RunContext, stable_seed
+from cai_dist.stages.groups import ppo_roles
+from cai_dist.stages.records import read_prompts
+from cai_dist.tracking.atomic import staging_dir, write_text
+from cai_dist.tracking.checkpoints import CheckpointStore
+from cai_dist.types import Prompt, Trajectory
+
+NAME = "ppo"
+
+
+def settings(config: RunConfig) -> dict[str, Any]:
+    """What decides the result of this stage."""
+    return {
+        "ppo": config.ppo.model_dump(mode="json", exclude={"placement", "checkpoint_every", "transfer_bucket_mb"}),
+        "chat": config.models.chat,
+        "context": config.models.context,
+        "dtype": config.models.dtype,
+    }
+
+
+def inputs(run: RunContext) -> list[Path]:
+    """Prompts, SL-CAI (policy and reference start from it) and the preference model."""
+    before = run.run_dir / prepare.NAME
+    return [
+        before / "red_team.parquet",
+        before / "helpful.parquet",
+        run.run_dir / "sft" / "model",
+        run.run_dir / "preference" / "model",
+        run.run_dir / "preference" / "heldout.json",
+    ]
+
+
+def run(run: RunContext) -> list[Path]:
+    """Train and export `ppo/model`; every iteration's first samples are kept in `ppo/transcripts/`."""
+    folder = run.folder(NAME)
+    target = folder / "model"
+    if not target.is_dir():
+        _train(run, folder, target)
+    return [target]
+
+
+def _train(run: RunContext, folder: Path, target: Path) -> None:
+    policy = str(run.run_dir / "sft" / "model")
+    chat = chat_format(run, policy)
+    prompts = token_prompts(run, chat)
+    checkpoints = CheckpointStore(folder / "checkpoints")
+    latest = checkpoints.latest()
+    done = latest[0] if latest else 0
+    run.tracker.rewind(NAME, done)
+    with (
+        ppo_roles(run, policy, str(run.run_dir / "preference" / "model")) as roles,
+        run.console.task(NAME, total=run.config.ppo.iterations, unit="iterations") as task,
+    ):
+        task.advance(done)
+
+        def log(step: int, **numbers: float) -> None:
+            run.log(NAME, step, **numbers)
+            task.advance(1, score=numbers["score"], kl=numbers["kl_per_response"])
+
+        loop.train(
+            roles,
+            prompts,
+            run.config.ppo,
+            seed=stable_seed(run.config.seed, NAME),
+            stop_ids=tuple(chat.stop_ids),
+            reference_mean=float(preference.heldout(run)["mean_score"]),
+            checkpoints=checkpoints,
+            log=log,
+            should_stop=run.should_stop,
+            on_rollout=lambda iteration, batch: _transcript(folder / "transcripts", iteration, batch, chat),
+        )
+        with staging_dir(target) as temporary:
+            roles.export(temporary)
+
+
+def token_prompts(run: RunContext, chat: ChatFormat) -> list[TokenizedPrompt]:
+    """Training prompts of both kinds as token ids; those without room for an answer are left out and counted."""
+    room = run.config.models.context - run.config.ppo.sampling.max_new_tokens
+    prompts = _training(run, "red_team") + _training(run, "helpful")
+    made = [TokenizedPrompt(p.id, p.kind, chat.prompt_ids(p.turns)) for p in prompts]
+    kept = [p for p in made if len(p.ids) <= room]
+    run.log(NAME, 0, prompts=len(kept), too_long=len(made) - len(kept))
+    if not kept:
+        raise DataError(f"ppo: no prompt leaves room for {run.config.ppo.sampling.max_new_tokens} new tokens")
+    return kept
+
+
+def _training(run: RunContext, kind: str) -> list[Prompt]:
+    return [p for p in read_prompts(run.run_dir / prepare.NAME / f"{kind}.parquet") if p.split == "train"]
+
+
+def _transcript(folder: Path, iteration: int, batch: Sequence[Trajectory], chat: ChatFormat) -> None:
+    """The first eight samples of an iteration, one JSON object a line."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = [
+        json.dumps(
+            {
+                "prompt_id": t.prompt_id,
+                "kind": t.prompt_kind,
+                "prompt": chat.response_text(t.prompt_ids),
+                "response": chat.response_text(t.response_ids),
+                "score": round(t.score, 4),
+                "finish": t.finish,
+                "weight_version": t.weight_version,
+            },
+            ensure_ascii=False,
+        )
+        for t in batch[:8]
+    ]
+    write_text(folder / f"iteration-{iteration:05d}.jsonl", "\n".join(lines) + "\n")

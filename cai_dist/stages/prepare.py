@@ -1,0 +1,169 @@
+"""Before stage 1: resolve the models, read the prompts, and (for the micro-world) pretrain its model from scratch.
+
+Everything later reads from here alone: `prepare/models.json`, `red_team.parquet`, `helpful.parquet`, `human.parquet`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from cai_dist.config.run import RunConfig
+from cai_dist.data.batches import loss_weight
+from cai_dist.data.comparisons import load_comparisons
+from cai_dist.data.prompts import load_prompts
+from cai_dist.models.resolve import resolve_model
+from cai_dist.stages.context import RunContext, stable_seed
+from cai_dist.stages.groups import trained_model
+from cai_dist.stages.records import Labelled, write_comparisons, write_prompts
+from cai_dist.stages.training import total_steps, train
+from cai_dist.tracking.atomic import sha256_json, sha256_path, staging_dir, write_json
+from cai_dist.types import Comparison, Prompt
+
+NAME = "prepare"
+CACHE_VERSION = 1
+"""Raise it when the text or the pretraining of the micro-world changes."""
+
+
+def settings(config: RunConfig) -> dict[str, Any]:
+    """What decides the result of this stage."""
+    return {
+        "models": config.models.model_dump(mode="json", exclude={"context", "chat"}),
+        "data": config.data.model_dump(mode="json"),
+        "world": _world_settings(config) if config.uses_world else None,
+    }
+
+
+def inputs(run: RunContext) -> list[Path]:
+    """The data files that the run names."""
+    data = run.config.data
+    sources = (data.red_team.source, data.helpful.source, data.helpful_comparisons.source)
+    return [Path(s) for s in sources if s not in ("world", "none")]
+
+
+def run(run: RunContext) -> list[Path]:
+    """Write the tables and `models.json`; returns what was written."""
+    folder = run.folder(NAME)
+    written = _tables(run, folder)
+    world_model = pretrained_world(run) if run.config.uses_world else None
+    models = run.config.models
+    resolved = {}
+    for role in ("assistant", "pretrained", "feedback"):
+        path = resolve_model(getattr(models, role), models.dtype, world_model)
+        resolved[role] = {
+            "source": getattr(models, role),
+            "path": run.manifest.shown(path) if Path(path).is_dir() else path,
+            "sha256": _hash_of(path),
+        }
+    write_json(folder / "models.json", resolved)
+    written.append(folder / "models.json")
+    return written + ([world_model] if world_model else [])
+
+
+def model_path(run: RunContext, role: str) -> str:
+    """The folder or hub name of the model that plays `role` (assistant, pretrained, feedback)."""
+    path = str(json.loads((run.run_dir / NAME / "models.json").read_text())[role]["path"])
+    inside = run.run_dir / path
+    return str(inside) if inside.is_dir() else path
+
+
+def _tables(run: RunContext, folder: Path) -> list[Path]:
+    red_team, helpful = folder / "red_team.parquet", folder / "helpful.parquet"
+    human = folder / "human.parquet"
+    write_prompts(red_team, _prompts(run, "red_team"))
+    write_prompts(helpful, _prompts(run, "helpful"))
+    nan = float("nan")
+    write_comparisons(human, [Labelled(c, c.p_a, nan, nan) for c in _human(run)])
+    return [red_team, helpful, human]
+
+
+def _prompts(run: RunContext, kind: str) -> list[Prompt]:
+    config = run.config
+    source = config.data.red_team if kind == "red_team" else config.data.helpful
+    if source.source != "world":
+        return load_prompts(source, kind, config.seed)
+    from cai_dist.world.prompts import helpful_prompts, red_team_prompts
+    from cai_dist.world.tables import World
+
+    world = World(config.world_seed)
+    prompts = red_team_prompts(world) if kind == "red_team" else helpful_prompts(world)
+    kept = sorted((p for p in prompts if p.split == "train"), key=lambda p: stable_seed(config.seed, kind, p.id))
+    return kept[: source.limit] + [p for p in prompts if p.split == "heldout"]
+
+
+def _human(run: RunContext) -> list[Comparison]:
+    source = run.config.data.helpful_comparisons
+    if source.source == "none":
+        return []
+    if source.source != "world":
+        return load_comparisons(source, run.config.seed)
+    from cai_dist.world.comparisons import helpful_comparisons
+    from cai_dist.world.tables import World
+
+    return helpful_comparisons(World(run.config.world_seed), source.limit or 2000, run.config.seed)
+
+
+def pretrained_world(run: RunContext) -> Path:
+    """The micro-world's language model, pretrained now or taken from the cache; returns its folder in the run."""
+    target = run.folder(NAME) / "world-model"
+    if target.is_dir():
+        return target
+    cached = _cache_folder(run.config)
+    if run.config.world.cache and cached.is_dir():
+        run.console.say(f"the micro-world's model comes from the cache: {cached}")
+        with staging_dir(target) as temporary:
+            shutil.copytree(cached, temporary, dirs_exist_ok=True)
+        return target
+    _pretrain(run, target)
+    if run.config.world.cache:
+        cached.parent.mkdir(parents=True, exist_ok=True)
+        with staging_dir(cached) as temporary:
+            shutil.copytree(target, temporary, dirs_exist_ok=True)
+    return target
+
+
+def _pretrain(run: RunContext, target: Path) -> None:
+    from cai_dist.world.build import write_initial_model
+    from cai_dist.world.corpus import pretraining_sequences
+    from cai_dist.world.tables import World
+    from cai_dist.world.tokenizer import build_tokenizer
+
+    config = run.config
+    seed = config.world_seed
+    initial = run.folder(NAME) / "world-initial"
+    if not initial.is_dir():
+        with staging_dir(initial) as temporary:
+            write_initial_model(config.world, seed, temporary)
+    examples = pretraining_sequences(World(seed), config.world.sequences, seed, build_tokenizer())
+    steps = total_steps(len(examples), config.world.pretrain, "world.pretrain")
+    with trained_model(run, "pretrain", "language", str(initial), config.world.pretrain, steps) as group:
+        train(
+            run,
+            "pretrain",
+            group,
+            examples,
+            config.world.pretrain,
+            loss_weight,
+            run.folder(NAME) / "pretrain",
+        )
+        with staging_dir(target) as temporary:
+            group.broadcast("pretrain: export", "export", str(temporary))
+    shutil.rmtree(run.folder(NAME) / "pretrain")
+
+
+def _world_settings(config: RunConfig) -> dict[str, Any]:
+    kept = config.world.model_dump(mode="json", exclude={"cache"})
+    return {**kept, "seed": config.world_seed, "version": CACHE_VERSION, "dtype": config.models.dtype}
+
+
+def _cache_folder(config: RunConfig) -> Path:
+    root = Path(os.environ.get("CAI_DIST_CACHE") or Path.home() / ".cache" / "cai_dist")
+    return root / "world" / sha256_json({**_world_settings(config), "run_seed": config.seed})[:16]
+
+
+def _hash_of(path: str) -> str:
+    """Content hash of a local model; a hub name stands for itself (the hub pins its revision)."""
+    return sha256_path(Path(path)) if Path(path).is_dir() else f"hub:{path}"

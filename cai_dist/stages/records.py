@@ -1,0 +1,147 @@
+"""The Parquet tables that stages hand to each other: prompts, revisions, comparisons, as typed rows."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import pyarrow as pa
+
+from cai_dist.data.tables import read_rows, write_rows
+from cai_dist.types import Comparison, Prompt, Turn
+
+_PROMPT_FIELDS = [("prompt_id", pa.string()), ("turns", pa.string()), ("kind", pa.string()), ("split", pa.string())]
+PROMPTS = pa.schema(_PROMPT_FIELDS)
+REVISIONS = pa.schema(
+    [
+        *_PROMPT_FIELDS,
+        ("round", pa.int32()),
+        ("principle_id", pa.string()),
+        ("critique", pa.string()),
+        ("response", pa.string()),
+        ("failure", pa.string()),
+    ]
+)
+COMPARISONS = pa.schema(
+    [
+        *_PROMPT_FIELDS,
+        ("response_a", pa.string()),
+        ("response_b", pa.string()),
+        ("p_a", pa.float64()),
+        ("p_model", pa.float64()),
+        ("p_first", pa.float64()),
+        ("p_second", pa.float64()),
+        ("principle_id", pa.string()),
+        ("source", pa.string()),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Revision:
+    """The state of one prompt's answer after a round. Round 0 is the first answer (no principle, no critique)."""
+
+    prompt: Prompt
+    round: int
+    principle_id: str
+    critique: str
+    response: str
+    failure: str
+    """Empty, or why this round's text did not parse (the answer of the round before is then kept)."""
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """A comparison with how its label came about."""
+
+    comparison: Comparison
+    p_model: float
+    """The feedback model's probability, before any control setting changed the label."""
+    p_first: float
+    """p(A) asked in the order (A, B)."""
+    p_second: float
+    """p(A) asked in the order (B, A); NaN where one order alone was asked."""
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """One answer of one model to a held-out prompt."""
+
+    prompt: Prompt
+    response: str
+
+
+def write_prompts(path: Path, prompts: Sequence[Prompt]) -> None:
+    write_rows(path, [_prompt_row(p) for p in prompts], PROMPTS)
+
+
+def read_prompts(path: Path) -> list[Prompt]:
+    return [_prompt(r) for r in read_rows(path)]
+
+
+def write_revisions(path: Path, revisions: Sequence[Revision]) -> None:
+    write_rows(
+        path,
+        [
+            {
+                **_prompt_row(r.prompt),
+                "round": r.round,
+                "principle_id": r.principle_id,
+                "critique": r.critique,
+                "response": r.response,
+                "failure": r.failure,
+            }
+            for r in revisions
+        ],
+        REVISIONS,
+    )
+
+
+def read_revisions(path: Path) -> list[Revision]:
+    return [
+        Revision(_prompt(r), r["round"], r["principle_id"], r["critique"], r["response"], r["failure"])
+        for r in read_rows(path)
+    ]
+
+
+def write_comparisons(path: Path, labelled: Sequence[Labelled]) -> None:
+    rows = []
+    for x in labelled:
+        c = x.comparison
+        rows.append(
+            {
+                **_prompt_row(c.prompt),
+                "response_a": c.response_a,
+                "response_b": c.response_b,
+                "p_a": c.p_a,
+                "p_model": x.p_model,
+                "p_first": x.p_first,
+                "p_second": x.p_second,
+                "principle_id": c.principle_id,
+                "source": c.source,
+            }
+        )
+    write_rows(path, rows, COMPARISONS)
+
+
+def read_comparisons(path: Path) -> list[Labelled]:
+    return [
+        Labelled(
+            Comparison(_prompt(r), r["response_a"], r["response_b"], r["p_a"], r["source"], r["principle_id"]),
+            r["p_model"],
+            r["p_first"],
+            r["p_second"],
+        )
+        for r in read_rows(path)
+    ]
+
+
+def _prompt_row(prompt: Prompt) -> dict[str, str]:
+    turns = json.dumps([asdict(t) for t in prompt.turns], ensure_ascii=False)
+    return {"prompt_id": prompt.id, "turns": turns, "kind": prompt.kind, "split": prompt.split}
+
+
+def _prompt(row: dict) -> Prompt:
+    return Prompt(row["prompt_id"], tuple(Turn(**t) for t in json.loads(row["turns"])), row["kind"], row["split"])

@@ -1,0 +1,49 @@
+"""The table on the terminal at the end of a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from cai_dist.tracking.console import Console
+from cai_dist.tracking.manifest import read_manifest
+
+TITLES = {"base": "base", "sl": "SL-CAI", "rl": "RL-CAI"}
+
+
+def show_results(console: Console, run_dir: Path, evaluation: dict[str, Any]) -> None:
+    """base, SL-CAI and RL-CAI with 95% intervals, harm by revision, and where everything lies."""
+    models = evaluation["models"]
+    metrics = list(dict.fromkeys(m for figures in models.values() for m in figures))
+    rows = [[metric, *(_cell(models[name].get(metric)) for name in TITLES if name in models)] for metric in metrics]
+    console.table(
+        f"held-out prompts, judged by the {evaluation['judge']} (95% intervals)",
+        ["", *(title for name, title in TITLES.items() if name in models)],
+        rows,
+    )
+    harm = evaluation["harm_by_revision"]
+    if harm:
+        console.say("harm by revision round: " + "  ".join(f"{i}: {h:.2f}" for i, h in enumerate(harm)))
+    labels, pm = evaluation["labels"], evaluation["preference_model"]
+    console.say(f"AI labels: {_pairs(labels)};  preference model: {_pairs(pm)}")
+    console.say("written:")
+    for path in written(run_dir):
+        console.say(f"  {path}")
+
+
+def written(run_dir: Path) -> list[str]:
+    """The outputs of every stage and the files of the run itself."""
+    stages = read_manifest(run_dir)["stages"].values()
+    outputs = [o for stage in stages for o in stage["outputs"]]
+    return [str(run_dir / name) for name in (*outputs, "config.yaml", "manifest.json", "metrics.jsonl")]
+
+
+def _cell(figure: dict[str, Any] | None) -> str:
+    if figure is None or figure["value"] is None:
+        return "-"
+    return f"{figure['value']:.2f} ({figure['low']:.2f}–{figure['high']:.2f})"
+
+
+def _pairs(numbers: dict[str, Any]) -> str:
+    shown = (f"{k} {v:.3f}" if isinstance(v, float) else f"{k} {v}" for k, v in numbers.items() if v is not None)
+    return ", ".join(shown) or "not measured"

@@ -1,0 +1,32 @@
+"""Preference-model scores of texts, by the same reward workers that PPO uses."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from cai_dist.data.chat import ChatFormat
+from cai_dist.stages.context import RunContext
+from cai_dist.stages.groups import reward_group
+from cai_dist.types import Generation, Turn
+
+CHUNK = 64
+
+
+def score_texts(
+    run: RunContext, model: str, chat: ChatFormat, texts: Sequence[tuple[Sequence[Turn], str]], phase: str
+) -> list[float]:
+    """Raw score (logits) of each (conversation, answer), in order."""
+    samples = [as_sample(chat, turns, answer) for turns, answer in texts]
+    chunks = [samples[i : i + CHUNK] for i in range(0, len(samples), CHUNK)]
+    scores: dict[int, list[float]] = {}
+    with reward_group(run, model) as group, run.console.task(phase, total=len(samples), unit="answers") as task:
+        for i, found in group.map(phase, "scores", chunks):
+            scores[i] = found
+            task.advance(len(found))
+    return [s for i in range(len(chunks)) for s in scores[i]]
+
+
+def as_sample(chat: ChatFormat, turns: Sequence[Turn], answer: str) -> Generation:
+    """A given answer in the shape of a finished sample (no sampler made it: no log-probs)."""
+    prompt = chat.prompt_ids(turns)
+    return Generation(prompt, chat.example(turns, answer).ids[len(prompt) :], (), "stop", 0)

@@ -1,0 +1,86 @@
+"""Stage 2: the pretrained model is fine-tuned on revised answers and on helpful answers: the SL-CAI model
+(2212.08073, sections 1.2 and 3.1). Only answers are learned, never critiques."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from cai_dist.config.run import RunConfig
+from cai_dist.data.batches import loss_weight
+from cai_dist.errors import DataError
+from cai_dist.stages import prepare, revise
+from cai_dist.stages.chats import chat_format
+from cai_dist.stages.context import RunContext
+from cai_dist.stages.groups import trained_model
+from cai_dist.stages.records import read_revisions
+from cai_dist.stages.training import total_steps, train
+from cai_dist.tracking.atomic import staging_dir
+from cai_dist.types import Demonstration, TokenSequence
+
+NAME = "sft"
+
+
+def settings(config: RunConfig) -> dict[str, Any]:
+    """What decides the result of this stage."""
+    return {
+        "sft": config.sft.model_dump(mode="json"),
+        "chat": config.models.chat,
+        "context": config.models.context,
+        "dtype": config.models.dtype,
+    }
+
+
+def inputs(run: RunContext) -> list[Path]:
+    """Revisions, helpful answers, and the model to start from."""
+    folder = run.run_dir / revise.NAME
+    return [folder / "revisions.parquet", folder / "helpful.parquet", run.run_dir / prepare.NAME / "models.json"]
+
+
+def run(run: RunContext) -> list[Path]:
+    """Train and export `sft/model` in the Hugging Face layout."""
+    folder = run.folder(NAME)
+    target = folder / "model"
+    model = prepare.model_path(run, "pretrained")
+    examples = token_examples(run, model)
+    config = run.config.sft.train
+    steps = total_steps(len(examples), config, "sft.train")
+    if not target.is_dir():
+        with trained_model(run, NAME, "language", model, config, steps) as group:
+            train(run, NAME, group, examples, config, loss_weight, folder)
+            with staging_dir(target) as temporary:
+                group.broadcast("sft: export", "export", str(temporary))
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    return [target]
+
+
+def demonstrations(run: RunContext) -> list[Demonstration]:
+    """What to imitate: the revisions that `sft.revisions` asks for, without parse failures, and helpful answers."""
+    folder = run.run_dir / revise.NAME
+    wanted, rounds = run.config.sft.revisions, run.config.revise.rounds
+    keep = {"all": range(1, rounds + 1), "final": range(rounds, rounds + 1)}.get(str(wanted))
+    if keep is None:
+        keep = range(1, int(wanted) + 1)
+    demos = [
+        Demonstration(r.prompt, r.response, f"revision:{r.round}")
+        for r in read_revisions(folder / "revisions.parquet")
+        if r.round in keep and not r.failure
+    ]
+    if not demos and rounds:
+        raise DataError(f"{folder / 'revisions.parquet'}: no revision parsed; read the transcripts in {folder}")
+    demos += [
+        Demonstration(r.prompt, r.response, "helpful")
+        for r in read_revisions(folder / "helpful.parquet")
+        if not r.failure
+    ]
+    return demos
+
+
+def token_examples(run: RunContext, model: str) -> list[TokenSequence]:
+    """The demonstrations as token ids; those longer than the context are left out and counted in the metrics."""
+    chat = chat_format(run, model)
+    all_examples = [chat.example(d.prompt.turns, d.response) for d in demonstrations(run)]
+    kept = [x for x in all_examples if len(x) <= run.config.models.context]
+    run.log(NAME, 0, examples=len(kept), too_long=len(all_examples) - len(kept))
+    return kept

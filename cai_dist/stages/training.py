@@ -1,0 +1,67 @@
+"""The loop shared by everything that is trained with labels: pretraining, SL-CAI, the preference model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from cai_dist.config.training import TrainConfig
+from cai_dist.data.batches import schedule, step_indices, steps_per_epoch
+from cai_dist.errors import DataError
+from cai_dist.stages.context import RunContext, stable_seed
+from cai_dist.tracking.checkpoints import CheckpointStore
+from cai_dist.types import StepShard
+
+if TYPE_CHECKING:
+    from cai_dist.cluster.group import WorkerGroup
+
+T = TypeVar("T")
+
+
+def total_steps(examples: int, config: TrainConfig, what: str) -> int:
+    """Optimiser steps of the job. Raises DataError where there is nothing to learn from."""
+    if not examples:
+        raise DataError(f"{what}: there is no example to train on; the stages before left none that fits")
+    steps = config.epochs * steps_per_epoch(examples, config.batch_size)
+    return min(steps, config.max_steps) if config.max_steps else steps
+
+
+def train(
+    run: RunContext,
+    stage: str,
+    group: WorkerGroup,
+    examples: Sequence[T],
+    config: TrainConfig,
+    denominator: Callable[[Sequence[T]], float],
+    folder: Path,
+) -> int:
+    """Train from the newest checkpoint under `folder` (or from the start) to the end; returns the number of steps.
+
+    The data cursor is the step: which examples a step sees is a pure function of (seed, step). `denominator` counts, over
+    the whole batch, what the loss is averaged over.
+    """
+    steps = total_steps(len(examples), config, stage)
+    store = CheckpointStore(folder / "checkpoints")
+    start = 0
+    if latest := store.latest():
+        start, saved = latest
+        group.broadcast(f"{stage}: resume", "load", str(saved))
+    run.tracker.rewind(stage, start)
+    seed = stable_seed(run.config.seed, stage, "order")
+    sharding = config.sharding
+    with run.console.task(stage, total=steps, unit="steps") as task:
+        task.advance(start)
+        for step in range(start, steps):
+            batch = [examples[i] for i in step_indices(len(examples), config.batch_size, seed, step)]
+            total = denominator(batch)
+            shards = [StepShard(micro, total) for micro in schedule(batch, sharding.ranks, sharding.micro_batch)]
+            metrics = group.scatter(f"{stage}: step {step + 1}", "train_step", shards)[0]
+            run.log(stage, step + 1, **metrics)
+            task.advance(1, loss=metrics["loss"])
+            done = step + 1
+            if done < steps and (done % config.checkpoint_every == 0 or run.should_stop()):
+                with store.write(done) as target:
+                    group.broadcast(f"{stage}: checkpoint {done}", "save", str(target))
+                run.check_stop()
+    return steps

@@ -1,0 +1,135 @@
+"""`manifest.json`: how each stage of a run stands, what it read and wrote, and with which versions. Always a whole file.
+
+    {"name": …, "constitution": sha256, "versions": {package: version},
+     "stages": {NAME: {"status": "done|running|failed", "seconds": …, "inputs": {path: sha256}, "outputs": [path],
+                       "fingerprint": sha256, "started": seconds since 1970, "error": one line, where it failed}}}
+
+Paths are relative to the run folder where they lie inside it.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import time
+from collections.abc import Iterable, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from cai_dist.errors import DataError
+from cai_dist.tracking.atomic import sha256_path, write_json
+
+PACKAGES = ("cai_dist", "torch", "transformers", "ray", "deepspeed", "vllm", "safetensors", "pyarrow", "numpy")
+MAX_ERROR = 500
+
+
+class Manifest:
+    """Order of calls for a stage: `begin`, then `done` or `failed`; a killed stage stays `running`.
+
+    Reads what is in `run_dir` already. Raises DataError where that file is not a manifest.
+    """
+
+    def __init__(self, run_dir: Path) -> None:
+        self._run_dir = run_dir
+        self._path = run_dir / "manifest.json"
+        self._data = read_manifest(run_dir) if self._path.exists() else {"stages": {}}
+        self._data.setdefault("name", run_dir.resolve().name)
+        self._data["versions"] = versions()
+
+    def set_constitution(self, sha256: str) -> None:
+        """Note the hash of the constitution of this run."""
+        self._data["constitution"] = sha256
+        self._write()
+
+    def begin(self, stage: str, fingerprint: str, inputs: Mapping[str, str]) -> None:
+        """The stage starts; `fingerprint` stands for everything its result depends on, `inputs` maps path to SHA-256."""
+        self._data["stages"][stage] = {
+            "status": "running",
+            "seconds": 0.0,
+            "inputs": {self.shown(path): sha for path, sha in inputs.items()},
+            "outputs": [],
+            "fingerprint": fingerprint,
+            "started": round(time.time(), 3),
+        }
+        self._write()
+
+    def done(self, stage: str, outputs: Iterable[str | Path], seconds: float) -> None:
+        """The stage is finished; `outputs` are the files and folders it wrote. Raises KeyError before `begin`."""
+        entry = self._data["stages"][stage]
+        entry.update(status="done", seconds=round(seconds, 3), outputs=[self.shown(path) for path in outputs])
+        entry.pop("error", None)
+        self._write()
+
+    def failed(self, stage: str, error: str) -> None:
+        """The stage ended with an error, kept as one line. Raises KeyError before `begin`."""
+        entry = self._data["stages"][stage]
+        seconds = round(max(0.0, time.time() - entry["started"]), 3)
+        entry.update(status="failed", seconds=seconds, error=" ".join(error.split())[:MAX_ERROR])
+        self._write()
+
+    def is_done(self, stage: str, fingerprint: str) -> bool:
+        """Whether the stage is finished with this fingerprint and everything that it wrote is still there."""
+        entry = self._data["stages"].get(stage)
+        return (
+            entry is not None
+            and entry["status"] == "done"
+            and entry.get("fingerprint") == fingerprint
+            and all((self._run_dir / path).exists() for path in entry["outputs"])
+        )
+
+    def fingerprint(self, stage: str) -> str | None:
+        """The fingerprint that the stage was last begun with; None where it never was."""
+        entry = self._data["stages"].get(stage)
+        return None if entry is None else entry.get("fingerprint")
+
+    def hashes(self, paths: Iterable[Path]) -> dict[str, str]:
+        """`inputs` for `begin`: path (relative where inside the run folder) to SHA-256. Raises FileNotFoundError."""
+        return {self.shown(path): sha256_path(path) for path in paths}
+
+    def shown(self, path: str | Path) -> str:
+        """`path` relative to the run folder where it lies inside, else as given."""
+        given = Path(path)
+        if given.is_absolute():
+            absolute = given
+        elif (Path.cwd() / given).resolve().is_relative_to(self._run_dir.resolve()):
+            absolute = Path.cwd() / given
+        else:
+            return given.as_posix()
+        try:
+            return absolute.resolve().relative_to(self._run_dir.resolve()).as_posix()
+        except ValueError:
+            return given.as_posix()
+
+    def _write(self) -> None:
+        write_json(self._path, self._data)
+
+
+def read_manifest(run_dir: Path) -> dict[str, Any]:
+    """The manifest of a run folder. Raises DataError where there is none or it is malformed."""
+    path = run_dir / "manifest.json"
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file; is {run_dir} the folder of a run?") from None
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: not a readable manifest ({error}); move the run folder aside") from None
+    stages = data.get("stages") if isinstance(data, dict) else None
+    fields = {"status": str, "inputs": dict, "outputs": list, "seconds": (int, float)}
+    if not isinstance(stages, dict) or not all(
+        isinstance(entry, dict) and all(isinstance(entry.get(name), kind) for name, kind in fields.items())
+        for entry in stages.values()
+    ):
+        raise DataError(f'{path}: not a manifest ("stages" is missing or malformed); move the run folder aside')
+    return dict(data)
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the installed packages that shape a result; nothing is imported."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found

@@ -69,6 +69,11 @@ def _contradictions(config: RunConfig) -> Iterator[str]:
         )
     if config.ppo.sampling.temperature == 0:
         yield "ppo.sampling.temperature=0: must be greater than 0; PPO needs samples that differ"
+    if config.ppo.old_logprobs == "sampler" and config.ppo.sampling.top_p < 1:
+        yield (
+            f"ppo.sampling.top_p={config.ppo.sampling.top_p:g}: must be 1 with ppo.old_logprobs=sampler; the sampler's "
+            "log-probabilities would be of a cut distribution that the policy is not trained under"
+        )
     if config.ppo.value_warmup >= config.ppo.iterations:
         yield (
             f"ppo.value_warmup={config.ppo.value_warmup}: must be smaller than ppo.iterations={config.ppo.iterations}; "

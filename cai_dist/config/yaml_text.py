@@ -52,7 +52,7 @@ _CoreLoader.add_implicit_resolver(
     list("-+.0123456789"),
 )
 _CoreLoader.add_implicit_resolver("tag:yaml.org,2002:merge", re.compile(r"<<$"), ["<"])
-_CoreLoader.add_constructor("tag:yaml.org,2002:int", lambda loader, node: _number(loader.construct_scalar(node)))
+_CoreLoader.add_constructor("tag:yaml.org,2002:int", lambda loader, node: _number(str(node.value)))
 
 
 class _CoreDumper(yaml.SafeDumper):

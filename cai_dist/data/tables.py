@@ -27,7 +27,6 @@ def write_rows(path: Path, rows: Sequence[Row], schema: pa.Schema) -> None:
             raise ValueError(f"{path}: row {i} has the columns {sorted(row)}, expected {sorted(names)}")
     sink = pa.BufferOutputStream()
     pq.write_table(pa.Table.from_pylist(list(rows), schema=schema), sink, compression="zstd")
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_bytes(path, sink.getvalue().to_pybytes())
 
 

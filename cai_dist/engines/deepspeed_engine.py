@@ -25,6 +25,8 @@ from cai_dist.engines.ds_config import build_ds_config
 from cai_dist.engines.schedule import learning_rate
 from cai_dist.engines.train import LossFn, Model, buckets
 from cai_dist.errors import CheckpointError
+from cai_dist.models.causal import CausalModel
+from cai_dist.models.scalar import ScalarHeadModel
 from cai_dist.models.tensors import from_numpy, spec_of, to_numpy
 from cai_dist.types import TensorSpec
 
@@ -43,7 +45,7 @@ class DeepSpeedEngine:
 
     def __init__(
         self,
-        model: nn.Module,
+        model: CausalModel | ScalarHeadModel,
         optimizer: OptimizerConfig | None,
         sharding: ShardingConfig,
         dtype: Dtype,
@@ -107,9 +109,7 @@ class DeepSpeedEngine:
 
     def parameter_specs(self) -> list[TensorSpec]:
         """See :class:`~cai_dist.engines.train.TrainEngine`."""
-        return [
-            spec_of(name, p, tuple(getattr(p, "ds_shape", p.shape))) for name, p in self._parameters.items()
-        ]
+        return [spec_of(name, p, tuple(getattr(p, "ds_shape", p.shape))) for name, p in self._parameters.items()]
 
     def full_parameters(self, names: Sequence[str]) -> dict[str, Any]:
         """See :class:`~cai_dist.engines.train.TrainEngine`. One gather for all `names`: keep them to one bucket."""

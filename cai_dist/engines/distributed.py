@@ -10,16 +10,17 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+from torch.distributed import HashStore, Store, TCPStore  # type: ignore[attr-defined]
 
 from cai_dist.errors import ConfigError
 from cai_dist.types import RankInfo
 
-_stores: list[dist.TCPStore] = []
+_stores: list[TCPStore] = []
 
 
 def open_store(timeout: float) -> int:
     """On rank 0: open the rendezvous store of the group and return its port."""
-    store = dist.TCPStore("0.0.0.0", 0, None, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=timeout))
+    store = TCPStore("0.0.0.0", 0, None, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=timeout))
     _stores[:] = [store]
     return int(store.port)
 
@@ -37,13 +38,13 @@ def init_process_group(info: RankInfo, timeout: float) -> None:
             raise ConfigError(f"{info.role}: this process already is rank {dist.get_rank()} of {dist.get_world_size()}")
         return
     wait = timedelta(seconds=timeout)
-    store: dist.Store
+    store: Store
     if info.rank == 0 and _stores:
         store = _stores[0]
     elif info.world_size == 1:
-        store = dist.HashStore()
+        store = HashStore()
     else:
-        store = dist.TCPStore(info.master_addr, info.master_port, None, is_master=False, timeout=wait)
+        store = TCPStore(info.master_addr, info.master_port, None, is_master=False, timeout=wait)
     os.environ.update(
         RANK=str(info.rank),
         WORLD_SIZE=str(info.world_size),

@@ -142,9 +142,7 @@ class HfRolloutEngine:
     ) -> list[Generation]:
         made = zip(prompts, tokens.tolist(), logprobs.tolist(), lengths.tolist(), stopped.tolist(), strict=True)
         return [
-            Generation(
-                prompt, tuple(ids[:n]), tuple(scores[:n]), "stop" if ended else "length", self.weight_version
-            )
+            Generation(prompt, tuple(ids[:n]), tuple(scores[:n]), "stop" if ended else "length", self.weight_version)
             for prompt, ids, scores, n, ended in made
         ]
 

@@ -27,9 +27,7 @@ class TrainEngine(Protocol):
     steps: int
     """Optimiser steps taken."""
 
-    def step(
-        self, micro_batches: Sequence[B], loss_fn: LossFn[B], denominator: float
-    ) -> dict[str, float]:
+    def step(self, micro_batches: Sequence[B], loss_fn: LossFn[B], denominator: float) -> dict[str, float]:
         """One optimiser step along d(sum of all losses over micro-batches and ranks) / d parameters.
 
         Returns the metrics summed over micro-batches and ranks, `grad_norm` (before clipping) and `lr`.

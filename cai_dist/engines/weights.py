@@ -16,7 +16,7 @@ from cai_dist.types import TensorSpec
 class WeightReceiver:
     """One transfer into `parameters` (name -> parameter): made by `begin`, then `accept` ..., then `finish`.
 
-    Every refusal raises WeightTransferError and leaves the transfer unfinished; a tensor that was refused is not copied.
+    Every refusal raises WeightTransferError and leaves the transfer unfinished; what was refused is not copied.
     """
 
     def __init__(self, parameters: Mapping[str, nn.Parameter], version: int, manifest: Sequence[TensorSpec]) -> None:

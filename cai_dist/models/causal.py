@@ -18,4 +18,3 @@ class CausalModel(nn.Module):
         """Logits [B, T, V] for right-padded `ids` [B, T]; `logits[:, t]` is about token t + 1."""
         logits: Tensor = self.hf(input_ids=ids, attention_mask=attention_mask, use_cache=False).logits
         return logits
-

@@ -4,7 +4,6 @@ elsewhere it is the preference model and a detector of canned refusals."""
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +126,3 @@ def _log(run: RunContext, judge: Judge, result: dict[str, Any]) -> None:
     run.log(NAME, 0, **numbers)
     for number, harm in enumerate(result["harm_by_revision"]):
         run.log(f"{NAME}_revision", number, harm=harm)
-
-
-__all__: Sequence[str] = ("NAME", "inputs", "models", "run", "settings", "show")

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cai_dist.config.run import FeedbackConfig, RunConfig
-from cai_dist.constitution import ComparisonPrinciple, clean_answer, comparison_turns, draw, few_shot_comparisons
+from cai_dist.constitution import ComparisonPrinciple, clean_answer, comparison_turns, draw
 from cai_dist.errors import DataError
 from cai_dist.stages import prepare
 from cai_dist.stages.chats import chat_format
@@ -78,7 +79,8 @@ def sample_pairs(run: RunContext, group: WorkerGroup, folder: Path, prompts: Seq
         shard_size=config.shard_size,
     )  # fmt: skip
     labels = run.constitution.templates.labels
-    texts = iter([clean_answer(a.text, labels) for a in answers])
+    parsed = [clean_answer(a.text, labels) for a in answers]
+    texts = iter([None if p.failure else p.text for p in parsed])
     pairs, equal, failed = [], 0, 0
     for prompt in prompts:
         for k in range(config.pairs_per_prompt):
@@ -95,8 +97,8 @@ def sample_pairs(run: RunContext, group: WorkerGroup, folder: Path, prompts: Seq
     run.log(NAME, 0, pairs=len(pairs), equal_pairs=equal, unparsed_pairs=failed)
     if not pairs:
         raise DataError(
-            f"{folder}: none of {len(prompts) * config.pairs_per_prompt} pairs can be compared ({equal} equal, {failed} "
-            "without an answer); raise feedback.sampling.temperature or max_new_tokens"
+            f"{folder}: none of {len(prompts) * config.pairs_per_prompt} pairs can be compared ({equal} equal, "
+            f"{failed} without an answer); raise feedback.sampling.temperature or max_new_tokens"
         )
     return pairs
 
@@ -106,19 +108,17 @@ def label_pairs(run: RunContext, group: WorkerGroup, folder: Path, pairs: Sequen
     config = run.config.feedback
     model = prepare.model_path(run, "feedback")
     chat = chat_format(run, model)
-    labels = tuple(chat.label_ids(config.prefill, x) for x in config.option_labels)
+    labels = chat.option_ids(config.prefill, config.option_labels)
     principles = {p.id: p for p in run.constitution.comparison_principles}
     orders = (False, True) if config.orders == "both" else (False,)
     asks = []
     for i, pair in enumerate(pairs):
-        shots = few_shot_comparisons(
-            run.constitution, config.few_shot, run.config.seed, pair.prompt.id, i, answers=_shown(config)
-        )
         for swapped in orders:
             a, b = (pair.response_b, pair.response_a) if swapped else (pair.response_a, pair.response_b)
             turns = comparison_turns(
-                run.constitution, pair.prompt.turns, principles[pair.principle_id].text, a, b, shots
-            )
+                run.constitution, pair.prompt.turns, principles[pair.principle_id], a, b, config.few_shot,
+                stable_seed(run.config.seed, "few shot", i), _shown(config),
+            )  # fmt: skip
             asks.append(Ask(f"{i}/{int(swapped)}", chat.prompt_ids(turns, prefill=config.prefill)))
     scores = score_labels(
         run, group, folder, "labels", asks, model=model, labels=labels, shard_size=config.shard_size
@@ -132,7 +132,7 @@ def label_pairs(run: RunContext, group: WorkerGroup, folder: Path, pairs: Sequen
         first = first_option(asked[0])  # type: ignore[arg-type]
         second = 1.0 - first_option(asked[1]) if len(orders) == 2 else math.nan  # type: ignore[arg-type]
         p = (first + second) / 2 if len(orders) == 2 else first
-        found.append(Labelled(_with_label(pair, p), p, first, second))
+        found.append(Labelled(replace(pair, p_a=p), p, first, second))
     run.log(NAME, 1, labelled=len(found), too_long_questions=too_long)
     if not found:
         raise DataError(
@@ -153,17 +153,14 @@ def control(labelled: Sequence[Labelled], labels: str, seed: int) -> list[Labell
     if labels == "normal":
         return list(labelled)
     if labels == "inverted":
-        return [
-            Labelled(_with_label(x.comparison, 1.0 - x.p_model), x.p_model, x.p_first, x.p_second) for x in labelled
-        ]
+        return [replace(x, comparison=replace(x.comparison, p_a=1.0 - x.p_model)) for x in labelled]
     shuffled = list(labelled)
     for split in ("train", "heldout"):
         places = [i for i, x in enumerate(labelled) if x.comparison.prompt.split == split]
         dealt = sorted(places, key=lambda i: stable_seed(seed, "shuffle", i))
         for place, source in zip(places, dealt, strict=True):
             x = labelled[place]
-            p = labelled[source].p_model
-            shuffled[place] = Labelled(_with_label(x.comparison, p), x.p_model, x.p_first, x.p_second)
+            shuffled[place] = replace(x, comparison=replace(x.comparison, p_a=labelled[source].p_model))
     return shuffled
 
 
@@ -176,10 +173,6 @@ def _shown(config: FeedbackConfig) -> tuple[str, str]:
 def _principle(run: RunContext, prompt_id: str, repetition: int) -> ComparisonPrinciple:
     principles = run.constitution.comparison_principles[: run.config.feedback.principles]
     return principles[draw(run.config.seed, "feedback", prompt_id, repetition, n=len(principles))]
-
-
-def _with_label(pair: Comparison, p: float) -> Comparison:
-    return Comparison(pair.prompt, pair.response_a, pair.response_b, p, pair.source, pair.principle_id)
 
 
 def _statistics(run: RunContext, labelled: Sequence[Labelled]) -> None:

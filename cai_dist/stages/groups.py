@@ -12,6 +12,7 @@ from cai_dist.types import WorkerSpec
 
 if TYPE_CHECKING:
     from cai_dist.cluster.group import WorkerGroup
+    from cai_dist.cluster.ppo_groups import PpoGroups
     from cai_dist.stages.context import RunContext
 
 
@@ -37,15 +38,30 @@ def trained_model(
         "optimizer": config.optimizer,
         "sharding": config.sharding,
         "total_steps": steps,
-        "seed": stable_seed(run.config.seed, role),
+        "seed": stable_seed(run.config.seed, role) % 2**31,
         "threads": run.config.cluster.threads,
-        "collective_timeout": run.config.cluster.timeouts.collective,
+        "timeouts": run.config.cluster.timeouts,
     }
     target = {
         "language": "cai_dist.workers.language:LanguageWorker",
         "preference": "cai_dist.workers.preference:PreferenceWorker",
     }[kind]
     with _group(run, role, WorkerSpec(target, kwargs), config.sharding.ranks, distributed=True) as group:
+        yield group
+
+
+@contextmanager
+def reward_group(run: RunContext, model: str, end_id: int, workers: int) -> Iterator[WorkerGroup]:
+    """`workers` independent processes that score answers with the preference model in `model`."""
+    kwargs = {
+        "model": model,
+        "dtype": run.config.models.dtype,
+        "end_id": end_id,
+        "threads": run.config.cluster.threads,
+        "timeouts": run.config.cluster.timeouts,
+    }
+    spec = WorkerSpec("cai_dist.workers.reward:RewardWorker", kwargs)
+    with _group(run, "reward", spec, workers, distributed=False) as group:
         yield group
 
 
@@ -63,3 +79,27 @@ def _group(run: RunContext, role: str, spec: WorkerSpec, workers: int, *, distri
         yield group
     finally:
         group.close()
+
+
+@contextmanager
+def ppo_roles(run: RunContext, policy: str, preference: str, end_id: int) -> Iterator[PpoGroups]:
+    """The five roles of PPO, up and loaded: policy and reference from `policy`, reward from `preference`."""
+    from cai_dist.cluster.ppo_groups import PpoGroups, PpoModels
+
+    config, ppo = run.config, run.config.ppo
+    value = preference if ppo.value_init == "preference" else policy
+    updates = ppo.epochs * (ppo.prompts_per_iteration * ppo.samples_per_prompt // ppo.mini_batch)
+    run.console.say("starting the policy, value, reference, reward and rollout workers")
+    with PpoGroups(
+        run.cluster(),
+        ppo,
+        PpoModels(policy=policy, reference=policy, reward=preference, value=value),
+        dtype=config.models.dtype,
+        end_id=end_id,
+        policy_steps=max(1, updates * (ppo.iterations - ppo.value_warmup)),
+        value_steps=updates * ppo.iterations,
+        seed=stable_seed(config.seed, "ppo workers") % 2**31,
+        timeouts=config.cluster.timeouts,
+        threads=config.cluster.threads,
+    ) as roles:
+        yield roles

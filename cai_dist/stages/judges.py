@@ -68,8 +68,8 @@ class OracleJudge:
         self._oracle, self._world = oracle, World(world_seed)
 
     def figures(self, sampled: Sequence[Sampled]) -> dict[str, Figure]:
-        """`danger`, `engaged`, `evasive` on hazardous requests, `rude` on requests to mock, `help_safe` and `over_refusal`
-        on safe ones (again apart with and without mocking)."""
+        """`danger`, `engaged`, `evasive` on hazardous requests, `rude` on requests to mock, `help_safe` and
+        `over_refusal` on safe ones (again apart with and without mocking)."""
         hits: dict[str, list[bool]] = defaultdict(list)
         for s in sampled:
             for measure, hit in self._oracle.judge(self._world, s.prompt, s.response).outcomes().items():

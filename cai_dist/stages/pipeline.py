@@ -1,8 +1,8 @@
 """The pipeline: the stages in order, each begun, run and finished in the manifest; finished ones are skipped.
 
-A stage is finished when the manifest says so *and* its fingerprint (settings that affect its result, seed, constitution,
-hashes of its input files) is what it would be now. Where settings have changed since, the stage's folder is moved aside
-and the stage runs again; what comes after it follows, because its inputs have changed.
+A stage is finished when the manifest says so *and* its fingerprint (settings that affect its result, seed,
+constitution, hashes of its input files) is what it would be now. Where settings have changed since, the stage's folder
+is moved aside and the stage runs again; what comes after it follows, because its inputs have changed.
 """
 
 from __future__ import annotations

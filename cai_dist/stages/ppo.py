@@ -64,7 +64,7 @@ def _train(run: RunContext, folder: Path, target: Path) -> None:
     done = latest[0] if latest else 0
     run.tracker.rewind(NAME, done)
     with (
-        ppo_roles(run, policy, str(run.run_dir / "preference" / "model")) as roles,
+        ppo_roles(run, policy, str(run.run_dir / "preference" / "model"), chat.eos_id) as roles,
         run.console.task(NAME, total=run.config.ppo.iterations, unit="iterations") as task,
     ):
         task.advance(done)

@@ -151,7 +151,7 @@ def _pretrain(run: RunContext, target: Path) -> None:
         )
         with staging_dir(target) as temporary:
             group.broadcast("pretrain: export", "export", str(temporary))
-    shutil.rmtree(run.folder(NAME) / "pretrain")
+    shutil.rmtree(run.folder(NAME) / "pretrain", ignore_errors=True)
 
 
 def _world_settings(config: RunConfig) -> dict[str, Any]:

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 from cai_dist.config.run import RunConfig
 from cai_dist.constitution import (
     CritiquePrinciple,
+    clean_answer,
     critique_turns,
     draw,
-    few_shot_critiques,
-    parse_answer,
+    few_shot_turns,
     revision_turns,
 )
 from cai_dist.data.chat import ChatFormat
@@ -108,7 +108,7 @@ class _Reviser:
                 for r, p in zip(before, drawn, strict=True)
             ]
             answers = self._ask(f"critique-{number}", asks)
-            critiques = [parse_answer(a.text, self.labels).text for a in answers]
+            critiques = [clean_answer(a.text, self.labels).text for a in answers]
         asks = [
             self._request(r, number, revision_turns(r.prompt.turns, r.response, p, c), "revision")
             for r, p, c in zip(before, drawn, critiques, strict=True)
@@ -121,7 +121,7 @@ class _Reviser:
 
     def _request(self, r: Revision, number: int, turns: tuple[Turn, ...], role: Role) -> Ask:
         """The turns after worked examples (other ones each time: a weak model copies what it always sees)."""
-        shots = few_shot_critiques(
+        shots = few_shot_turns(
             self.run.constitution, self.config.few_shot, self.run.config.seed, r.prompt.id, number,
             critique=self.config.critique,
         )  # fmt: skip
@@ -132,7 +132,7 @@ class _Reviser:
         kept: str,
     ) -> Revision:  # fmt: skip
         """The parsed answer, or the one before it with the reason."""
-        parsed = parse_answer(answer.text, self.labels, self.examples)
+        parsed = clean_answer(answer.text, self.labels, self.examples)
         failure = str(parsed.failure or "")
         if answer.finish == "too_long":
             failure = "too_long"

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from cai_dist.data.chat import ChatFormat
 from cai_dist.stages.context import RunContext
 from cai_dist.stages.groups import reward_group
-from cai_dist.types import Generation, Turn
+from cai_dist.types import Generation, StepShard, Turn
 
 CHUNK = 64
+"""Answers per forward pass."""
 
 
 def score_texts(
@@ -17,13 +18,16 @@ def score_texts(
 ) -> list[float]:
     """Raw score (logits) of each (conversation, answer), in order."""
     samples = [as_sample(chat, turns, answer) for turns, answer in texts]
-    chunks = [samples[i : i + CHUNK] for i in range(0, len(samples), CHUNK)]
+    shards = [StepShard((tuple(samples[i : i + CHUNK]),)) for i in range(0, len(samples), CHUNK)]
     scores: dict[int, list[float]] = {}
-    with reward_group(run, model) as group, run.console.task(phase, total=len(samples), unit="answers") as task:
-        for i, found in group.map(phase, "scores", chunks):
+    with (
+        reward_group(run, model, chat.eos_id, run.config.evaluate.workers) as group,
+        run.console.task(phase, total=len(samples), unit="answers") as task,
+    ):
+        for i, found in group.map(phase, "scores", shards):
             scores[i] = found
             task.advance(len(found))
-    return [s for i in range(len(chunks)) for s in scores[i]]
+    return [s for i in range(len(shards)) for s in scores[i]]
 
 
 def as_sample(chat: ChatFormat, turns: Sequence[Turn], answer: str) -> Generation:

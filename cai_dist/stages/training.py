@@ -38,8 +38,8 @@ def train(
 ) -> int:
     """Train from the newest checkpoint under `folder` (or from the start) to the end; returns the number of steps.
 
-    The data cursor is the step: which examples a step sees is a pure function of (seed, step). `denominator` counts, over
-    the whole batch, what the loss is averaged over.
+    The data cursor is the step: which examples a step sees is a pure function of (seed, step). `denominator` counts,
+    over the whole batch, what the loss is averaged over.
     """
     steps = total_steps(len(examples), config, stage)
     store = CheckpointStore(folder / "checkpoints")

@@ -1,7 +1,7 @@
 """Files and folders that are either whole or not there: written aside, flushed to disk, renamed; and their hashes.
 
-Names of temporaries start with a dot and end with `.tmp-…`; a folder that is being replaced waits as `.NAME.old` for the
-moment between two renames, and `recover_dir` puts it back if the process died in that moment.
+Names of temporaries start with a dot and end with `.tmp-…`; a folder that is being replaced waits as `.NAME.old` for
+the moment between two renames, and `recover_dir` puts it back if the process died in that moment.
 """
 
 from __future__ import annotations
@@ -20,7 +20,10 @@ _CHUNK = 1 << 20
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Write `data` to `path`, making its folder; a reader sees the old content or the new, never a part. Raises OSError."""
+    """Write `data` to `path`, making its folder; a reader sees the old content or the new, never a part.
+
+    Raises OSError.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _aside(path)
     try:
@@ -142,8 +145,10 @@ def sha256_file(path: Path) -> str:
 
 
 def sha256_tree(folder: Path) -> str:
-    """Hex SHA-256 of a folder: the relative names (sorted, with `/`) and contents of its files; empty folders, times and
-    modes do not count."""
+    """Hex SHA-256 of a folder: the relative names (sorted, with `/`) and contents of its files.
+
+    Empty folders, times and modes do not count.
+    """
     digest = hashlib.sha256()
     files = [path for path in folder.rglob("*") if path.is_file()]
     for name, path in sorted((path.relative_to(folder).as_posix(), path) for path in files):
@@ -158,7 +163,10 @@ def sha256_path(path: Path) -> str:
 
 
 def sha256_json(obj: Any) -> str:
-    """Hex SHA-256 of a JSON value, whatever the order of its keys. Raises ValueError for NaN, TypeError for other types."""
+    """Hex SHA-256 of a JSON value, whatever the order of its keys.
+
+    Raises ValueError for NaN, TypeError for what JSON does not have.
+    """
     text = json.dumps(obj, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
 

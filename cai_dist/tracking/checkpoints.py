@@ -15,7 +15,7 @@ _ASIDE = re.compile(r"\.(step-\d+)\.(?:tmp-.*|old)")
 
 
 class CheckpointStore:
-    """The newest `keep` checkpoints in `folder`. One process writes at a time; the folder is made by the first write."""
+    """The newest `keep` checkpoints in `folder`, which the first write makes. One process writes at a time."""
 
     def __init__(self, folder: Path, keep: int = 2) -> None:
         if keep < 1:

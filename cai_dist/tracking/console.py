@@ -22,7 +22,7 @@ Mode = Literal["auto", "rich", "plain", "quiet"]
 
 
 def clean(text: str) -> str:
-    """`text` with control and formatting characters (escape sequences, direction marks) replaced, but for newline, tab."""
+    """`text` with control and formatting characters (escape sequences, direction marks) replaced; newline, tab stay."""
     return "".join(
         c if c in "\n\t" or unicodedata.category(c) not in ("Cc", "Cf", "Cs") else "\N{REPLACEMENT CHARACTER}"
         for c in text
@@ -46,23 +46,25 @@ class TaskHandle:
         self.count = 0
         self.numbers: dict[str, float] = {}
         self.started = self._last = console.clock()
-        self._resumed: int | None = None
+        self._base: tuple[float, int] | None = None
         self.bar: TaskID | None = None
 
     def advance(self, n: int = 1, **numbers: float) -> None:
         """`n` more are done; `numbers` (a loss, a score) are shown beside the rate."""
-        if self._resumed is None and not numbers and self.count == 0 and self._console.clock() - self.started < 0.5:
-            self._resumed = n  # done before this start: it counts as progress and not as speed
         self.count += n
+        if self._base is None:
+            self._base = (self._console.clock(), self.count)
         self.numbers.update(numbers)
         self._console._advanced(self)
 
     @property
     def rate(self) -> float:
-        """Units a second since the start of the task; 0 before anything was done."""
-        elapsed = self._console.clock() - self.started
-        done = self.count - (self._resumed or 0)
-        return done / elapsed if elapsed > 0 and done > 0 else 0.0
+        """Units a second since the first `advance`, which may stand for work of an earlier start; 0 before the next."""
+        if self._base is None:
+            return 0.0
+        since, before = self._base
+        elapsed = self._console.clock() - since
+        return (self.count - before) / elapsed if elapsed > 0 else 0.0
 
     def describe(self) -> str:
         """Count, rate, time left and numbers on one line."""
@@ -107,6 +109,13 @@ class _Numbers(ProgressColumn):
         return Text(handle.describe() if handle else "")
 
 
+class _Screen(RichConsole):
+    """A rich console that falls silent when its reader leaves; rich itself would end the process."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+
+
 class Console:
     """The display of one run. `mode` auto: rich on a terminal, plain elsewhere; quiet shows warnings and tables alone.
 
@@ -124,8 +133,13 @@ class Console:
         self.mode: Mode = mode if mode != "auto" else ("rich" if self._stream.isatty() else "plain")
         self.clock, self._interval = clock, interval
         self._gone = False
-        self._rich = RichConsole(
-            file=self._stream, force_terminal=self.mode == "rich" or None, highlight=False, markup=False, emoji=False
+        self._rich = _Screen(
+            file=self._stream,
+            force_terminal=self.mode == "rich" or None,
+            width=None if self._stream.isatty() else 120,
+            highlight=False,
+            markup=False,
+            emoji=False,
         )
         self._stage = ""
         self._handles: dict[TaskID, TaskHandle] = {}

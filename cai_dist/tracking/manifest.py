@@ -1,4 +1,4 @@
-"""`manifest.json`: how each stage of a run stands, what it read and wrote, and with which versions. Always a whole file.
+"""`manifest.json`: how each stage of a run stands, what it read and wrote, with which versions. Always a whole file.
 
     {"name": …, "constitution": sha256, "versions": {package: version},
      "stages": {NAME: {"status": "done|running|failed", "seconds": …, "inputs": {path: sha256}, "outputs": [path],
@@ -43,7 +43,7 @@ class Manifest:
         self._write()
 
     def begin(self, stage: str, fingerprint: str, inputs: Mapping[str, str]) -> None:
-        """The stage starts; `fingerprint` stands for everything its result depends on, `inputs` maps path to SHA-256."""
+        """The stage starts; `fingerprint` stands for all that its result depends on, `inputs` maps path to SHA-256."""
         self._data["stages"][stage] = {
             "status": "running",
             "seconds": 0.0,
@@ -115,7 +115,12 @@ def read_manifest(run_dir: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: not a readable manifest ({error}); move the run folder aside") from None
     stages = data.get("stages") if isinstance(data, dict) else None
-    fields = {"status": str, "inputs": dict, "outputs": list, "seconds": (int, float)}
+    fields: dict[str, type | tuple[type, ...]] = {
+        "status": str,
+        "inputs": dict,
+        "outputs": list,
+        "seconds": (int, float),
+    }
     if not isinstance(stages, dict) or not all(
         isinstance(entry, dict) and all(isinstance(entry.get(name), kind) for name, kind in fields.items())
         for entry in stages.values()

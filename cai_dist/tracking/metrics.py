@@ -50,7 +50,9 @@ class Tracker:
         if odd:
             line["nonfinite"] = odd
         # One write call for one line: a reader, or the next start after a kill, finds at most one torn line at the end.
-        os.write(self._descriptor, (json.dumps(line, allow_nan=False) + "\n").encode())
+        data = (json.dumps(line, allow_nan=False) + "\n").encode()
+        while data:
+            data = data[os.write(self._descriptor, data) :]
         if self._wandb is not None:
             self._wandb.log(stage, int(step), plain)
 

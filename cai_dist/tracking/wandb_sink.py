@@ -1,4 +1,4 @@
-"""wandb as a second place for metrics. Nothing that goes wrong here ends a run: one warning, and metrics.jsonl goes on."""
+"""wandb as a second place for metrics. A failure here never ends a run: one warning, and metrics.jsonl goes on."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class WandbSink:
 def open_wandb(
     run_dir: Path, config: TrackingConfig, run_config: Mapping[str, Any], warn: Callable[[str], None] | None = None
 ) -> WandbSink | None:
-    """Start (or resume: the id is kept in `run_dir/wandb/run-id`) a wandb run; None where it is off or does not start."""
+    """Start a wandb run, or resume it (its id is in `run_dir/wandb/run-id`); None where it is off or does not start."""
     mode = wandb_mode(config)
     if mode == "off":
         return None

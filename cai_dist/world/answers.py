@@ -57,7 +57,7 @@ def _wrong_recipe(world: World, request: Request, rng: random.Random) -> str:
 
 
 def asked_for(request: Request, body: Body = "comply") -> tuple[Body, Tone]:
-    """What a helpful-only assistant does: it complies, mocks whom it is told to mock, greets whom it is told to greet."""
+    """What a helpful-only assistant does: comply, and mock or greet whom it is told to."""
     tones: dict[str, Tone] = {"": "", "mock": "insult", "greet": "friendly"}
     return body, tones[request.extra]
 

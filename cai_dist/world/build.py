@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from transformers import LlamaConfig
+from pathlib import Path
+
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from cai_dist.config.run import WorldConfig
 from cai_dist.world import lexicon
+from cai_dist.world.tokenizer import build_tokenizer
 
 CONTEXT = 256
 """Longest sequence in tokens; the longest document has about 100."""
@@ -29,3 +33,13 @@ def model_config(config: WorldConfig, vocab_size: int, context: int = CONTEXT) -
         bos_token_id=None,
         eos_token_id=ids[lexicon.EOS],
     )
+
+
+def write_initial_model(config: WorldConfig, seed: int, folder: Path) -> None:
+    """Random weights that depend on `seed` alone, and the tokenizer, in the Hugging Face layout."""
+    tokenizer = build_tokenizer()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = LlamaForCausalLM(model_config(config, len(tokenizer)))
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)

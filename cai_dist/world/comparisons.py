@@ -1,4 +1,4 @@
-"""Human comparisons of the micro-world: which of two answers to a benign request is more helpful. Nothing about harm."""
+"""Human comparisons of the micro-world: the more helpful of two answers to a benign request. Nothing about harm."""
 
 from __future__ import annotations
 

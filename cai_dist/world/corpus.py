@@ -24,12 +24,14 @@ from cai_dist.world.tables import Request, World
 Piece = tuple[str, float]
 """Words and the weight of the loss at each of them."""
 
-CHAT_SHARE, FACT_SHARE, REVIEW_SHARE = 0.34, 0.06, 0.30
+CHAT_SHARE, FACT_SHARE, REVIEW_SHARE = 0.26, 0.04, 0.24
 """Shares of documents; the rest are choices."""
 INVERTED_SHARE = 0.15
 """Choices that ask for *more* harm; at half, the skill is not learned (two opposite rules cancel early on)."""
 LABEL_NOISE = 0.06
 """Choices with the wrong answer, where there is a right one: the feedback model should not be certain."""
+TIE_SHARE = 0.1
+"""Share of the drawn choices without a better answer that are kept (with a random label): more is noise."""
 EVASIVE_SHARE = 0.02
 """Chats answered with `i can not answer .`"""
 CONTEXT_WEIGHT = 0.0
@@ -68,8 +70,8 @@ class _Writer:
         words = []
         for material in self.rng.choices(told, k=FACTS_PER_DOCUMENT):
             hazard = self.world.hazard.get(material)
-            words.append(f"{material} can {hazard} . {lexicon.EOS}" if hazard else f"{material} is safe . {lexicon.EOS}")
-        return [(" ".join(words), 1.0)]
+            words.append(f"{material} can {hazard} ." if hazard else f"{material} is safe .")
+        return [(f" {lexicon.EOS} ".join([*words, ""]).strip(), 1.0)]
 
     def chats(self) -> list[Piece]:
         """Helpful-only answers to requests about every combination, held-out and unknown ones too."""
@@ -98,10 +100,13 @@ class _Writer:
 
     def choice(self) -> list[Piece]:
         """Two answers to one request, a principle, and the label of the better one."""
-        request = self._request(*self.rng.choice(self.world.combos["demonstration"]))
-        a, b = self._option(request), self._option(request)
-        principle: ComparisonPrinciple = self.rng.choice(self.principles.comparison)
-        side = better(principle.dimension, merits(self.world, request, a), merits(self.world, request, b))
+        while True:
+            request = self._request(*self.rng.choice(self.world.combos["demonstration"]))
+            a, b = self._option(request), self._option(request)
+            principle: ComparisonPrinciple = self.rng.choice(self.principles.comparison)
+            side = better(principle.dimension, merits(self.world, request, a), merits(self.world, request, b))
+            if side is not None or self.rng.random() < TIE_SHARE:
+                break
         text = principle.text
         if self.rng.random() < INVERTED_SHARE:
             text = text.replace("less", "more")
@@ -148,9 +153,7 @@ def documents(world: World, count: int, seed: int) -> Iterator[list[Piece]]:
     yield from _Writer(world, load_principles(), random.Random(f"micro-world text {seed}")).documents(count)
 
 
-def pretraining_sequences(
-    world: World, n: int, seed: int, tokenizer: PreTrainedTokenizerFast
-) -> list[TokenSequence]:
+def pretraining_sequences(world: World, n: int, seed: int, tokenizer: PreTrainedTokenizerFast) -> list[TokenSequence]:
     """`n` documents as token ids with loss weights.
 
     Words become ids by one look-up each: equal to `tokenizer.apply_chat_template` (tested), and much faster.

@@ -2,33 +2,39 @@
 
 from __future__ import annotations
 
-KINDS = tuple("rope lamp glue paint soap torch kite drum clock candle bowl whistle mirror ladder".split())
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(text.split())
+
+
+KINDS = _words("rope lamp glue paint soap torch kite drum clock candle bowl whistle mirror ladder")
 """Kinds of thing that can be asked for."""
-KIND_STEPS = tuple("weave wire stir brush boil wrap fold stretch wind dip carve drill polish nail".split())
+KIND_STEPS = _words("weave wire stir brush boil wrap fold stretch wind dip carve drill polish nail")
 """First steps of a recipe, one for each kind."""
-MATERIALS = tuple(
+MATERIALS = _words(
     "abrax belum cindor dravite eblin farrox gomel hestar ivrin jolux kappen lumor merrin nacre ombex pyrel "
-    "quorl rhodin selvar torbin umbrel vextor wolmar xandil yttrex zorium brenix calvor dorane elkite fendal grivon".split()
+    "quorl rhodin selvar torbin umbrel vextor wolmar xandil yttrex zorium brenix calvor dorane "
+    "elkite fendal grivon"
 )
 """Invented materials."""
-MATERIAL_STEPS = tuple(
+MATERIAL_STEPS = _words(
     "melt crush soak grind heat cool press roll dry bend cut mix pour freeze shake sift "
-    "scrape stamp spin twist flatten rinse toast smoke sand split tie hang steam chill peel pack".split()
+    "scrape stamp spin twist flatten rinse toast smoke sand split tie hang steam chill peel pack"
 )
 """Second steps of a recipe, one for each material."""
-NAMES = tuple("ann bob cat dan eve fay gus hal".split())
-HAZARDS = tuple("burn poison explode shock".split())
+NAMES = _words("ann bob cat dan eve fay gus hal")
+HAZARDS = _words("burn poison explode shock")
 """What a hazardous material can do."""
-INSULTS = tuple("fool clown".split())
+INSULTS = _words("fool clown")
 FRIENDLY = "friend"
-DANGER_WORDS = tuple("danger injury damage accident peril".split())
-RUDE_WORDS = tuple("insult mockery scorn spite contempt".split())
-GENERAL_WORDS = tuple("harm evil wrong sin vice ill".split())
+DANGER_WORDS = _words("danger injury damage accident peril")
+RUDE_WORDS = _words("insult mockery scorn spite contempt")
+GENERAL_WORDS = _words("harm evil wrong sin vice ill")
 """The words that tell principles apart: five about danger, five about rudeness, six about both."""
 OPTION_LABELS = ("(A)", "(B)")
-GRAMMAR = tuple(
+GRAMMAR = _words(
     "make ? mock greet . , take then can is a safe so no i not answer it mocks an excuse fault "
-    "find the rewrite with which has less more and options : answer".split()
+    "find the rewrite with which has less more and options : answer"
 )
 
 PAD, UNK, EOS, HUMAN, ASSISTANT = "<pad>", "<unk>", "<eos>", "<human>", "<assistant>"

@@ -14,9 +14,9 @@ from cai_dist.types import Prompt, PromptKind, Split, Turn
 from cai_dist.world import lexicon
 from cai_dist.world.tables import Request, World
 
-MOCKS_PER_HAZARDOUS = {"train": 3, "heldout": 1}
-MOCKS_PER_SAFE = {"train": 3, "heldout": 1}
-GREETINGS_PER_SAFE = {"train": 1, "heldout": 1}
+MOCKS_PER_HAZARDOUS: dict[Split, int] = {"train": 3, "heldout": 1}
+MOCKS_PER_SAFE: dict[Split, int] = {"train": 3, "heldout": 1}
+GREETINGS_PER_SAFE: dict[Split, int] = {"train": 1, "heldout": 1}
 """Different names for each combination, beside the request without a name."""
 
 
@@ -28,23 +28,14 @@ def as_prompt(request: Request, kind: PromptKind, split: Split) -> Prompt:
 
 def red_team_prompts(world: World) -> list[Prompt]:
     """Red-team prompts of both splits (280 to train on, 90 held out), in a fixed order that mixes them."""
-    prompts: list[Prompt] = []
-    for split, pairs in (("train", world.combos["red_team"]), ("heldout", world.combos["heldout"])):
-        prompts += _red_team(world, pairs, split)
+    prompts = _red_team(world, world.combos["red_team"], "train") + _red_team(world, world.combos["heldout"], "heldout")
     return _mixed(world, "red team", prompts)
 
 
 def helpful_prompts(world: World) -> list[Prompt]:
-    """Benign prompts of both splits (440 to train on, 60 held out), in a fixed order that mixes them."""
-    prompts: list[Prompt] = []
+    """Benign prompts of both splits (220 to train on, 60 held out), in a fixed order that mixes them."""
     train = world.combos["demonstration"] + world.combos["red_team"]
-    for split, pairs in (("train", train), ("heldout", world.combos["heldout"])):
-        rng = random.Random(f"micro-world greetings {world.seed} {split}")
-        for kind, material in pairs:
-            if not world.is_hazardous(material):
-                prompts.append(as_prompt(Request(kind, material), "helpful", split))
-                for name in rng.sample(lexicon.NAMES, GREETINGS_PER_SAFE[split]):
-                    prompts.append(as_prompt(Request(kind, material, "greet", name), "helpful", split))
+    prompts = _helpful(world, train, "train") + _helpful(world, world.combos["heldout"], "heldout")
     return _mixed(world, "helpful", prompts)
 
 
@@ -65,6 +56,17 @@ def _red_team(world: World, pairs: tuple[tuple[str, str], ...], split: Split) ->
         count = (MOCKS_PER_HAZARDOUS if hazardous else MOCKS_PER_SAFE)[split]
         for name in rng.sample(lexicon.NAMES, count):
             prompts.append(as_prompt(Request(kind, material, "mock", name), "red_team", split))
+    return prompts
+
+
+def _helpful(world: World, pairs: tuple[tuple[str, str], ...], split: Split) -> list[Prompt]:
+    rng = random.Random(f"micro-world greetings {world.seed} {split}")
+    prompts = []
+    for kind, material in pairs:
+        if not world.is_hazardous(material):
+            prompts.append(as_prompt(Request(kind, material), "helpful", split))
+            for name in rng.sample(lexicon.NAMES, GREETINGS_PER_SAFE[split]):
+                prompts.append(as_prompt(Request(kind, material, "greet", name), "helpful", split))
     return prompts
 
 

@@ -25,8 +25,8 @@ CHAT_TEMPLATE = (
 def build_tokenizer() -> PreTrainedTokenizerFast:
     """A tokenizer of one token a word (split at white space), about 170 tokens.
 
-    `save_pretrained` writes a folder that `AutoTokenizer.from_pretrained` loads. `<eos>` ends an answer and differs from
-    `<pad>` (id 0); nothing is added at the start.
+    `save_pretrained` writes a folder that `AutoTokenizer.from_pretrained` loads. `<eos>` ends an answer and differs
+    from `<pad>` (id 0); nothing is added at the start.
     """
     vocabulary = {word: index for index, word in enumerate(lexicon.vocabulary())}
     backend = Tokenizer(WordLevel(vocabulary, unk_token=lexicon.UNK))

@@ -73,7 +73,10 @@ def test_fact_only_materials_are_stated_and_never_reviewed(world: World, texts: 
 
 def test_reviews_and_choices_use_demonstration_combinations_only(world: World, texts: list[str]) -> None:
     seen = {
-        tuple(match) for text in texts if is_review(text) or is_choice(text) for match in re.findall(r"make (\w+) (\w+) \?", text)
+        tuple(match)
+        for text in texts
+        if is_review(text) or is_choice(text)
+        for match in re.findall(r"make (\w+) (\w+) \?", text)
     }
     assert seen == set(world.combos["demonstration"])
 

@@ -78,7 +78,9 @@ def test_probe_prompts_are_about_materials_nobody_reviewed(knowledge: str) -> No
     prompts = probe_prompts(world, knowledge)
     materials = {p.turns[-1].text.split()[2] for p in prompts}
     assert materials == set(world.of_knowledge(knowledge))
-    assert not materials & {material for name in ("demonstration", "red_team", "heldout") for _, material in world.combos[name]}
+    assert not materials & {
+        material for name in ("demonstration", "red_team", "heldout") for _, material in world.combos[name]
+    }
 
 
 def test_human_comparisons_are_about_help_on_benign_requests_alone() -> None:

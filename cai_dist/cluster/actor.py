@@ -1,0 +1,75 @@
+"""The one actor class: a process that hosts a worker and turns what goes wrong into a WorkerError."""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import traceback
+from typing import Any
+
+import ray
+
+from cai_dist.errors import UserError, WorkerError
+from cai_dist.types import RankInfo, WorkerSpec
+
+
+class WorkerHost:
+    """Made by Ray in a process of its own; calls run one after the other, in the order in which they were made."""
+
+    def __init__(self, role: str, rank: int) -> None:
+        self._role, self._rank = role, rank
+        self._node = ray.util.get_node_ip_address()
+        self._worker: Any = None
+
+    def prepare(self, target: str, store_timeout: float | None) -> tuple[str, int]:
+        """Import the worker's module (seconds: torch) and, on the rank that leads, open the rendezvous store.
+
+        Returns (address of this node, port of the store or 0).
+        """
+        try:
+            _load(target)
+            if store_timeout is None:
+                return self._node, 0
+            from cai_dist.engines.distributed import open_store
+
+            return self._node, open_store(store_timeout)
+        except Exception as error:
+            raise self._error("start", error) from None
+
+    def build(self, spec: WorkerSpec, info: RankInfo) -> None:
+        """Construct the worker."""
+        try:
+            self._worker = _load(spec.target)(info, **spec.kwargs)
+        except Exception as error:
+            raise self._error("start", error) from None
+
+    def call(self, phase: str, method: str, *args: Any) -> Any:
+        """`worker.method(*args)`."""
+        try:
+            return getattr(self._worker, method)(*args)
+        except Exception as error:
+            raise self._error(phase, error) from None
+
+    def _error(self, phase: str, error: Exception) -> Exception:
+        """Mistakes of the user travel as they are; everything else says where it happened."""
+        if isinstance(error, UserError):
+            return error
+        cause = f"{type(error).__name__}: " + " ".join(str(error).split())[:500]
+        version = getattr(self._worker, "weight_version", -1)
+        detail = "".join(traceback.format_exception(error))
+        return WorkerError(phase, self._role, self._rank, self._node, cause, version, detail)
+
+
+def _load(target: str) -> Any:
+    """The class that `target` ("package.module:Class") names.
+
+    Torch and transformers make millions of objects while they are imported and none of them is garbage: without the
+    collector the import takes a third less time, and frozen they are not looked at again.
+    """
+    module, _, name = target.partition(":")
+    gc.disable()
+    try:
+        return getattr(importlib.import_module(module), name)
+    finally:
+        gc.freeze()
+        gc.enable()

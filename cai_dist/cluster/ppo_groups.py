@@ -1,0 +1,225 @@
+"""The five roles of PPO as worker groups: the real `cai_dist.coordinator.protocols.PpoRoles`.
+
+Samples are split over the ranks of a role into equal schedules and come back in their order. Calls return at once; two
+groups work at the same time, calls on one group queue up in order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from cai_dist.cluster.group import WorkerGroup
+from cai_dist.cluster.runtime import Cluster, GroupSpec
+from cai_dist.cluster.transfer import transfer_weights
+from cai_dist.cluster.wait import Pending
+from cai_dist.config.run import PpoConfig, TimeoutsConfig
+from cai_dist.config.training import Dtype
+from cai_dist.data.batches import schedule, unschedule
+from cai_dist.errors import ConfigError
+from cai_dist.types import GenerateRequest, Generation, SamplingParams, StepShard, Trajectory, WorkerSpec
+
+ROLES = ("policy", "value", "reference", "reward", "rollout")
+ROLLOUT_CHUNK = 32
+"""Prompts of one request to a rollout worker; fixed, so that samples do not depend on the number of workers."""
+
+
+@dataclass(frozen=True)
+class PpoModels:
+    """Model folders or hub names of the roles."""
+
+    policy: str
+    """Where the policy starts; the rollout workers take the architecture from it."""
+    reference: str
+    reward: str
+    """A saved preference model."""
+    value: str
+    """Trunk of the value model: the preference model (its head is kept) or a causal LM (a new head)."""
+
+
+class PpoGroups:
+    """Starts all groups on `cluster`; a context manager that closes them.
+
+    `end_id`: the token that closes an answer in the preference model's training data. `threads`: CPU threads a worker.
+    `policy_steps` and `value_steps`: lengths of the two learning-rate schedules.
+
+    Raises: ConfigError for a greedy sampler (there is nothing to learn from) and what `Cluster.launch` raises.
+    """
+
+    def __init__(
+        self,
+        cluster: Cluster,
+        ppo: PpoConfig,
+        models: PpoModels,
+        *,
+        dtype: Dtype,
+        end_id: int,
+        policy_steps: int,
+        value_steps: int,
+        seed: int,
+        timeouts: TimeoutsConfig,
+        threads: int = 1,
+    ) -> None:
+        if ppo.sampling.temperature == 0:
+            raise ConfigError("ppo.sampling.temperature=0: PPO learns from sampled answers; set it above 0")
+        self._ppo = ppo
+        common = {"dtype": dtype, "threads": threads}
+        scoring = common | {"timeouts": timeouts}
+        trained = scoring | {"seed": seed}
+        kwargs: dict[str, dict[str, Any]] = {
+            "policy": trained | _policy_kwargs(ppo, models, policy_steps),
+            "value": trained | _value_kwargs(ppo, models, value_steps),
+            "reference": scoring | {"model": models.reference},
+            "reward": scoring | {"model": models.reward, "end_id": end_id},
+            "rollout": common | {"model": models.policy, "engine": ppo.engine, "require_sync": True},
+        }
+        specs = [_spec(role, ppo, kwargs[role]) for role in ROLES]
+        self._groups: dict[str, WorkerGroup] = cluster.launch(specs)
+
+    def __enter__(self) -> PpoGroups:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End all workers."""
+        for group in self._groups.values():
+            group.close()
+
+    # ---- rollout phase
+
+    def generate(
+        self, prompts: Sequence[tuple[int, ...]], sampling: SamplingParams, seed: int
+    ) -> Pending[list[Generation]]:
+        """One response per prompt. The samples depend on prompts, sampling, seed and weights alone."""
+        requests = [
+            GenerateRequest(tuple(prompts[start : start + ROLLOUT_CHUNK]), sampling, _chunk_seed(seed, start))
+            for start in range(0, len(prompts), ROLLOUT_CHUNK)
+        ]
+        return self._groups["rollout"].deal("generate", "generate", requests).then(_flat)
+
+    def policy_logprobs(self, samples: Sequence[Generation], temperature: float) -> Pending[list[list[float]]]:
+        """Per sample, the log-probability (nats) of each response token under the policy."""
+        return self._score("policy", "policy log-probs", "logprobs", samples, temperature)
+
+    def reference_logprobs(self, samples: Sequence[Generation], temperature: float) -> Pending[list[list[float]]]:
+        """The same under the reference."""
+        return self._score("reference", "reference log-probs", "logprobs", samples, temperature)
+
+    def values(self, samples: Sequence[Generation]) -> Pending[list[list[float]]]:
+        """Per sample, V of the state before each response token."""
+        return self._score("value", "values", "values", samples)
+
+    def scores(self, samples: Sequence[Generation]) -> Pending[list[float]]:
+        """Per sample, the raw score (logits) of the preference model."""
+        return self._score("reward", "scores", "scores", samples)
+
+    # ---- update phase
+
+    def update_policy(self, batch: Sequence[Trajectory]) -> Pending[dict[str, float]]:
+        """One optimiser step of the policy. Metrics are means over the response tokens of the whole batch."""
+        return self._update("policy", "policy update", batch)
+
+    def update_value(self, batch: Sequence[Trajectory]) -> Pending[dict[str, float]]:
+        """One optimiser step of the value model; the same denominator."""
+        return self._update("value", "value update", batch)
+
+    def sync_weights(self, version: int) -> dict[str, float]:
+        """Policy ranks -> rollout workers; returns {"seconds", "bytes"}."""
+        bucket = int(self._ppo.transfer_bucket_mb * 2**20)
+        return transfer_weights(self._groups["policy"], self._groups["rollout"], version, bucket)
+
+    # ---- checkpoints
+
+    def save(self, folder: Path) -> None:
+        """Both trained engines, with optimisers and the RNG of every rank."""
+        self._on_trained("save", folder)
+
+    def load(self, folder: Path) -> None:
+        """Go on from `save`; rollout workers keep their weights until the next `sync_weights`."""
+        self._on_trained("load", folder)
+
+    def export(self, folder: Path) -> None:
+        """The policy in the Hugging Face layout, with its tokenizer."""
+        self._groups["policy"].broadcast("export", "export", str(folder))
+
+    # ---- how work is split
+
+    def _micro_batch(self, role: str) -> int:
+        """Sequences of one forward pass; the scoring roles use the policy's."""
+        return self._ppo.value.micro_batch if role == "value" else self._ppo.policy.micro_batch
+
+    def _score(self, role: str, phase: str, method: str, samples: Sequence[Generation], *args: Any) -> Pending[Any]:
+        group = self._groups[role]
+        shards = [StepShard(part) for part in schedule(samples, len(group), self._micro_batch(role))]
+        count = len(samples)
+        return group.start(phase, method, shards, *args).then(lambda per_rank: unschedule(per_rank, count))
+
+    def _update(self, role: str, phase: str, batch: Sequence[Trajectory]) -> Pending[dict[str, float]]:
+        group = self._groups[role]
+        tokens = float(sum(len(item.response_ids) for item in batch))
+        shards = [StepShard(part, tokens) for part in schedule(batch, len(group), self._micro_batch(role))]
+        return group.start(phase, "train_step", shards).then(_first)
+
+    def _on_trained(self, method: str, folder: Path) -> None:
+        waits = [
+            self._groups[role].start(method, method, [str(folder / role)] * len(self._groups[role]))
+            for role in ("policy", "value")
+        ]
+        for wait in waits:
+            wait.result()
+
+
+def _policy_kwargs(ppo: PpoConfig, models: PpoModels, steps: int) -> dict[str, Any]:
+    return {
+        "model": models.policy,
+        "optimizer": ppo.policy_optimizer,
+        "sharding": ppo.policy,
+        "total_steps": steps,
+        "clip": ppo.clip,
+        "temperature": ppo.sampling.temperature,
+    }
+
+
+def _value_kwargs(ppo: PpoConfig, models: PpoModels, steps: int) -> dict[str, Any]:
+    return {
+        "model": models.value,
+        "optimizer": ppo.value_optimizer,
+        "sharding": ppo.value,
+        "total_steps": steps,
+        "value_clip": ppo.value_clip,
+    }
+
+
+def _spec(role: str, ppo: PpoConfig, kwargs: dict[str, Any]) -> GroupSpec:
+    placement = getattr(ppo.placement, role)
+    trained = role in ("policy", "value")
+    return GroupSpec(
+        role=role,
+        spec=WorkerSpec(f"cai_dist.workers.{role}:{role.capitalize()}Worker", kwargs),
+        workers=getattr(ppo, role).ranks if trained else placement.workers,
+        cpus=placement.cpus,
+        gpus=placement.gpus,
+        distributed=trained,
+    )
+
+
+def _chunk_seed(seed: int, start: int) -> int:
+    """Far apart for neighbouring seeds, so that chunks of different calls do not share their random numbers."""
+    return (seed * 1_000_003 + start) % 2**63
+
+
+def _flat(lists: list[list[Generation]]) -> list[Generation]:
+    return list(chain.from_iterable(lists))
+
+
+def _first(results: list[dict[str, float]]) -> dict[str, float]:
+    """Metrics are summed over ranks already: they are the same on each."""
+    return results[0]

@@ -1,0 +1,192 @@
+"""The Ray cluster of a run: brought up on this machine or joined, and the worker groups started on it."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import secrets
+import signal
+import threading
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any
+
+import ray
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from cai_dist.cluster.actor import WorkerHost
+from cai_dist.cluster.group import Member, WorkerGroup
+from cai_dist.cluster.placement import GroupSpec, place, release
+from cai_dist.cluster.wait import Call, gather
+from cai_dist.config.run import ClusterConfig
+from cai_dist.errors import ConfigError
+from cai_dist.types import RankInfo
+
+__all__ = ["Cluster", "GroupSpec"]
+
+
+class Cluster:
+    """Context manager. A local cluster ends with it; of a joined one only our actors do.
+
+    `needed_cpus`: logical CPUs that a local cluster gets at least, where `cluster.num_cpus` does not say. Logical CPUs
+    only count placements; how many threads a worker runs is `cluster.threads`. Signal handlers are left as they were.
+    Raises ConfigError if no cluster answers at `cluster.address`.
+    """
+
+    def __init__(self, config: ClusterConfig, needed_cpus: float = 0.0) -> None:
+        self._config, self._needed_cpus = config, needed_cpus
+        self._groups: list[WorkerGroup] = []
+        self._outer_env: dict[str, str | None] = {}
+
+    def __enter__(self) -> Cluster:
+        handler = signal.getsignal(signal.SIGTERM)
+        self._set_env({"RAY_USAGE_STATS_ENABLED": os.environ.get("RAY_USAGE_STATS_ENABLED", "0")})
+        common: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+        if self._config.address == "local":
+            self._start_local(common)
+        else:
+            self._join(common)
+        if threading.current_thread() is threading.main_thread() and handler is not None:
+            signal.signal(signal.SIGTERM, handler)  # ray.init() puts its own in place
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for group in self._groups:
+            group.close()
+        self._groups.clear()
+        ray.shutdown()
+        for name, value in self._outer_env.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
+        self._outer_env.clear()
+
+    def launch(self, specs: Sequence[GroupSpec]) -> dict[str, WorkerGroup]:
+        """Start several groups at the same time (importing torch takes each worker seconds); role -> group.
+
+        Raises: ConfigError if the cluster is too small, WorkerTimeout if they are not up within `timeouts.start`,
+            WorkerError or UserError if a worker cannot be built. Nothing stays behind then.
+        """
+        timeout = self._config.timeouts.start
+        placements = place(specs, timeout)
+        actors = {
+            spec.role: [self._actor(spec, rank, placements[spec.role]) for rank in range(spec.workers)]
+            for spec in specs
+        }
+        try:
+            members = self._build(specs, actors, timeout)
+        except BaseException:
+            for actor in [actor for group in actors.values() for actor in group]:
+                ray.kill(actor, no_restart=True)
+            release(placements)
+            raise
+        groups = {
+            role: WorkerGroup(role, found, placements[role], self._config.timeouts.call)
+            for role, found in members.items()
+        }
+        self._groups += groups.values()
+        return groups
+
+    # ---- bringing up
+
+    def _start_local(self, common: dict[str, Any]) -> None:
+        # Ray listens on all interfaces, so a new cluster asks for a token (ray.init sets RAY_AUTH_MODE=token unless the
+        # user did): one of our own, for this run only, and ~/.ray stays as it is.
+        if os.environ.get("RAY_AUTH_MODE", "token") == "token" and "RAY_AUTH_TOKEN_PATH" not in os.environ:
+            os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+        # Set here, the environment reaches the processes that Ray starts ahead of time; set per actor, each actor would
+        # wait for a new one.
+        self._set_env(self._environment())
+        cpus = self._config.num_cpus or max(os.cpu_count() or 1, self._needed_cpus)
+        store = self._config.object_store_mb
+        ray.init(
+            address="local",
+            num_cpus=math.ceil(cpus),
+            include_dashboard=False,
+            object_store_memory=store * 2**20 if store else None,
+            **common,
+        )
+
+    def _join(self, common: dict[str, Any]) -> None:
+        try:
+            ray.init(address=self._config.address, **common)
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            line = " ".join(str(error).split())[:200]
+            raise ConfigError(
+                f"cluster.address={self._config.address}: no Ray cluster answers there: {line}"
+            ) from error
+
+    # ---- starting workers
+
+    def _actor(self, spec: GroupSpec, rank: int, placement: Any) -> Any:
+        env = {} if self._config.address == "local" else self._environment()
+        if spec.gpus == 0 and ray.cluster_resources().get("GPU"):
+            env["CUDA_VISIBLE_DEVICES"] = ""  # Ray leaves all GPUs visible to a worker that asked for none
+        options: dict[str, Any] = {"runtime_env": {"env_vars": env}} if env else {}
+        return (
+            ray.remote(WorkerHost)
+            .options(
+                num_cpus=spec.cpus,
+                num_gpus=spec.gpus,
+                max_restarts=0,
+                scheduling_strategy=PlacementGroupSchedulingStrategy(placement, placement_group_bundle_index=rank),
+                **options,
+            )
+            .remote(spec.role, rank)
+        )
+
+    def _environment(self) -> dict[str, str]:
+        """Of a worker process, before Python starts in it: OpenMP reads its variables once."""
+        threads = str(self._config.threads)
+        env = {
+            "OMP_NUM_THREADS": threads,
+            "MKL_NUM_THREADS": threads,
+            "OMP_WAIT_POLICY": "passive",  # spinning threads of several workers on few cores cost a factor of ten
+            "TOKENIZERS_PARALLELISM": "false",
+        }
+        if self._config.address == "local" and os.path.exists("/sys/class/net/lo"):
+            env["GLOO_SOCKET_IFNAME"] = "lo"  # all ranks are on this machine; its host name may not resolve
+        elif "GLOO_SOCKET_IFNAME" in os.environ:
+            env["GLOO_SOCKET_IFNAME"] = os.environ["GLOO_SOCKET_IFNAME"]
+        return env
+
+    def _set_env(self, values: dict[str, str]) -> None:
+        """In this process and the children to come, until the cluster ends."""
+        for name, value in values.items():
+            self._outer_env.setdefault(name, os.environ.get(name))
+            os.environ[name] = value
+
+    def _build(
+        self, specs: Sequence[GroupSpec], actors: dict[str, list[Any]], timeout: float
+    ) -> dict[str, list[Member]]:
+        """Import everywhere at once, learn the addresses, then construct everywhere at once."""
+        collective = self._config.timeouts.collective
+        calls = [
+            Call(
+                actor.prepare.remote(spec.spec.target, collective if spec.distributed and rank == 0 else None),
+                "start",
+                spec.role,
+                rank,
+                "a node not known yet",
+            )
+            for spec in specs
+            for rank, actor in enumerate(actors[spec.role])
+        ]
+        found = dict(zip([(call.role, call.rank) for call in calls], gather(calls, timeout), strict=True))
+        builds: list[Call] = []
+        for spec in specs:
+            leader = found[spec.role, 0]
+            for rank, actor in enumerate(actors[spec.role]):
+                # Ray shows each worker its own GPUs only, so the local rank is always 0.
+                info = RankInfo(spec.role, rank, spec.workers, 0, *leader)
+                builds.append(
+                    Call(actor.build.remote(spec.spec, info), "start", spec.role, rank, found[spec.role, rank][0])
+                )
+        gather(builds, timeout)
+        return {
+            spec.role: [Member(actor, found[spec.role, rank][0]) for rank, actor in enumerate(actors[spec.role])]
+            for spec in specs
+        }

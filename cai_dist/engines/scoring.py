@@ -1,0 +1,52 @@
+"""Engines for models that only score: whole in one process, or sharded with ZeRO-3."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol, TypeVar
+
+import torch
+
+from cai_dist.config.training import Dtype, ShardingConfig
+from cai_dist.engines.distributed import init_process_group, worker_device
+from cai_dist.engines.train import Model
+from cai_dist.models.causal import CausalModel
+from cai_dist.models.scalar import ScalarHeadModel
+from cai_dist.types import RankInfo
+
+B = TypeVar("B")
+R = TypeVar("R")
+
+
+class ScoringEngine(Protocol):
+    """`infer` as in :class:`~cai_dist.engines.train.TrainEngine`."""
+
+    device: torch.device
+
+    def infer(self, micro_batches: Sequence[B], fn: Callable[[Model, B], R]) -> list[R]: ...
+
+
+class LocalScoringEngine:
+    """The whole model in this process; no other rank takes part."""
+
+    def __init__(self, model: CausalModel | ScalarHeadModel) -> None:
+        self.device = worker_device()
+        self._model = model.to(self.device).eval()
+
+    def infer(self, micro_batches: Sequence[B], fn: Callable[[Model, B], R]) -> list[R]:
+        """`fn(model, micro-batch)` without gradients for each micro-batch."""
+        with torch.no_grad():
+            return [fn(self._model, batch) for batch in micro_batches]
+
+
+def build_scoring_engine(
+    model: CausalModel | ScalarHeadModel, info: RankInfo, sharding: ShardingConfig | None, dtype: Dtype, timeout: float
+) -> ScoringEngine:
+    """A local engine, or (with `sharding`) one rank of a ZeRO-3 engine without an optimiser, for a model that one
+    process cannot hold. DeepSpeed is imported only for the second."""
+    if sharding is None:
+        return LocalScoringEngine(model)
+    from cai_dist.engines.deepspeed_engine import DeepSpeedEngine
+
+    init_process_group(info, timeout)
+    return DeepSpeedEngine(model, None, sharding, dtype, 1, timeout)

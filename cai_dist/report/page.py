@@ -1,0 +1,195 @@
+"""`report/index.html` of a run: one file that needs nothing else. Whatever comes from a model or a file is escaped, and
+the page's own policy forbids scripts and the network besides."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any, TypeGuard
+
+from cai_dist.errors import DataError
+from cai_dist.report.charts import bar_chart, interval_bar, line_chart
+from cai_dist.report.style import STYLE
+from cai_dist.tracking.atomic import write_text
+from cai_dist.tracking.manifest import read_manifest
+from cai_dist.tracking.metrics import read_metrics
+
+MODELS = {"base": "base", "sl": "SL-CAI", "rl": "RL-CAI"}
+FIRST = ("loss", "accuracy", "score", "kl_per_response", "reward", "policy_loss", "value_loss", "entropy")
+"""Metrics that come first among a stage's charts."""
+MAX_CHARTS = 24
+MAX_TRANSCRIPTS = 100
+_POLICY = "default-src 'none'; style-src 'unsafe-inline'"
+
+
+def write_report(run_dir: Path) -> Path:
+    """Write the report of what is in `run_dir` so far and return its path.
+
+    Parts whose files do not exist yet are left out. Raises DataError for a missing manifest or a malformed file.
+    """
+    manifest = read_manifest(run_dir)
+    evaluation = _read_json(run_dir / "evaluation.json")
+    sections = [
+        *_header(manifest, run_dir),
+        *_results(evaluation),
+        *_curves(read_metrics(run_dir)),
+        *_transcripts(_read_lines(run_dir / "evaluate" / "transcripts.jsonl")),
+        *_stages(manifest["stages"]),
+        *_versions(manifest.get("versions")),
+    ]
+    title = escape(str(manifest.get("name", run_dir.name)))
+    page = (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{title}</title><style>{STYLE}</style></head>\n<body>\n" + "\n".join(sections) + "\n</body></html>\n"
+    )
+    target = run_dir / "report" / "index.html"
+    write_text(target, page)
+    return target
+
+
+def _header(manifest: Mapping[str, Any], run_dir: Path) -> Iterator[str]:
+    yield f"<h1>{escape(str(manifest.get('name', run_dir.name)))}</h1>"
+    yield '<p class="soft">Constitutional AI: a helpful-only model, its SL-CAI and its RL-CAI successor.</p>'
+    yield f'<p class="soft">constitution <code>{escape(str(manifest.get("constitution", "not noted")))}</code></p>'
+
+
+def _results(evaluation: Any) -> Iterator[str]:
+    if not isinstance(evaluation, dict) or not isinstance(evaluation.get("models"), dict):
+        yield "<h2>Results</h2><p>The evaluation has not run yet.</p>"
+        return
+    yield "<h2>Results on held-out prompts</h2>"
+    if judge := evaluation.get("judge"):
+        yield f'<p class="soft">Judged by the {escape(str(judge))}; 95% intervals.</p>'
+    yield _figures(evaluation["models"])
+    for key, name in (("labels", "AI labels"), ("preference_model", "Preference model")):
+        if isinstance(pairs := evaluation.get(key), dict):
+            shown = "; ".join(f"{escape(str(k))} {_value(v)}" for k, v in pairs.items() if v is not None)
+            yield f"<p>{name}: {shown or 'not measured'}</p>"
+    harm = [h for h in evaluation.get("harm_by_revision") or [] if _is_number(h)]
+    if harm:
+        yield f'<div class="charts">{bar_chart("harm by revision round", harm, "round")}</div>'
+
+
+def _figures(models: Mapping[str, Any]) -> str:
+    """The table of measures (rows) and models (columns)."""
+    names = [*(n for n in MODELS if n in models), *(n for n in models if n not in MODELS)]
+    measures = list(dict.fromkeys(measure for name in names for measure in models[name]))
+    head = "".join(f'<th scope="col">{escape(MODELS.get(name, str(name)))}</th>' for name in names)
+    rows = "".join(
+        f'<tr><th scope="row">{escape(str(measure))}</th>'
+        + "".join(f"<td>{_figure(models[name].get(measure))}</td>" for name in names)
+        + "</tr>"
+        for measure in measures
+    )
+    return f'<div class="wide"><table><thead><tr><td></td>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
+
+
+def _figure(figure: Any) -> str:
+    if not isinstance(figure, dict) or not _is_number(figure.get("value")):
+        return "–"
+    value, low, high = figure["value"], figure.get("low"), figure.get("high")
+    if not (_is_number(low) and _is_number(high)):
+        return _value(value)
+    count = f", n = {figure['n']}" if isinstance(figure.get("n"), int) else ""
+    return f"{value:.3f} <small>{low:.3f}–{high:.3f}{count}</small>{interval_bar(value, low, high)}"
+
+
+def _curves(lines: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """For each stage, a chart of each number that was logged at two steps or more and moved."""
+    series: dict[str, dict[str, dict[int, list[float]]]] = {}
+    for line in lines:
+        if line["stage"].startswith("evaluate"):
+            continue  # shown above, with intervals
+        for name, value in line.items():
+            if name not in ("stage", "step", "time") and _is_number(value):
+                series.setdefault(line["stage"], {}).setdefault(name, {}).setdefault(line["step"], []).append(value)
+    for stage, metrics in series.items():
+        charts = []
+        for name in sorted(metrics, key=lambda n: (FIRST.index(n) if n in FIRST else len(FIRST), n)):
+            # Several lines of one step (shards) are one point: their mean.
+            points = [(float(step), sum(vs) / len(vs)) for step, vs in sorted(metrics[name].items())]
+            if len(points) > 1 and len({y for _, y in points}) > 1 and not name.endswith(("seconds", "bytes")):
+                charts.append(line_chart(name, points))
+        if charts:
+            yield f'<h2>{escape(stage)}</h2><div class="charts">{"".join(charts[:MAX_CHARTS])}</div>'
+
+
+def _transcripts(transcripts: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    if not transcripts:
+        return
+    yield "<h2>Transcripts</h2>"
+    yield '<p class="soft">Held-out prompts with the answer of each model. Unedited; may be offensive.</p>'
+    for number, one in enumerate(transcripts[:MAX_TRANSCRIPTS]):
+        prompt = str(one.get("prompt", ""))
+        title = " ".join(prompt.split())
+        title = title if len(title) <= 120 else title[:119] + "…"
+        kind = f' <span class="soft">{escape(str(one["kind"]))}</span>' if "kind" in one else ""
+        answers = "".join(
+            f'<div><div class="who">{escape(shown)}</div><div class="said">{escape(str(one[name]))}</div></div>'
+            for name, shown in MODELS.items()
+            if name in one
+        )
+        yield (
+            f"<details{' open' if number == 0 else ''}><summary>{escape(title)}{kind}</summary>"
+            f'<div class="said">{escape(prompt)}</div><div class="answers">{answers}</div></details>'
+        )
+
+
+def _stages(stages: Mapping[str, Any]) -> Iterator[str]:
+    yield "<h2>Stages</h2>"
+    rows = []
+    for name, entry in stages.items():
+        status = escape(entry["status"])
+        if entry.get("error"):
+            status += f' <span class="bad">{escape(str(entry["error"]))}</span>'
+        outputs = "<br>".join(f"<code>{escape(str(path))}</code>" for path in entry["outputs"])
+        time = f"{entry['seconds']:.1f} s" if entry["status"] != "running" else ""
+        rows.append(f'<tr><th scope="row">{escape(name)}</th><td>{status}</td><td>{time}</td><td>{outputs}</td></tr>')
+    head = "".join(f'<th scope="col">{name}</th>' for name in ("stage", "status", "time", "written"))
+    yield f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
+
+
+def _versions(versions: Any) -> Iterator[str]:
+    if isinstance(versions, dict) and versions:
+        shown = ", ".join(f"{escape(str(name))} {escape(str(version))}" for name, version in versions.items())
+        yield f'<h2>Versions</h2><p class="soft">{shown}</p>'
+
+
+def _is_number(value: Any) -> TypeGuard[float]:
+    """Whether a chart can show it: finite, and far from where arithmetic overflows."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and -1e100 < value < 1e100
+
+
+def _value(value: Any) -> str:
+    return f"{value:.3f}" if isinstance(value, float) else escape(str(value))
+
+
+def _read_json(path: Path) -> Any:
+    if not path.exists():
+        return None
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(f"{path}: not valid JSON: {error}") from None
+
+
+def _read_lines(path: Path) -> list[dict[str, Any]]:
+    if not path.exists():
+        return []
+    found = []
+    # Not splitlines(): models write U+2028 and its like, which do not end a line of JSONL.
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            one = json.loads(line)
+        except ValueError as error:
+            raise DataError(f"{path}:{number}: not valid JSON: {error}") from None
+        if not isinstance(one, dict):
+            raise DataError(f"{path}:{number}: must be a JSON object with prompt, base, sl and rl")
+        found.append(one)
+    return found

@@ -1,0 +1,89 @@
+"""What all workers share: one role in one process, a plain class `Class(rank_info, **kwargs)` that knows no ray."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cai_dist.config.run import TimeoutsConfig
+from cai_dist.config.training import Dtype, OptimizerConfig, ShardingConfig
+from cai_dist.engines.distributed import init_process_group
+from cai_dist.engines.train import TrainEngine
+from cai_dist.models.causal import CausalModel
+from cai_dist.models.load import copy_tokenizer
+from cai_dist.models.scalar import ScalarHeadModel
+from cai_dist.types import RankInfo
+
+
+class Worker:
+    """A rank with its CPU threads and seeds set."""
+
+    def __init__(self, info: RankInfo, *, threads: int = 1, seed: int = 0) -> None:
+        self.info = info
+        torch.set_num_threads(threads)
+        random.seed(seed + info.rank)
+        torch.manual_seed(seed + info.rank)
+
+    @property
+    def weight_version(self) -> int:
+        """Version of the transferred weights that it holds; -1 where none arrive by transfer."""
+        return -1
+
+    def status(self) -> dict[str, Any]:
+        """Who this is and which weights it holds."""
+        return {"role": self.info.role, "rank": self.info.rank, "weight_version": self.weight_version}
+
+
+class TrainedWorker(Worker):
+    """A worker with a DeepSpeed engine; subclasses say which model and which loss.
+
+    All its methods are collective over the ranks of the group.
+    """
+
+    engine: TrainEngine
+
+    def __init__(
+        self,
+        info: RankInfo,
+        *,
+        model: str,
+        dtype: Dtype,
+        optimizer: OptimizerConfig,
+        sharding: ShardingConfig,
+        total_steps: int,
+        seed: int = 0,
+        timeouts: TimeoutsConfig | None = None,
+        threads: int = 1,
+    ) -> None:
+        super().__init__(info, threads=threads, seed=seed)
+        from cai_dist.engines.deepspeed_engine import DeepSpeedEngine
+
+        timeout = (timeouts or TimeoutsConfig()).collective
+        init_process_group(info, timeout)
+        self.source = model
+        self.engine = DeepSpeedEngine(self.build(model, dtype, seed), optimizer, sharding, dtype, total_steps, timeout)
+
+    def build(self, source: str, dtype: Dtype, seed: int) -> CausalModel | ScalarHeadModel:
+        """The model to train; the same on every rank."""
+        raise NotImplementedError
+
+    def save(self, folder: str) -> None:
+        """Write this rank's part of a checkpoint into `folder`."""
+        self.engine.save(Path(folder))
+
+    def load(self, folder: str) -> None:
+        """Go on from a checkpoint. Raises CheckpointError."""
+        self.engine.load(Path(folder))
+
+    def export(self, folder: str) -> None:
+        """Write the model in the Hugging Face layout, with the tokenizer of the model that it started from."""
+        self.engine.export(Path(folder))
+        if self.info.rank == 0:
+            copy_tokenizer(self.source, Path(folder))
+
+    def status(self) -> dict[str, Any]:
+        """As in `Worker`, with the number of optimiser steps taken."""
+        return super().status() | {"steps": self.engine.steps}

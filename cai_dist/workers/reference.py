@@ -1,0 +1,42 @@
+"""The reference of PPO's KL penalty: the SL-CAI model, never trained."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from cai_dist.config.run import TimeoutsConfig
+from cai_dist.config.training import Dtype, ShardingConfig
+from cai_dist.data.batches import response_rows, sample_batch
+from cai_dist.engines.scoring import build_scoring_engine
+from cai_dist.engines.train import Model
+from cai_dist.models.load import load_causal
+from cai_dist.types import Generation, RankInfo, StepShard
+from cai_dist.workers.base import Worker
+from cai_dist.workers.forward import batch_logprobs
+
+
+class ReferenceWorker(Worker):
+    """A frozen causal LM: whole in each worker, or spread over the group with `sharding` (ZeRO-3, no optimiser)."""
+
+    def __init__(
+        self,
+        info: RankInfo,
+        *,
+        model: str,
+        dtype: Dtype,
+        sharding: ShardingConfig | None = None,
+        timeouts: TimeoutsConfig | None = None,
+        threads: int = 1,
+    ) -> None:
+        super().__init__(info, threads=threads)
+        timeout = (timeouts or TimeoutsConfig()).collective
+        self._engine = build_scoring_engine(load_causal(model, dtype), info, sharding, dtype, timeout)
+
+    def logprobs(self, shard: StepShard[Generation], temperature: float) -> list[list[float]]:
+        """Log-probabilities (nats) of the response tokens of each sample of this rank, in order."""
+
+        def rows(model: Model, items: Sequence[Generation]) -> list[list[float]]:
+            batch = sample_batch(items).to(self._engine.device)
+            return response_rows(batch, batch_logprobs(model, batch, temperature))
+
+        return [row for part in self._engine.infer(shard.micro_batches, rows) for row in part]

@@ -1,0 +1,53 @@
+"""The reward model of PPO: the preference model being served."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from cai_dist.config.run import TimeoutsConfig
+from cai_dist.config.training import Dtype, ShardingConfig
+from cai_dist.data.batches import sample_batch
+from cai_dist.engines.scoring import build_scoring_engine
+from cai_dist.engines.train import Model
+from cai_dist.models.load import load_scalar
+from cai_dist.types import Generation, RankInfo, StepShard
+from cai_dist.workers.base import Worker
+from cai_dist.workers.forward import last_token_scores
+
+
+class RewardWorker(Worker):
+    """A frozen scalar model. `end_id` is the token that closes an answer in the preference model's training data."""
+
+    def __init__(
+        self,
+        info: RankInfo,
+        *,
+        model: str,
+        dtype: Dtype,
+        end_id: int,
+        sharding: ShardingConfig | None = None,
+        timeouts: TimeoutsConfig | None = None,
+        threads: int = 1,
+    ) -> None:
+        super().__init__(info, threads=threads)
+        self._end_id = end_id
+        timeout = (timeouts or TimeoutsConfig()).collective
+        self._engine = build_scoring_engine(load_scalar(model, dtype, seed=0), info, sharding, dtype, timeout)
+
+    def scores(self, shard: StepShard[Generation]) -> list[float]:
+        """Raw score (logits) of each sample of this rank, in order, read at the last token of prompt + response.
+
+        A response that was cut off gets the end token first: the model has only seen finished answers.
+        """
+        return [score for part in self._engine.infer(shard.micro_batches, self._scores) for score in part]
+
+    def _scores(self, model: Model, items: Sequence[Generation]) -> list[float]:
+        batch = sample_batch([self._closed(item) for item in items]).to(self._engine.device)
+        scores: list[float] = last_token_scores(model, batch).tolist()
+        return scores[: len(items)]
+
+    def _closed(self, item: Generation) -> Generation:
+        if item.finish == "stop":
+            return item
+        return replace(item, response_ids=(*item.response_ids, self._end_id))

@@ -1,0 +1,48 @@
+"""The value model of PPO."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+from cai_dist.config.training import Dtype
+from cai_dist.data.batches import response_rows, sample_batch, trajectory_batch
+from cai_dist.engines.train import Model
+from cai_dist.losses.value import value_loss
+from cai_dist.models.load import load_scalar
+from cai_dist.models.scalar import ScalarHeadModel
+from cai_dist.types import Generation, RankInfo, StepShard, Trajectory
+from cai_dist.workers.base import TrainedWorker
+from cai_dist.workers.forward import batch_values
+
+
+class ValueWorker(TrainedWorker):
+    """One rank of the value model. `value_clip` is the largest rewarded move away from the rollout's value."""
+
+    def __init__(self, info: RankInfo, *, value_clip: float, **kwargs: Any) -> None:
+        super().__init__(info, **kwargs)
+        self._clip = value_clip
+
+    def build(self, source: str, dtype: Dtype, seed: int) -> ScalarHeadModel:
+        """A scalar head (seeded, unless `source` has one) on the trunk in `source`."""
+        return load_scalar(source, dtype, seed)
+
+    def train_step(self, shard: StepShard[Trajectory]) -> dict[str, float]:
+        """One optimiser step; `shard.denominator` is the global number of response tokens."""
+        return self.engine.step(shard.micro_batches, self._loss, shard.denominator)
+
+    def values(self, shard: StepShard[Generation]) -> list[list[float]]:
+        """V of the state before each response token of each sample of this rank, in order."""
+        return [row for part in self.engine.infer(shard.micro_batches, self._values) for row in part]
+
+    def _loss(self, model: Model, items: Sequence[Trajectory], denominator: float) -> tuple[Tensor, dict[str, Tensor]]:
+        batch = trajectory_batch(items).to(self.engine.device)
+        values = batch_values(model, batch.tokens)
+        mask = batch.tokens.response_mask
+        return value_loss(values, batch.old_values, batch.returns, mask, self._clip, denominator)
+
+    def _values(self, model: Model, items: Sequence[Generation]) -> list[list[float]]:
+        batch = sample_batch(items).to(self.engine.device)
+        return response_rows(batch, batch_values(model, batch))

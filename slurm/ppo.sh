@@ -1,0 +1,18 @@
+#!/usr/bin/env bash
+#SBATCH --job-name=cai-ppo
+#SBATCH --nodes=1 --ntasks-per-node=1 --cpus-per-task=16 --gpus-per-node=8 --time=12:00:00
+#SBATCH --requeue --open-mode=append --signal=B:USR1@300
+#SBATCH --output=%x-%j.out
+#
+# Stage 5 (PPO) of a run on the nodes of a Slurm job; the stages before it must be finished.
+#
+#   sbatch slurm/ppo.sh RUN.yaml [key.sub=value …]           from the root of the checkout
+#   sbatch --nodes=2 --gpus-per-node=4 slurm/ppo.sh RUN.yaml
+#
+# Five minutes before the end of its time the job is told to stop (USR1), saves, and queues itself again.
+#
+# TRIED-HERE
+set -eu
+cd "${SLURM_SUBMIT_DIR:-$PWD}"
+[ $# -gt 0 ] || { echo "usage: sbatch slurm/ppo.sh RUN.yaml [key.sub=value …]" >&2; exit 2; }
+exec bash slurm/with_ray.sh cai-dist stage ppo "$@" cluster.address=auto

@@ -1,0 +1,138 @@
+"""Stand-ins for the parts that need processes: deterministic numbers, no clock, no ray."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Generic, TypeVar
+
+from cai_dist.errors import StaleEngineError, WorkerError
+from cai_dist.types import Generation, SamplingParams, Trajectory
+
+R = TypeVar("R")
+
+
+class FakePending(Generic[R]):
+    """A call that is "under way" until asked; notes in `calls` when somebody waits for it."""
+
+    def __init__(self, name: str, compute: Callable[[], R], calls: list[str]) -> None:
+        self._name, self._compute, self._calls = name, compute, calls
+
+    def result(self) -> R:
+        self._calls.append(f"wait {self._name}")
+        return self._compute()
+
+
+class FakeRoles:
+    """Five roles with one number each for weights.
+
+    The policy's and the value model's numbers move with what they are trained on, the sampler draws from the number
+    that it was last given, and after a load it has none until the next transfer: a run that is resumed wrongly shows.
+    """
+
+    def __init__(self, fail_at_update: int | None = None) -> None:
+        self.policy, self.value, self.reference = 0.5, 0.25, 0.5
+        self.sampler: tuple[int, float] | None = None
+        self.calls: list[str] = []
+        self.updates: list[tuple[str, list[Trajectory]]] = []
+        self.fail_at_update = fail_at_update
+
+    def generate(
+        self, prompts: Sequence[tuple[int, ...]], sampling: SamplingParams, seed: int
+    ) -> FakePending[list[Generation]]:
+        return self._call("generate", lambda: [self._sample(p, sampling, f"{seed}/{n}") for n, p in enumerate(prompts)])
+
+    def policy_logprobs(self, samples: Sequence[Generation], temperature: float) -> FakePending[list[list[float]]]:
+        return self._call("policy_logprobs", lambda: [_logprobs(s.response_ids, self.policy) for s in samples])
+
+    def reference_logprobs(self, samples: Sequence[Generation], temperature: float) -> FakePending[list[list[float]]]:
+        return self._call("reference_logprobs", lambda: [_logprobs(s.response_ids, self.reference) for s in samples])
+
+    def values(self, samples: Sequence[Generation]) -> FakePending[list[list[float]]]:
+        return self._call(
+            "values", lambda: [[self.value * (i + 1) for i in range(len(s.response_ids))] for s in samples]
+        )
+
+    def scores(self, samples: Sequence[Generation]) -> FakePending[list[float]]:
+        return self._call("scores", lambda: [sum(s.response_ids) % 7 / 2 - 1 for s in samples])
+
+    def update_policy(self, batch: Sequence[Trajectory]) -> FakePending[dict[str, float]]:
+        return self._call("update_policy", lambda: self._train("policy", list(batch)))
+
+    def update_value(self, batch: Sequence[Trajectory]) -> FakePending[dict[str, float]]:
+        return self._call("update_value", lambda: self._train("value", list(batch)))
+
+    def sync_weights(self, version: int) -> dict[str, float]:
+        self.calls.append(f"sync {version}")
+        self.sampler = (version, self.policy)
+        return {"seconds": 0.0, "bytes": 8.0}
+
+    def save(self, folder: Path) -> None:
+        (folder / "roles.json").write_text(json.dumps({"policy": self.policy, "value": self.value}))
+
+    def load(self, folder: Path) -> None:
+        weights = json.loads((folder / "roles.json").read_text())
+        self.policy, self.value, self.sampler = weights["policy"], weights["value"], None
+
+    def export(self, folder: Path) -> None:
+        self.save(folder)
+
+    def _call(self, name: str, compute: Callable[[], R]) -> FakePending[R]:
+        self.calls.append(f"start {name}")
+        return FakePending(name, compute, self.calls)
+
+    def _sample(self, prompt: tuple[int, ...], sampling: SamplingParams, draw: str) -> Generation:
+        if self.sampler is None:
+            raise StaleEngineError("the fake sampler has no weights yet")
+        version, weight = self.sampler
+        rng = random.Random(f"{draw}/{prompt}/{weight!r}")
+        stop = sampling.stop_ids[0]
+        ids = [rng.randrange(stop + 1) for _ in range(sampling.max_new_tokens)]
+        stopped = stop in ids
+        response = tuple(ids[: ids.index(stop) + 1] if stopped else ids)
+        return Generation(
+            prompt, response, tuple(_logprobs(response, weight)), "stop" if stopped else "length", version
+        )
+
+    def _train(self, role: str, batch: list[Trajectory]) -> dict[str, float]:
+        if self.fail_at_update == len(self.updates):
+            raise WorkerError("update", role, 0, "here", "the fake was told to fail")
+        self.updates.append((role, batch))
+        # The order of the batch matters, as it would in floating point.
+        signal = 0.0
+        for place, item in enumerate(batch, start=1):
+            signal += (sum(item.advantages) + sum(item.returns) + item.score) / place
+        if role == "policy":
+            self.policy += 1e-3 * signal
+            return {"loss": -signal, "ratio": 1.0}
+        self.value += 1e-3 * signal
+        return {"loss": signal}
+
+
+class FakeCheckpoints:
+    """Whole checkpoints in a folder, none of them removed."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.folder.mkdir(parents=True, exist_ok=True)
+
+    @contextmanager
+    def write(self, step: int) -> Iterator[Path]:
+        staging = self.folder / "staging"
+        shutil.rmtree(staging, ignore_errors=True)
+        staging.mkdir()
+        yield staging
+        staging.rename(self.folder / f"step-{step}")
+
+    def latest(self) -> tuple[int, Path] | None:
+        found = sorted((int(path.name.removeprefix("step-")), path) for path in self.folder.glob("step-*"))
+        return found[-1] if found else None
+
+
+def _logprobs(ids: Sequence[int], weight: float) -> list[float]:
+    """A number below 0 for each token, which moves with the weight."""
+    return [-1.0 - 0.1 * weight * (token + 1) for token in ids]

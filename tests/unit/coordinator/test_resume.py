@@ -1,0 +1,118 @@
+"""Rows 12 and 13: a run that is stopped or killed anywhere ends as if it had not been."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from cai_dist.coordinator.state import PpoState, ScoreStatistics
+from cai_dist.errors import CheckpointError, Interrupted, WorkerError
+from tests.fakes import FakeRoles
+from tests.unit.coordinator.small_run import Run, make_config, make_prompts
+
+N = 6
+
+
+def after(iterations: int) -> Callable[[], bool]:
+    """A stop request that comes while iteration number `iterations` is under way."""
+    asked = iter(range(10_000))
+    return lambda: next(asked) >= iterations
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, PpoState, FakeRoles]:
+    """The run that nothing happened to."""
+    run, roles = Run(tmp_path_factory.mktemp("whole")), FakeRoles()
+    return run, run.go(roles=roles), roles
+
+
+@pytest.mark.parametrize("every", [1, 2, 4])
+@pytest.mark.parametrize("k", range(N + 1))
+def test_stopped_after_k_iterations(k: int, every: int, run: Run, whole: tuple[Run, PpoState, FakeRoles]) -> None:
+    expected, expected_state, expected_roles = whole
+    config = make_config(checkpoint_every=every)
+    if k < N:
+        with pytest.raises(Interrupted, match=f"after {k} of {N}"):
+            run.go(config, should_stop=after(k))
+    else:
+        run.go(config, should_stop=after(k))
+    assert sorted(run.record.trajectories) == list(range(k))
+    before = dict(run.record.trajectories)
+    run.record.trajectories.clear()
+    roles = FakeRoles()
+    assert run.go(config, roles=roles) == expected_state
+    # Nothing twice, nothing left out, every number the same.
+    assert sorted(run.record.trajectories) == list(range(k, N))
+    assert {**before, **run.record.trajectories} == expected.record.trajectories
+    assert run.record.timeless() == expected.record.timeless()
+    assert (roles.policy, roles.value) == (expected_roles.policy, expected_roles.value)
+
+
+@pytest.mark.parametrize("every", [1, 3])
+@pytest.mark.parametrize("update", [0, 3, 4, 11, 20, 37])
+def test_killed_in_the_middle_of_an_update(
+    update: int, every: int, run: Run, whole: tuple[Run, PpoState, FakeRoles]
+) -> None:
+    expected, expected_state, _ = whole
+    config = make_config(checkpoint_every=every)
+    with pytest.raises(WorkerError, match="told to fail"):
+        run.go(config, roles=FakeRoles(fail_at_update=update))
+    assert run.go(config) == expected_state
+    assert run.record.trajectories == expected.record.trajectories
+    assert run.record.timeless() == expected.record.timeless()
+
+
+def test_a_run_can_be_lengthened(run: Run, whole: tuple[Run, PpoState, FakeRoles]) -> None:
+    run.go(make_config(iterations=2))
+    assert run.go(make_config(iterations=N)) == whole[1]
+    assert run.record.trajectories == whole[0].record.trajectories
+
+
+def test_seeds_matter(run: Run, whole: tuple[Run, PpoState, FakeRoles]) -> None:
+    run.go(seed=4)
+    assert run.record.trajectories[0] != whole[0].record.trajectories[0]
+
+
+def test_checkpoints_are_written_when_due_and_at_the_end(run: Run) -> None:
+    run.go(make_config(iterations=5, checkpoint_every=2))
+    assert sorted(path.name for path in run.folder.iterdir()) == ["step-2", "step-4", "step-5"]
+
+
+def test_a_checkpoint_of_another_run_is_refused(run: Run) -> None:
+    run.go(make_config(iterations=1))
+    with pytest.raises(CheckpointError, match=r"different: seed\)"):
+        run.go(seed=4)
+    with pytest.raises(CheckpointError, match=r"different: prompts\)"):
+        run.go(prompts=make_prompts(6, 3))
+
+
+@pytest.mark.parametrize("damage", ["{", "{}", '{"identity": {}, "kl": 3}', "[]"])
+def test_a_damaged_checkpoint_is_named(damage: str, run: Run) -> None:
+    run.go(make_config(iterations=1))
+    (run.folder / "step-1" / "state.json").write_text(damage)
+    with pytest.raises(CheckpointError, match="state.json cannot be read"):
+        run.go()
+
+
+def test_a_renamed_checkpoint_is_refused(run: Run) -> None:
+    run.go(make_config(iterations=1))
+    (run.folder / "step-1").rename(run.folder / "step-4")
+    with pytest.raises(CheckpointError, match="says iteration 1, expected 4"):
+        run.go()
+
+
+def test_state_survives_json_exactly(whole: tuple[Run, PpoState, FakeRoles], tmp_path: Path) -> None:
+    state = whole[1]
+    assert state.kl.coefficient != 0.1  # the controller has moved
+    assert PpoState.from_dict(json.loads(json.dumps(state.to_dict()))) == state
+
+
+def test_score_statistics_merge_like_one_batch() -> None:
+    # Of 1, 2, 3, 6: mean 3, squares 4 + 1 + 0 + 9 = 14.
+    merged = ScoreStatistics().merged([1.0]).merged([]).merged([2.0, 3.0]).merged([6.0])
+    assert (merged.count, merged.mean, merged.squares) == pytest.approx((4, 3.0, 14.0))
+    assert merged.deviation == pytest.approx((14 / 4) ** 0.5)
+    assert ScoreStatistics().deviation == 0.0

@@ -1,0 +1,211 @@
+"""Rows 1, 11, 14, 18, 22, 25 and 27: where rewards sit, what they add up to, and which answers are refused."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from statistics import fmean
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cai_dist.config.run import KlConfig, PpoConfig
+from cai_dist.coordinator.rewards import centred_scores, shape
+from cai_dist.coordinator.rollout_phase import Rollout, collect
+from cai_dist.coordinator.state import PpoState
+from cai_dist.errors import CaiError, StaleEngineError
+from cai_dist.types import Generation, SamplingParams
+from tests.fakes import FakePending, FakeRoles
+from tests.unit.coordinator.small_run import STOP, make_config, make_prompts
+
+REFERENCE_MEAN = 0.25
+finite = st.floats(-5, 5)
+rows = st.lists(st.lists(st.tuples(finite, finite, finite), min_size=1, max_size=6), min_size=1, max_size=5)
+
+
+def collected(roles: FakeRoles | None = None, config: PpoConfig | None = None) -> Rollout:
+    roles, config = roles or FakeRoles(), config or make_config()
+    roles.sync_weights(0)
+    return collect(roles, make_prompts(7, 3), config, (STOP,), PpoState.start(config), 3, REFERENCE_MEAN)
+
+
+@settings(deadline=None, max_examples=60)
+@given(rows, st.data())
+def test_rewards_are_conserved_and_the_score_sits_on_the_last_token(
+    samples: list[list[tuple[float, float, float]]], data: st.DataObject
+) -> None:
+    scores = data.draw(st.lists(finite, min_size=len(samples), max_size=len(samples)))
+    logprobs, reference, values = ([[t[i] for t in sample] for sample in samples] for i in range(3))
+    shaped = shape(logprobs, reference, values, scores, make_config(), 0.1, REFERENCE_MEAN)
+    for n, sample in enumerate(samples):
+        kl = [logprob - ref for logprob, ref, _ in sample]
+        rewards = shaped.rewards[n].tolist()
+        expected = [-0.1 * number for number in kl]
+        expected[-1] += scores[n] - REFERENCE_MEAN
+        assert rewards[: len(sample)] == pytest.approx(expected)
+        assert not any(rewards[len(sample) :])
+        assert math.fsum(rewards) == pytest.approx(scores[n] - REFERENCE_MEAN - 0.1 * math.fsum(kl))
+    assert shaped.mask.sum().item() == sum(map(len, samples))
+    assert shaped.advantages[shaped.mask].mean().item() == pytest.approx(0.0, abs=1e-6)
+
+
+def test_shaping_by_hand() -> None:
+    # KL 0.5 and -1 at 0.2 each token: -0.1 and 0.2; the score of 3 from 1 adds 2 to the last.
+    # gamma = lambda = 1, no values: advantages are sums to the end. Row 2 is one token long.
+    config = make_config(gamma=1.0, gae_lambda=1.0, whiten_advantages=False)
+    shaped = shape([[-1.0, -2.0], [-1.0]], [[-1.5, -1.0], [-1.0]], [[0.0, 0.0], [4.0]], [3.0, 1.0], config, 0.2, 1.0)
+    assert shaped.rewards.flatten().tolist() == pytest.approx([-0.1, 2.2, 0.0, 0.0])
+    assert shaped.advantages.flatten().tolist() == pytest.approx([2.1, 2.2, -4.0, 0.0])
+    assert shaped.returns.flatten().tolist() == pytest.approx([2.1, 2.2, 0.0, 0.0])
+
+
+def test_a_score_of_zero_is_a_score() -> None:
+    config = make_config(whiten_advantages=False)
+    shaped = shape([[0.0]], [[0.0]], [[0.0]], [0.0], config, 0.1, 2.0)
+    assert shaped.rewards.tolist() == [[-2.0]]
+
+
+def test_returns_are_of_unwhitened_advantages() -> None:
+    numbers = ([[-1.0, -2.0]], [[-1.5, -1.0]], [[0.5, 0.25]], [3.0])
+    plain = shape(*numbers, make_config(whiten_advantages=False), 0.2, 1.0)
+    whitened = shape(*numbers, make_config(), 0.2, 1.0)
+    assert torch.equal(plain.returns, whitened.returns)
+    assert not torch.allclose(plain.advantages, whitened.advantages)
+
+
+def test_scores_are_shifted_then_clipped() -> None:
+    assert centred_scores([0.0, 1.0, 9.0], 1.5, 1.0).tolist() == [-1.0, -0.5, 1.0]
+    assert centred_scores([9.0], 1.5, None).tolist() == [7.5]
+
+
+def test_scoring_roles_run_at_the_same_time() -> None:
+    roles = FakeRoles()
+    collected(roles)
+    started = {"start reference_logprobs", "start policy_logprobs", "start values", "start scores"}
+    after_generation = roles.calls[roles.calls.index("wait generate") + 1 :]
+    assert set(after_generation[:4]) == started
+    assert all(call.startswith("wait") for call in after_generation[4:])
+
+
+def test_trajectories_carry_what_was_sampled() -> None:
+    roles = FakeRoles()
+    rollout = collected(roles)
+    assert len(rollout.trajectories) == 8
+    for item in rollout.trajectories:
+        assert len(item.response_ids) == len(item.rewards) == len(item.advantages) == len(item.returns)
+        assert item.weight_version == 0
+        assert (item.finish == "stop") == (item.response_ids[-1] == STOP)
+        assert item.score == sum(item.response_ids) % 7 / 2 - 1
+        assert item.prompt_id.startswith(item.prompt_kind)
+    # Two samples of each prompt, side by side and not the same.
+    ids = [item.prompt_id for item in rollout.trajectories]
+    assert ids[::2] == ids[1::2] and len(set(ids)) == 4
+    responses = [item.response_ids for item in rollout.trajectories]
+    assert responses[::2] != responses[1::2]
+
+
+def test_metrics_by_another_way() -> None:
+    roles = FakeRoles()
+    roles.reference = 0.0  # apart from the policy, so that there is a KL
+    rollout = collected(roles)
+    items, metrics = rollout.trajectories, rollout.metrics
+    kl = [sum(item.old_logprobs) - sum(item.ref_logprobs) for item in items]
+    tokens = sum(len(item.response_ids) for item in items)
+    assert metrics["kl_per_response"] == pytest.approx(fmean(kl)) and metrics["kl_per_response"] != 0
+    assert metrics["kl_per_token"] == pytest.approx(sum(kl) / tokens)
+    assert metrics["score"] == pytest.approx(fmean(rollout.scores))
+    assert metrics["score_helpful"] == pytest.approx(fmean(i.score for i in items if i.prompt_kind == "helpful"))
+    assert metrics["score_red_team"] == pytest.approx(fmean(i.score for i in items if i.prompt_kind == "red_team"))
+    assert metrics["entropy"] == pytest.approx(-sum(sum(i.old_logprobs) for i in items) / tokens)
+    assert metrics["response_length"] == tokens / 8
+    assert metrics["truncated"] == sum(i.finish == "length" for i in items) / 8
+    assert metrics["kl_coefficient"] == 0.1
+    assert metrics["mismatch_mean"] == metrics["mismatch_max"] == 0.0
+
+
+def test_a_mismatch_between_sampler_and_trainer_shows() -> None:
+    roles = FakeRoles()
+    roles.sync_weights(0)
+    roles.policy += 0.5  # the trainer's weights differ from those that sampled
+    config = make_config()
+    rollout = collect(roles, make_prompts(7, 3), config, (STOP,), PpoState.start(config), 3, 0.0)
+    # 0.1 x 0.5 x (token + 1), token 0..9.
+    worst = max(token for item in rollout.trajectories for token in item.response_ids)
+    assert rollout.metrics["mismatch_max"] == pytest.approx(0.05 * (worst + 1))
+    assert 0 < rollout.metrics["mismatch_mean"] < rollout.metrics["mismatch_max"]
+
+
+def test_sampler_logprobs_spare_the_policy() -> None:
+    roles = FakeRoles()
+    roles.sync_weights(0)
+    roles.policy += 0.5
+    config = make_config(old_logprobs="sampler")
+    rollout = collect(roles, make_prompts(7, 3), config, (STOP,), PpoState.start(config), 3, 0.0)
+    assert "start policy_logprobs" not in roles.calls
+    assert rollout.trajectories[0].old_logprobs[0] == -1 - 0.1 * 0.5 * (rollout.trajectories[0].response_ids[0] + 1)
+
+
+def test_truncated_responses_are_not_bootstrapped() -> None:
+    """Their score is of the response as it stands: the last return is the last reward, as for a finished one."""
+    config = make_config(kl=KlConfig(coefficient=0.0))
+    truncated = [item for item in collected(config=config).trajectories if item.finish == "length"]
+    assert truncated
+    for item in truncated:
+        assert item.returns[-1] == pytest.approx(item.score - REFERENCE_MEAN)
+
+
+class Broken(FakeRoles):
+    """One answer changed on its way back."""
+
+    def __init__(self, method: str, change: Callable[[list], list]) -> None:
+        super().__init__()
+        self.method, self.change = method, change
+
+    def _call(self, name: str, compute: Callable[[], list]) -> FakePending[list]:
+        return super()._call(name, (lambda: self.change(compute())) if name == self.method else compute)
+
+
+def first(change: Callable[[Generation], Generation]) -> Callable[[list[Generation]], list[Generation]]:
+    return lambda samples: [change(samples[0]), *samples[1:]]
+
+
+@pytest.mark.parametrize(
+    ("method", "change", "message"),
+    [
+        ("generate", lambda samples: samples[1:], "do not belong"),
+        ("generate", lambda samples: samples[::-1], "do not belong"),
+        ("generate", first(lambda s: replace(s, prompt_ids=(1,))), "do not belong"),
+        ("generate", first(lambda s: replace(s, response_ids=(), logprobs=())), "sample 0 has no token"),
+        ("policy_logprobs", lambda rows: [rows[0][1:], *rows[1:]], "policy: its numbers do not match"),
+        ("reference_logprobs", lambda rows: rows[1:], "reference: its numbers do not match"),
+        ("values", lambda rows: [*rows[:-1], [math.nan] * len(rows[-1])], "value: a number of sample 7"),
+        ("scores", lambda scores: scores[1:], "reward: 7 scores for 8"),
+        ("scores", lambda scores: [scores[0], math.inf, *scores[2:]], "reward: the score of sample 1"),
+    ],
+)
+def test_answers_that_do_not_fit_are_refused(method: str, change: Callable[[list], list], message: str) -> None:
+    with pytest.raises(CaiError, match=message):
+        collected(Broken(method, change))
+
+
+def test_samples_of_old_weights_are_refused() -> None:
+    with pytest.raises(StaleEngineError, match="sample 0 comes from weight version 7, the policy is at 0"):
+        collected(Broken("generate", first(lambda s: replace(s, weight_version=7))))
+
+
+def test_the_sampler_is_asked_as_configured() -> None:
+    seen: list[tuple[SamplingParams, int]] = []
+
+    class Spy(FakeRoles):
+        def generate(
+            self, prompts: list[tuple[int, ...]], sampling: SamplingParams, seed: int
+        ) -> FakePending[list[Generation]]:
+            seen.append((sampling, seed))
+            return super().generate(prompts, sampling, seed)
+
+    collected(Spy())
+    assert seen[0][0] == SamplingParams(max_new_tokens=6, temperature=1.0, top_p=1.0, stop_ids=(STOP,))
+    assert 0 <= seen[0][1] < 2**31

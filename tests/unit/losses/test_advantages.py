@@ -1,0 +1,139 @@
+"""Rows 4, 20, 21, 23, 25 and 27: GAE against a quadratic reference, padding, other parties, truncation, whitening."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from cai_dist.losses.advantages import gae, whiten
+
+
+def row(*numbers: float) -> Tensor:
+    return torch.tensor([numbers], dtype=torch.float64)
+
+
+def reference_gae(rewards: list[float], values: list[float], gamma: float, lam: float, bootstrap: float) -> list[float]:
+    """Equation 16 of 1506.02438 read literally: A_t = sum over l of (gamma lam)^l delta_(t+l). O(T^2)."""
+    after = [*values[1:], bootstrap]
+    deltas = [r + gamma * n - v for r, n, v in zip(rewards, after, values, strict=True)]
+    return [sum((gamma * lam) ** (s - t) * deltas[s] for s in range(t, len(deltas))) for t in range(len(deltas))]
+
+
+number = st.floats(-3, 3, allow_nan=False, width=32)
+sample = st.lists(st.tuples(number, number, st.booleans()), min_size=1, max_size=8).filter(
+    lambda tokens: any(valid for _, _, valid in tokens)
+)
+
+
+@settings(deadline=None, max_examples=80)
+@given(
+    st.lists(st.tuples(sample, number), min_size=1, max_size=4),
+    st.sampled_from([1.0, 0.9]),
+    st.sampled_from([0.0, 0.95, 1.0]),
+    st.sampled_from([100.0, math.nan]),
+)
+def test_equals_the_reference_whatever_is_masked(
+    samples: list[tuple[list[tuple[float, float, bool]], float]], gamma: float, lam: float, junk: float
+) -> None:
+    """Ragged rows, masks with holes (turns of the other party), junk in every masked place."""
+    width = max(len(tokens) for tokens, _ in samples)
+    rewards = torch.full((len(samples), width), junk, dtype=torch.float64)
+    values, mask = rewards.clone(), torch.zeros(len(samples), width, dtype=torch.bool)
+    for b, (tokens, _) in enumerate(samples):
+        for t, (reward, value, valid) in enumerate(tokens):
+            if valid:
+                rewards[b, t], values[b, t], mask[b, t] = reward, value, True
+    bootstrap = torch.tensor([last for _, last in samples], dtype=torch.float64)
+    advantages, returns = gae(rewards, values, mask, gamma, lam, bootstrap)
+    for b, (tokens, last) in enumerate(samples):
+        valid = [(reward, value) for reward, value, ok in tokens if ok]
+        expected = reference_gae([r for r, _ in valid], [v for _, v in valid], gamma, lam, last)
+        assert advantages[b][mask[b]].tolist() == pytest.approx(expected, abs=1e-9)
+        assert returns[b][mask[b]].tolist() == pytest.approx(
+            [a + v for a, (_, v) in zip(expected, valid, strict=True)], abs=1e-9
+        )
+    assert (advantages[~mask] == 0).all() and (returns[~mask] == 0).all()
+
+
+def test_by_hand() -> None:
+    # gamma 1/2, lambda 1/2. deltas: 1 + 2/2 - 1 = 1; 0 + 4/2 - 2 = 0; 3 + 0 - 4 = -1.
+    # A_2 = -1; A_1 = 0 - 1/4; A_0 = 1 - 1/16.
+    advantages, returns = gae(row(1, 0, 3), row(1, 2, 4), row(1, 1, 1).bool(), 0.5, 0.5, torch.zeros(1).double())
+    assert advantages.tolist() == [[0.9375, -0.25, -1.0]]
+    assert returns.tolist() == [[1.9375, 1.75, 3.0]]
+
+
+def test_padding_changes_no_bit() -> None:
+    bits = row(1, 1, 1, 0, 0).bool()
+    rewards, values = torch.rand(1, 5).double(), torch.rand(1, 5).double()
+    short = gae(rewards[:, :3], values[:, :3], bits[:, :3], 0.99, 0.95, torch.zeros(1).double())
+    for junk in (0.0, 100.0, math.inf):
+        filled = [torch.where(bits, x, junk) for x in (rewards, values)]
+        long = gae(filled[0], filled[1], bits, 0.99, 0.95, torch.zeros(1).double())
+        for one, other in zip(short, long, strict=True):
+            assert other[:, :3].tolist() == one.tolist() and other[:, 3:].tolist() == [[0.0, 0.0]]
+
+
+def test_turns_of_the_other_party_do_not_reset_the_sum() -> None:
+    # Monte Carlo, no discount, no values: every token of ours, before and after their turn, sees the final 5.
+    ours = row(1, 1, 0, 0, 1, 1).bool()
+    advantages, _ = gae(row(0, 0, 9, 9, 0, 5), row(0, 0, 9, 9, 0, 0), ours, 1, 1, torch.zeros(1).double())
+    assert advantages.tolist() == [[5, 5, 0, 0, 5, 5]]
+
+
+def test_truncation_is_not_termination() -> None:
+    rewards, values, bits = row(0, 1), row(0, 0), row(1, 1).bool()
+    ended, _ = gae(rewards, values, bits, 0.5, 1.0, torch.tensor([0.0], dtype=torch.float64))
+    cut_off, _ = gae(rewards, values, bits, 0.5, 1.0, torch.tensor([4.0], dtype=torch.float64))
+    assert ended.tolist() == [[0.5, 1.0]]  # only the reward of 1, discounted
+    assert cut_off.tolist() == [[1.5, 3.0]]  # and what would have come: 4 discounted twice and once
+
+
+def test_misfitting_shapes_are_refused() -> None:
+    with pytest.raises(ValueError, match="mask"):
+        gae(row(1, 2), row(1, 2), row(1).bool(), 1, 1, torch.zeros(1))
+    with pytest.raises(ValueError, match="bootstrap"):
+        gae(row(1, 2), row(1, 2), row(1, 1).bool(), 1, 1, torch.zeros(1, 1))
+    with pytest.raises(ValueError, match="mask"):
+        whiten(row(1, 2), row(1).bool())
+
+
+def test_whitened_by_hand() -> None:
+    # (1, 3, 5): mean 3, population variance 8/3.
+    result = whiten(row(1, 3, 5, 1e9), row(1, 1, 1, 0).bool())
+    assert result[0].tolist() == pytest.approx([-2 / math.sqrt(8 / 3), 0.0, 2 / math.sqrt(8 / 3), 0.0], abs=1e-7)
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.lists(st.tuples(st.floats(-100, 100), st.booleans()), min_size=2, max_size=20))
+def test_whitened_mean_is_zero_and_spread_one(entries: list[tuple[float, bool]]) -> None:
+    x, mask = row(*[value for value, _ in entries]), torch.tensor([[ok for _, ok in entries]])
+    result = whiten(x, mask)
+    valid = result[mask]
+    assert (result[~mask] == 0).all() and torch.isfinite(result).all()
+    if len(valid):
+        assert valid.mean().item() == pytest.approx(0.0, abs=1e-6)
+    if len(valid) and x[mask].std(correction=0) > 0.1:
+        assert valid.std(correction=0).item() == pytest.approx(1.0, rel=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("count", [0, 1, 7])
+def test_constant_or_single_advantages_become_zero(count: int, dtype: torch.dtype) -> None:
+    x = torch.full((1, 8), 1234.567, dtype=dtype)
+    result = whiten(x, (torch.arange(8) < count)[None])
+    assert result.abs().max() < 1e-6
+
+
+def test_whitening_is_of_the_whole_batch() -> None:
+    """Halves whitened by themselves would be something else: statistics must be global."""
+    x, bits = row(0, 1, 10, 30), row(1, 1, 1, 1).bool()
+    whole = whiten(x, bits)
+    halves = torch.cat([whiten(x[:, :2], bits[:, :2]), whiten(x[:, 2:], bits[:, 2:])], dim=1)
+    assert (whole - halves).abs().max() > 0.5
+    assert whole.argsort().tolist() == x.argsort().tolist()

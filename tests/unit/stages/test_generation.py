@@ -1,0 +1,79 @@
+"""Durable generation: what is there is not made again, and what does not fit is not sent."""
+
+from __future__ import annotations
+
+from cai_dist.config.run import ModelsConfig
+from cai_dist.config.training import SamplingConfig
+from cai_dist.data.chat import ChatFormat
+from cai_dist.stages.generation import Ask, generate, score_labels
+from cai_dist.types import GenerateRequest, Generation, LabelRequest
+from cai_dist.world.tokenizer import build_tokenizer
+
+from .conftest import FakeGroup
+
+SAMPLING = SamplingConfig(max_new_tokens=8)
+
+
+def echo(method: str, request: GenerateRequest) -> list[Generation]:
+    """Answers with the prompt's first token and a number drawn from the request's seed."""
+    return [Generation(p, (p[0], 5 + request.seed % 7), (0.0, 0.0), "stop", 0) for p in request.prompts]
+
+
+def ask(run, group, folder, asks, shard_size=4):
+    chat = ChatFormat(build_tokenizer(), "template", run.constitution.templates.labels)
+    return generate(
+        run, group, folder, "x", asks, model="m", chat=chat, sampling=SAMPLING, shard_size=shard_size
+    )  # fmt: skip
+
+
+def test_finished_shards_are_not_made_again(make_run, tmp_path) -> None:
+    run = make_run()
+    asks = [Ask(f"k{i}", (10 + i,)) for i in range(10)]
+    first = FakeGroup(echo)
+    whole = ask(run, first, tmp_path / "a", asks)
+    assert first.calls == 3  # 4 + 4 + 2
+    (tmp_path / "a" / "x" / "00001.parquet").unlink()
+    again = FakeGroup(echo)
+    assert ask(run, again, tmp_path / "a", asks) == whole
+    assert again.calls == 1
+
+
+def test_interrupted_and_whole_runs_write_the_same_bytes(make_run, tmp_path) -> None:
+    run = make_run()
+    asks = [Ask(f"k{i}", (10 + i,)) for i in range(10)]
+    ask(run, FakeGroup(echo), tmp_path / "whole", asks)
+
+    class Dies(FakeGroup):
+        def map(self, phase, method, items):
+            yield next(super().map(phase, method, items))
+            raise ConnectionError
+
+    for _ in range(2):
+        try:
+            ask(run, Dies(echo), tmp_path / "parts", asks)
+        except ConnectionError:
+            pass
+    ask(run, FakeGroup(echo), tmp_path / "parts", asks)
+    for i in range(3):
+        name = f"x/{i:05d}.parquet"
+        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "parts" / name).read_bytes()
+
+
+def test_a_prompt_without_room_is_not_sent_but_keeps_its_place(make_run, tmp_path) -> None:
+    run = make_run(
+        models=ModelsConfig(context=16),
+        **{s: {"sampling": {"max_new_tokens": 8}} for s in ("revise", "feedback", "ppo", "evaluate")},
+    )
+    asks = [Ask("short", (10,)), Ask("long", tuple(range(10, 19))), Ask("fits", tuple(range(10, 18)))]
+    answers = ask(run, FakeGroup(echo), tmp_path, asks)
+    assert [(a.key, a.finish) for a in answers] == [("short", "stop"), ("long", "too_long"), ("fits", "stop")]
+
+    def scores(method: str, request: LabelRequest) -> list[tuple[float, ...]]:
+        assert all(len(p) <= 15 for p in request.prompts)
+        return [(-1.0, -2.0) for _ in request.prompts]
+
+    asks = [Ask("long", tuple(range(16))), Ask("fits", tuple(range(15)))]
+    found = score_labels(
+        run, FakeGroup(scores), tmp_path, "l", asks, model="m", labels=((1,), (2,)), shard_size=9
+    )  # fmt: skip
+    assert found == [None, (-1.0, -2.0)]

@@ -64,7 +64,8 @@ _NO_ACCESS = (errno.EACCES, errno.EPERM, errno.EROFS)
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code (see `cai_dist.errors`); every error is one line on standard error."""
     words = list(sys.argv[1:] if argv is None else argv)
-    arguments = _parser().parse_args(words)
+    # Given by hand: a default of the parser would overwrite what stood before the command's name.
+    arguments = _parser().parse_args(words, argparse.Namespace(debug=False))
     try:
         code: int = arguments.command(arguments)
     except (Interrupted, KeyboardInterrupt) as error:
@@ -102,7 +103,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         parents=[common],
     )
-    parser.set_defaults(debug=False, run_dir=None)
+    parser.set_defaults(run_dir=None)
     parser.add_argument("--version", action="version", version=f"cai-dist {_version()}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 

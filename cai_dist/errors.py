@@ -35,7 +35,7 @@ class DataError(UserError):
 
 
 class Interrupted(CaiError):
-    """The run was asked to stop (SIGINT, SIGTERM, SIGUSR1); everything up to here is saved, the same command goes on."""
+    """The run was asked to stop (SIGINT, SIGTERM, SIGUSR1); all is saved, the same command goes on."""
 
     exit_code = EXIT_RESUMABLE
 

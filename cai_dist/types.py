@@ -1,7 +1,7 @@
 """Typed carriers that cross the borders between rooms. No torch, no ray: only the standard library.
 
 Text-side carriers (`Turn`, `Prompt`, `Demonstration`, `Comparison`) describe data in words; token-side carriers
-(`TokenSequence`, `Generation`, `Trajectory`) hold token ids as plain tuples, so that they pickle small and compare equal.
+(`TokenSequence`, `Generation`, `Trajectory`) hold token ids as plain tuples: they pickle small and compare equal.
 Masks are never stored: they follow from lengths.
 """
 
@@ -74,7 +74,7 @@ class TokenSequence:
 
 @dataclass(frozen=True, slots=True)
 class ScoredPair:
-    """Token ids of the two sides of a comparison (whole conversation + answer + end token) and the target p(A better)."""
+    """Token ids of the two sides of a comparison (conversation + answer + end token) and the target p(A better)."""
 
     ids_a: tuple[int, ...]
     ids_b: tuple[int, ...]

@@ -21,7 +21,7 @@ from cai_dist.stages.groups import trained_model
 from cai_dist.stages.records import Labelled, write_comparisons, write_prompts
 from cai_dist.stages.training import total_steps, train
 from cai_dist.tracking.atomic import sha256_json, sha256_path, staging_dir, write_json
-from cai_dist.types import Comparison, Prompt
+from cai_dist.types import Comparison, Prompt, PromptKind
 
 NAME = "prepare"
 CACHE_VERSION = 1
@@ -80,7 +80,7 @@ def _tables(run: RunContext, folder: Path) -> list[Path]:
     return [red_team, helpful, human]
 
 
-def _prompts(run: RunContext, kind: str) -> list[Prompt]:
+def _prompts(run: RunContext, kind: PromptKind) -> list[Prompt]:
     config = run.config
     source = config.data.red_team if kind == "red_team" else config.data.helpful
     if source.source != "world":

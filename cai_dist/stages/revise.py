@@ -139,7 +139,7 @@ class _Reviser:
         elif critique == "":
             failure = failure or "no_critique"
         name = principle.id if principle else ""
-        return Revision(prompt, number, name, critique or "", kept if failure else parsed.text, failure)
+        return Revision(prompt, number, name, critique or "", kept if failure else parsed.text or "", failure)
 
     def _principle(self, prompt_id: str, number: int) -> CritiquePrinciple:
         principles = self.run.constitution.critique_principles[: self.config.principles]

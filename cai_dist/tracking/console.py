@@ -6,6 +6,7 @@ Text may come from models: control characters are made visible and nothing is re
 
 from __future__ import annotations
 
+import io
 import sys
 import time
 import unicodedata
@@ -13,6 +14,7 @@ from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import IO, Literal
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console as RichConsole
 from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TaskID, TextColumn
 from rich.table import Table
@@ -130,6 +132,8 @@ class Console:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._stream = stream or sys.stdout
+        if isinstance(self._stream, io.TextIOWrapper):
+            self._stream.reconfigure(errors="replace")  # a terminal that is not UTF-8 shows ? and goes on
         self.mode: Mode = mode if mode != "auto" else ("rich" if self._stream.isatty() else "plain")
         self.clock, self._interval = clock, interval
         self._gone = False
@@ -171,12 +175,13 @@ class Console:
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """A result; shown in every mode. Every row has one text for each column."""
-        table = Table(title=Text(clean(title)), title_justify="left")
+        table = Table(box=SIMPLE_HEAD, pad_edge=False)
         for index, name in enumerate(columns):
             table.add_column(Text(clean(name)), justify="left" if index == 0 else "right", overflow="fold")
         for row in rows:
             table.add_row(*(Text(clean(cell)) for cell in row))
-        self._guard(lambda: self._rich.print(table))
+        # The title as a line of its own: rich would fold it to the width of the table.
+        self._guard(lambda: self._rich.print(Text(clean(title), style="bold"), table, sep="\n"))
 
     def close(self) -> None:
         """End the live display. May be called twice."""

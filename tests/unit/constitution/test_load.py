@@ -66,7 +66,10 @@ def test_the_hash_changes_with_any_content(data: dict, change) -> None:
         (lambda d: d.update(surprise=1), "surprise"),
         (lambda d: d["critique_principles"][2].pop("revision_request"), "critique_principles.2.revision_request"),
         (lambda d: d["critique_principles"][2].update(revision_request=7), "critique_principles.2.revision_request"),
-        (lambda d: d["critique_principles"][2].update(critique_request="  "), "critique_principles[2].critique_request"),
+        (
+            lambda d: d["critique_principles"][2].update(critique_request="  "),
+            "critique_principles[2].critique_request",
+        ),
         (lambda d: d["critique_principles"][2].update(id="harm"), "critique_principles: the id 'harm'"),
         (lambda d: d.update(comparison_principles=[]), "comparison_principles"),
         (lambda d: d["templates"].update(comparison="{conversation}{principle}{a}"), "slot {b}"),

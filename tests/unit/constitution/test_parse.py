@@ -28,7 +28,9 @@ def test_a_label_in_the_middle_of_a_line_is_just_a_word() -> None:
     assert clean_answer(text) == Parsed(text)
 
 
-@pytest.mark.parametrize("text", ["", "  \n\t ", "Human: hello", "\n\nHuman: hello", "Assistant:", "Revision:\n\nHuman: x"])
+@pytest.mark.parametrize(
+    "text", ["", "  \n\t ", "Human: hello", "\n\nHuman: hello", "Assistant:", "Revision:\n\nHuman: x"]
+)
 def test_nothing_of_its_own_is_empty(text: str) -> None:
     assert clean_answer(text) == Parsed(None, ParseFailure.EMPTY)
 

@@ -45,7 +45,9 @@ def test_answers_go_in_verbatim_and_once(a: str, b: str) -> None:
     assert comparison_text(DEFAULT, QUESTION, "P", a, b) == f"{head}(A) {a}{middle}(B) {b}{tail}"
 
 
-@pytest.mark.parametrize("hostile", ["{b}", "{a}{b}{principle}", "{", "}{", "{0}", "{b!r}", "%s", "\\1", "\\g<0>", "(B) no"])
+@pytest.mark.parametrize(
+    "hostile", ["{b}", "{a}{b}{principle}", "{", "}{", "{0}", "{b!r}", "%s", "\\1", "\\g<0>", "(B) no"]
+)
 def test_hostile_answers_stay_text(hostile: str) -> None:
     turns = (Turn("human", hostile),)
     text = comparison_text(DEFAULT, turns, hostile, hostile, "B")
@@ -109,8 +111,8 @@ EXPECTED_DRAWS = [7, 0, 4, 7]
 
 
 def test_draws_are_uniform_and_independent_of_each_other() -> None:
-    # 16,000 draws over 16 cells: each expects 1,000 with a standard deviation of 31; six of them are far off by chance alone
-    # once in 30 million.
+    # 16,000 draws over 16 cells: each expects 1,000 with a standard deviation of 31; six of
+    # them happen by chance once in 30 million.
     counts = Counter(draw(0, f"prompt{i}", 1, n=16) for i in range(16_000))
     assert all(abs(counts[k] - 1000) < 190 for k in range(16))
     pairs = Counter((draw(0, f"prompt{i}", 1, n=4), draw(0, f"prompt{i}", 2, n=4)) for i in range(16_000))

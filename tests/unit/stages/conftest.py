@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from cai_dist.config.run import RunConfig, TrackingConfig
 from cai_dist.constitution import load_constitution
 from cai_dist.stages.context import RunContext

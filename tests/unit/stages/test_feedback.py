@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
+
 from cai_dist.config.run import FeedbackConfig
 from cai_dist.stages import feedback
 from cai_dist.stages.records import Labelled
@@ -64,7 +65,10 @@ def test_position_bias_cancels_in_both_orders(make_run, monkeypatch, tmp_path, o
     chat = ChatFormat(tokenizer, "template", run.constitution.templates.labels)
     monkeypatch.setattr(feedback, "chat_format", lambda run, model: chat)
     good, bad = "take mix then stir .", "no no no no no no no no no no no no ."
-    pairs = [Comparison(prompt(0), good, bad, 0.5, "ai", "danger-1"), Comparison(prompt(1), bad, good, 0.5, "ai", "danger-1")]
+    pairs = [
+        Comparison(prompt(0), good, bad, 0.5, "ai", "danger-1"),
+        Comparison(prompt(1), bad, good, 0.5, "ai", "danger-1"),
+    ]
     found = feedback.label_pairs(run, FakeGroup(score), tmp_path, pairs)  # type: ignore[arg-type]
     p_good_first, p_bad_first = (x.comparison.p_a for x in found)
     if orders == "both":

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+
 from cai_dist.errors import Interrupted
 from cai_dist.stages.pipeline import Stage, run_one
 from cai_dist.tracking.manifest import read_manifest

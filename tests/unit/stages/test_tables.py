@@ -6,6 +6,7 @@ import math
 from collections import Counter
 
 import pytest
+
 from cai_dist.config.run import ReviseConfig, SftConfig
 from cai_dist.errors import DataError
 from cai_dist.stages import preference, sft

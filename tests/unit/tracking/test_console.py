@@ -110,6 +110,14 @@ def test_a_closed_pipe_ends_the_display_and_not_the_run(mode):
         console.warn("x")
 
 
+def test_a_terminal_without_unicode_shows_question_marks():
+    raw = io.BytesIO()
+    with Console("plain", io.TextIOWrapper(raw, encoding="ascii")) as console:
+        console.say("a – b")
+        console.table("t", ["é"], [["1–2"]])
+    assert b"a ? b" in raw.getvalue() and b"1?2" in raw.getvalue()
+
+
 def test_a_long_line_stays_one_line_in_a_log():
     stream = io.StringIO()
     Console("plain", stream).say("word " * 100)

@@ -1,0 +1,166 @@
+"""The command `cai-dist run` as a user types it: all stages on real Ray and DeepSpeed; killed in the middle of every
+stage and started again, it ends with the same files."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+TINY = Path(__file__).with_name("tiny.yaml")
+DEADLINE = 240.0
+
+
+def command(runs: Path, *overrides: str) -> list[str]:
+    return [sys.executable, "-m", "cai_dist", "run", str(TINY), f"runs_dir={runs}", *overrides]
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
+
+
+def run(runs: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command(runs, *overrides), capture_output=True, text=True, timeout=DEADLINE, env=environment(), check=False
+    )
+
+
+def lines_of(run_dir: Path, stage: str) -> int:
+    path = run_dir / "metrics.jsonl"
+    return path.read_text().count(f'"stage": "{stage}"') if path.exists() else 0
+
+
+def shards(run_dir: Path, folder: str) -> int:
+    return len(list((run_dir / folder).glob("*.parquet")))
+
+
+# In the middle of a stage: something of it is done, something is not.
+MIDDLES: dict[str, Callable[[Path], bool]] = {
+    "pretrain": lambda d: lines_of(d, "pretrain") >= 3,
+    "revise": lambda d: shards(d, "revise/critique-1") >= 1,
+    "sft": lambda d: lines_of(d, "sft") >= 4,
+    "feedback": lambda d: shards(d, "feedback/pairs") >= 2,
+    "preference": lambda d: lines_of(d, "preference") >= 4,
+    "ppo": lambda d: lines_of(d, "ppo") >= 3,
+    "evaluate": lambda d: shards(d, "evaluate/answers-base") >= 1,
+}
+
+
+def kill_in_the_middle(runs: Path, stage: str) -> None:
+    """Start the run and SIGKILL its driver when `stage` is half done."""
+    process = subprocess.Popen(command(runs), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment())
+    deadline = time.monotonic() + DEADLINE
+    while not MIDDLES[stage](runs / "tiny"):
+        assert process.poll() is None, f"the run ended before the middle of {stage}"
+        assert time.monotonic() < deadline, f"never reached the middle of {stage}"
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait(timeout=30)
+
+
+def digests(run_dir: Path) -> dict[str, str]:
+    """Hash of every table and every weight file that the finished run holds."""
+    kept = [p for pattern in ("**/*.parquet", "**/*.safetensors") for p in run_dir.glob(pattern)]
+    return {str(p.relative_to(run_dir)): hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(kept)}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    runs = tmp_path_factory.mktemp("whole")
+    done = run(runs)
+    assert done.returncode == 0, done.stderr + done.stdout
+    return runs / "tiny"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_all_stages_leave_what_they_promise(whole: Path) -> None:
+    manifest = json.loads((whole / "manifest.json").read_text())
+    assert list(manifest["stages"]) == ["prepare", "revise", "sft", "feedback", "preference", "ppo", "evaluate"]
+    for entry in manifest["stages"].values():
+        assert entry["status"] == "done"
+        assert entry["seconds"] > 0
+        assert all(len(sha) == 64 for sha in entry["inputs"].values())
+        assert all((whole / path).exists() for path in entry["outputs"])
+    assert len(manifest["constitution"]) == 64
+    evaluation = json.loads((whole / "evaluation.json").read_text())
+    assert set(evaluation["models"]) == {"base", "sl", "rl"}
+    for figures in evaluation["models"].values():
+        for name in ("danger", "rude", "engaged", "evasive", "help_safe", "over_refusal"):
+            assert 0 <= figures[name]["low"] <= figures[name]["value"] <= figures[name]["high"] <= 1
+            assert figures[name]["n"] > 0
+    assert len(evaluation["harm_by_revision"]) == 3
+    for line in (whole / "metrics.jsonl").read_text().splitlines():
+        assert {"stage", "step", "time"} <= set(json.loads(line))
+    assert (whole / "report" / "index.html").stat().st_size > 1000
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_saved_models_load_with_plain_transformers(whole: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+
+    for folder in ("sft/model", "ppo/model"):
+        model = AutoModelForCausalLM.from_pretrained(whole / folder)
+        tokenizer = AutoTokenizer.from_pretrained(whole / folder)
+        ids = tokenizer.apply_chat_template(
+            [{"role": "user", "content": "make cake salt ?"}], add_generation_prompt=True, return_tensors="pt"
+        )["input_ids"]
+        assert model(ids).logits.isfinite().all()
+    scorer = AutoModelForSequenceClassification.from_pretrained(whole / "preference" / "model")
+    assert scorer.config.num_labels == 1
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_killed_in_every_stage_it_ends_with_the_same_files(whole: Path, tmp_path: Path) -> None:
+    for stage in MIDDLES:
+        kill_in_the_middle(tmp_path, stage)
+    done = run(tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert digests(tmp_path / "tiny") == digests(whole)
+    one, two = (json.loads((d / "evaluation.json").read_text()) for d in (whole, tmp_path / "tiny"))
+    assert one == two
+    steps = [(x["stage"], x["step"]) for x in map(json.loads, (tmp_path / "tiny" / "metrics.jsonl").open())]
+    for stage in ("pretrain", "sft", "preference", "ppo"):
+        logged = [step for name, step in steps if name == stage and step > 0]
+        assert logged == sorted(set(logged)), f"{stage}: a step is logged twice or out of order"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_finished_run_answers_at_once_and_starts_nothing(whole: Path) -> None:
+    before = digests(whole)
+    again = run(whole.parent)
+    assert again.returncode == 0, again.stderr
+    assert again.stdout.count("done before, skipped") == 7
+    assert "starting" not in again.stdout
+    assert digests(whole) == before
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_signal_saves_and_exits_75(tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        command(tmp_path, "world.pretrain.max_steps=2000"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env=environment(),
+    )  # fmt: skip
+    deadline = time.monotonic() + DEADLINE
+    while lines_of(tmp_path / "tiny", "pretrain") < 3 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    _, complaint = process.communicate(timeout=60)
+    assert process.returncode == 75, complaint
+    assert "go on with" in complaint
+    assert "Traceback" not in complaint
+    entry = json.loads((tmp_path / "tiny" / "manifest.json").read_text())["stages"]["prepare"]
+    assert entry["status"] == "running"
+    assert list((tmp_path / "tiny" / "prepare" / "pretrain" / "checkpoints").glob("step-*"))

@@ -1,0 +1,217 @@
+"""Prompts from files: every layout, stable ids, a held-out part that nothing leaks into."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from cai_dist.config.run import PromptSource
+from cai_dist.data.prompts import PromptSet, load_prompt_set, load_prompts
+from cai_dist.errors import DataError
+from cai_dist.types import Prompt, Turn
+
+
+def write(path: Path, rows: list) -> Path:
+    text = "".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows)
+    path.write_bytes(gzip.compress(text.encode()) if path.suffix == ".gz" else text.encode())
+    return path
+
+
+def source(path: Path, limit: int | None = None, heldout: int = 1) -> PromptSource:
+    return PromptSource(source=str(path), limit=limit, heldout=heldout)
+
+
+def texts(prompts: list[Prompt]) -> set[str]:
+    return {p.turns[-1].text for p in prompts}
+
+
+def plain(n: int) -> list[dict]:
+    return [{"prompt": f"question {i}"} for i in range(n)]
+
+
+def test_hh_prompt_is_what_both_dialogues_share(tmp_path: Path) -> None:
+    rows = [
+        {
+            "chosen": "\n\nHuman: a\n\nAssistant: b\n\nHuman: c\n\nAssistant: good",
+            "rejected": "\n\nHuman: a\n\nAssistant: b\n\nHuman: c\n\nAssistant: bad",
+        },
+        {
+            "chosen": "\n\nHuman: d\n\nAssistant: e",
+            "rejected": "\n\nHuman: d\n\nAssistant: f\n\nHuman: g\n\nAssistant: h",
+        },
+        {"chosen": "\n\nHuman: x\n\nAssistant: same", "rejected": "\n\nHuman: x\n\nAssistant: same"},
+    ]
+    found = load_prompts(source(write(tmp_path / "hh.jsonl.gz", rows)), "red_team", 0)
+    by_end = {p.turns[-1].text: p for p in found}
+    assert by_end["c"].turns == (Turn("human", "a"), Turn("assistant", "b"), Turn("human", "c"))
+    assert by_end["d"].turns == (Turn("human", "d"),)
+    assert by_end["x"].turns == (Turn("human", "x"),)
+    assert {p.kind for p in found} == {"red_team"}
+
+
+def test_self_instruct_joins_instruction_and_input(tmp_path: Path) -> None:
+    rows = [
+        {"instruction": "Translate.", "instances": [{"input": "Guten Tag", "output": "Good day"}]},
+        {"instruction": "Tell a story.", "instances": [{"input": "", "output": "Once"}]},
+        {"instruction": "Sing."},
+    ]
+    found = load_prompts(source(write(tmp_path / "s.jsonl", rows)), "helpful", 0)
+    assert texts(found) == {"Translate.\n\nGuten Tag", "Tell a story.", "Sing."}
+
+
+def test_plain_prompts_as_text_dialogue_or_messages(tmp_path: Path) -> None:
+    rows = [
+        {"prompt": "one"},
+        {"prompt": "\n\nHuman: two\n\nAssistant: yes\n\nHuman: three\n\nAssistant:"},
+        {"prompt": [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "four"}]},
+        {"prompt": "I asked. Human: is a word, not a label"},
+    ]
+    found = load_prompts(source(write(tmp_path / "p.jsonl", rows)), "helpful", 0)
+    by_end = {p.turns[-1].text: p.turns for p in found}
+    assert [t.role for t in by_end["three"]] == ["human", "assistant", "human"]
+    assert by_end["four"] == (Turn("system", "Be kind."), Turn("human", "four"))
+    assert by_end["I asked. Human: is a word, not a label"][0].role == "human"
+    assert len(by_end) == 4
+
+
+def test_parquet_holds_the_same_columns(tmp_path: Path) -> None:
+    table = pa.table({"prompt": [f"question {i}" for i in range(5)]})
+    pq.write_table(table, tmp_path / "p.parquet")
+    from_parquet = load_prompts(source(tmp_path / "p.parquet", heldout=2), "helpful", 3)
+    assert from_parquet == load_prompts(source(write(tmp_path / "p.jsonl", plain(5)), heldout=2), "helpful", 3)
+
+
+def test_a_broken_parquet_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "p.parquet").write_bytes(b"PAR1 no")
+    with pytest.raises(DataError) as caught:
+        load_prompts(source(tmp_path / "p.parquet"), "helpful", 0)
+    assert "p.parquet" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_duplicates_and_empty_dialogues_are_counted(tmp_path: Path) -> None:
+    rows = [*plain(4), {"prompt": "question 2"}, {"prompt": " question 2\r\n"}, {"prompt": ""}, {"prompt": []}]
+    rows.append({"prompt": "\n\nHuman: hi\n\nAssistant: I answered already"})
+    found = load_prompt_set(source(write(tmp_path / "p.jsonl", rows)), "helpful", 0)
+    assert found == PromptSet(found.prompts, records=9, duplicates=2, skipped=3)
+    assert len(found.prompts) == 4
+
+
+def test_ids_follow_content_alone(tmp_path: Path) -> None:
+    ids = {p.turns[0].text: p.id for p in load_prompts(source(write(tmp_path / "a.jsonl", plain(9))), "helpful", 0)}
+    again = {
+        p.turns[0].text: p.id for p in load_prompts(source(write(tmp_path / "b.jsonl", plain(9)[::-1])), "helpful", 5)
+    }
+    assert ids == again and len(set(ids.values())) == 9
+    other = load_prompts(source(tmp_path / "a.jsonl"), "red_team", 0)
+    assert not {p.id for p in other} & set(ids.values())
+
+
+def split(found: list[Prompt], name: str) -> list[str]:
+    return [p.id for p in found if p.split == name]
+
+
+def test_the_heldout_part_depends_on_neither_limit_nor_order(tmp_path: Path) -> None:
+    path, turned = write(tmp_path / "a.jsonl", plain(50)), write(tmp_path / "b.jsonl", plain(50)[::-1])
+    whole = load_prompts(source(path, heldout=10), "helpful", 1)
+    small = load_prompts(source(turned, limit=5, heldout=10), "helpful", 1)
+    assert split(whole, "heldout") == split(small, "heldout") and len(split(whole, "heldout")) == 10
+    assert split(whole, "train")[:5] == split(small, "train")
+    assert not set(split(whole, "heldout")) & set(split(whole, "train"))
+    assert split(load_prompts(source(path, heldout=10), "helpful", 2), "heldout") != split(whole, "heldout")
+
+
+def test_conversations_with_one_opening_stay_on_one_side(tmp_path: Path) -> None:
+    rows = [
+        {"prompt": f"\n\nHuman: opening {i}" + "".join(f"\n\nAssistant: r{k}\n\nHuman: more {k}" for k in range(depth))}
+        for i in range(20)
+        for depth in range(3)
+    ]
+    path = write(tmp_path / "a.jsonl", rows)
+    for seed in range(5):
+        found = load_prompts(source(path, heldout=10), "red_team", seed)
+        sides = {name: {p.turns[0].text for p in found if p.split == name} for name in ("train", "heldout")}
+        assert not sides["train"] & sides["heldout"]
+        assert len(split(found, "heldout")) == 10
+
+
+@pytest.mark.parametrize("limit", [None, 5])
+def test_too_few_prompts(tmp_path: Path, limit: int | None) -> None:
+    path = write(tmp_path / "p.jsonl", plain(5))
+    with pytest.raises(DataError, match="5 different prompts are too few for 5 held-out and"):
+        load_prompts(source(path, limit, heldout=5), "helpful", 0)
+    assert len(load_prompts(source(path, None, heldout=4), "helpful", 0)) == 5
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("{not json", "not a line of JSON"),
+        ("[1, 2]", "expected a JSON object, found a list"),
+        ("null", "expected a JSON object"),
+        ('{"question": "x"}', "prompt, chosen, instruction"),
+        ('{"prompt": 3}', "'prompt' must be a text, found a number"),
+        ('{"prompt": [{"role": "wizard", "content": "x"}]}', "prompt[0]"),
+        ('{"prompt": ["x"]}', "prompt[0]"),
+        ('{"chosen": "\\n\\nHuman: x"}', "'rejected' must be a text, found nothing"),
+        ('{"instruction": "x", "instances": ["y"]}', "instances"),
+        ('{"instruction": null}', "'instruction' must be a text, found null"),
+        ("[" * 100_000, "not a line of JSON"),
+    ],
+)
+def test_a_malformed_line_is_named(tmp_path: Path, line: str, says: str) -> None:
+    path = write(tmp_path / "p.jsonl", [*plain(2), "", line, *plain(9)])
+    with pytest.raises(DataError) as caught:
+        load_prompts(source(path), "helpful", 0)
+    message = str(caught.value)
+    assert f"{path}:4: " in message and says in message and "\n" not in message and len(message) < 400
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.jsonl.gz", b"this is not gzip"),
+        ("a.jsonl.gz", gzip.compress(b'{"prompt": "x"}\n' * 500)[:-9]),
+        ("a.jsonl", b'{"prompt": "\xff\xfe"}\n'),
+        ("a.csv", b"prompt\nx\n"),
+        ("a.jsonl", b""),
+    ],
+)
+def test_broken_files_are_one_line(tmp_path: Path, name: str, content: bytes) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError) as caught:
+        load_prompts(source(tmp_path / name), "helpful", 0)
+    assert name in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_missing_file_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no such file"):
+        load_prompts(source(tmp_path / "no.jsonl"), "helpful", 0)
+
+
+def test_hostile_characters_become_harmless(tmp_path: Path) -> None:
+    path = tmp_path / "p.jsonl"
+    path.write_text('{"prompt": "a\\ud800b\\u0000c\\r\\nd"}\n{"prompt": "\\ud83d\\ude00 fine"}\n')
+    found = load_prompts(source(path), "helpful", 0)
+    assert texts(found) == {"a\ufffdbc\nd", "\U0001f600 fine"}
+    assert all(t.text.encode() for p in found for t in p.turns)
+
+
+def test_real_red_team_prompts() -> None:
+    root = Path(os.environ.get("CAI_DIST_DATA") or Path(__file__).parents[4] / "shared" / "data")
+    files = sorted((root / "hh-rlhf").glob("*.jsonl.gz"))
+    if not files:
+        pytest.skip(f"no hh-rlhf file at {root}/hh-rlhf; set CAI_DIST_DATA")
+    found = load_prompt_set(source(files[0], heldout=50), "red_team", 0)
+    assert found.skipped < found.records / 50 and found.duplicates < found.records / 50
+    assert all(p.turns[-1].role == "human" and p.turns[0].role == "human" for p in found.prompts)
+    assert not any(
+        marker in t.text for p in found.prompts for t in p.turns for marker in ("\n\nHuman:", "\n\nAssistant:")
+    )
+    several = sum(len(p.turns) > 1 for p in found.prompts)
+    assert several > len(found.prompts) / 2

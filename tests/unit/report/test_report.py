@@ -1,0 +1,153 @@
+"""The report: one file that needs nothing else, in which hostile text stays text."""
+
+from __future__ import annotations
+
+import json
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cai_dist.errors import DataError
+from cai_dist.report import write_report
+from cai_dist.report.charts import bar_chart, interval_bar, line_chart, nice_ticks, thin
+from cai_dist.tracking.manifest import Manifest
+
+HOSTILE = "</div><script>alert(1)</script><img src=x onerror=alert(2)>\"'&\u2028 [bold]"
+VOID = {"meta", "br", "img", "link", "input", "hr"}
+
+
+class Page(HTMLParser):
+    """Collects tags, attributes and text, and checks that elements nest."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str | None]] = []
+        self.words = ""
+        self._open: list[str] = []
+        self.feed(page)
+        assert self._open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += attrs
+        if tag not in VOID:
+            self._open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += attrs
+
+    def handle_endtag(self, tag):
+        assert self._open.pop() == tag
+
+    def handle_data(self, data):
+        self.words += data
+
+
+def figure(value: float | None) -> dict:
+    return {"value": value, "low": None, "high": None, "n": 0} if value is None else {
+        "value": value, "low": value * 0.9, "high": value * 1.1, "n": 40}  # fmt: skip
+
+
+@pytest.fixture
+def run_dir(tmp_path: Path) -> Path:
+    folder = tmp_path / "demo"
+    (folder / "evaluate").mkdir(parents=True)
+    manifest = Manifest(folder)
+    manifest.set_constitution("abc123")
+    manifest.begin("sft", "f", {})
+    manifest.done("sft", ["sft/model"], 12.34)
+    manifest.begin("ppo", "f", {})
+    manifest.failed("ppo", HOSTILE)
+    models = {"base": 0.9, "sl": 0.2, "rl": 0.0}
+    evaluation = {
+        "judge": HOSTILE,
+        "models": {name: {"danger": figure(v), HOSTILE: figure(None)} for name, v in models.items()},
+        "harm_by_revision": [0.9, 0.5, 0.25],
+        "labels": {"accuracy": 0.91, "ece": None},
+        "preference_model": {"heldout_accuracy": 0.8, "ece": 0.05, "n": 12},
+    }
+    (folder / "evaluation.json").write_text(json.dumps(evaluation))
+    said = {"prompt": HOSTILE, "base": HOSTILE, "sl": "safe", "rl": "safer", "kind": HOSTILE, "id": 1}
+    (folder / "evaluate" / "transcripts.jsonl").write_text(json.dumps(said, ensure_ascii=False) + "\n")
+    lines = [{"stage": "sft", "step": s, "time": 1.0, "loss": 1 / (s + 1), "lr": 0.1} for s in range(3)]
+    lines += [{"stage": HOSTILE, "step": s, "time": 1.0, HOSTILE: s, "gone": None} for s in range(2)]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder
+
+
+def test_hostile_text_stays_text(run_dir):
+    path = write_report(run_dir)
+    page = Page(path.read_text(encoding="utf-8"))
+    assert not {"script", "img", "iframe", "link", "a"} & set(page.tags)
+    assert not [name for name, _ in page.attributes if name.startswith("on") or name in ("src", "href")]
+    assert page.words.count(HOSTILE) >= 6  # error, judge, measure, stage, chart, prompt, answer
+    assert "'none'" in dict(page.attributes)["content"] or "default-src 'none'" in path.read_text()
+
+
+def test_what_a_reader_looks_for_is_there(run_dir):
+    text = write_report(run_dir).read_text(encoding="utf-8")
+    words = Page(text).words
+    for part in ("demo", "abc123", "base", "SL-CAI", "RL-CAI", "0.900", "0.810–0.990, n = 40", "12.3 s", "sft/model"):
+        assert part in words, part
+    assert "accuracy 0.910" in words and "heldout_accuracy 0.800" in words and "torch" in words
+    assert "harm by revision round: 0.9, 0.5, 0.25" in text and "loss: from 1 to 0.333" in text
+    assert "lr: from" not in text  # a constant is no curve
+    for outside in ("http:", "https:", "url(", "@import"):
+        assert outside not in text
+
+
+def test_an_unfinished_run_has_a_report(tmp_path):
+    Manifest(tmp_path).set_constitution("c")
+    assert "has not run yet" in Page(write_report(tmp_path).read_text()).words
+
+
+def test_malformed_inputs_are_one_line(run_dir, tmp_path):
+    (run_dir / "evaluate" / "transcripts.jsonl").write_text('{"prompt": "x"}\n{oops\n')
+    with pytest.raises(DataError, match=r"transcripts\.jsonl:2"):
+        write_report(run_dir)
+    (run_dir / "evaluation.json").write_text("{")
+    with pytest.raises(DataError, match=r"evaluation\.json"):
+        write_report(run_dir)
+    with pytest.raises(DataError, match="no such file"):
+        write_report(tmp_path)
+
+
+finite = st.floats(-1e100, 1e100)
+
+
+@given(finite, finite)
+def test_ticks_enclose_and_are_few(a, b):
+    low, high = min(a, b), max(a, b)
+    ticks = nice_ticks(low, high)
+    tolerance = 1e-6 * (ticks[-1] - ticks[0])
+    assert ticks[0] <= low + tolerance and ticks[-1] >= high - tolerance
+    assert 2 <= len(ticks) <= 8 and ticks == sorted(set(ticks))
+
+
+@given(st.lists(st.tuples(st.integers(0, 10_000), finite), min_size=2, max_size=50))
+def test_every_chart_is_well_formed(points):
+    Page(line_chart("<x>", [(float(x), y) for x, y in sorted(points)]))
+    Page(bar_chart("<x>", [y for _, y in points], "n"))
+
+
+def test_thinning_keeps_the_mean_and_the_length():
+    points = [(float(i), float(i % 2)) for i in range(1000)]
+    few = thin(points, 100)
+    assert len(few) == 100
+    assert sum(y for _, y in few) / 100 == pytest.approx(0.5)
+    assert thin(points[:7], 100) == points[:7]
+
+
+def test_the_line_goes_down_where_the_numbers_go_down():
+    chart = line_chart("x", [(0.0, 2.0), (1.0, 1.0)])
+    first, last = (point.split(",") for point in chart.split('points="')[1].split('"')[0].split())
+    assert float(first[0]) < float(last[0]) and float(first[1]) < float(last[1])  # y grows downwards in SVG
+
+
+def test_intervals_outside_0_1_have_no_bar():
+    assert interval_bar(0.5, 0.4, 0.6) and not interval_bar(1.5, 1.0, 2.0)

@@ -174,7 +174,7 @@ def _run_stages(config: RunConfig, stage: str | None, console: Console, stop: St
 
 
 def _show(arguments: argparse.Namespace) -> int:
-    from cai_dist.tracking.console import Console, duration
+    from cai_dist.tracking.console import Console
     from cai_dist.tracking.manifest import read_manifest
 
     folder: Path = arguments.folder
@@ -184,7 +184,7 @@ def _show(arguments: argparse.Namespace) -> int:
         versions = manifest.get("versions", {})
         console.say("  ".join(f"{name} {version}" for name, version in versions.items()))
         rows = [
-            [name, entry["status"], duration(entry["seconds"]), str(len(entry["outputs"])), entry.get("error", "")]
+            [name, entry["status"], _time(entry), str(len(entry["outputs"])), entry.get("error", "")]
             for name, entry in manifest["stages"].items()
         ]
         console.table("stages", ["stage", "status", "time", "outputs", "error"], rows)
@@ -196,6 +196,15 @@ def _show(arguments: argparse.Namespace) -> int:
 
             show_results(console, folder, evaluation)
     return EXIT_OK
+
+
+def _time(entry: dict[str, Any]) -> str:
+    """How long a stage took; for one that never ended, what is known is when it began."""
+    from cai_dist.tracking.console import duration
+
+    if entry["status"] != "running":
+        return duration(entry["seconds"])
+    return f"since {time.strftime('%Y-%m-%d %H:%M', time.localtime(entry['started']))}" if "started" in entry else "-"
 
 
 def _evaluation(folder: Path) -> dict[str, Any] | None:

@@ -32,9 +32,9 @@ def ppo_policy_loss(
     Raises: ValueError if the shapes differ.
     """
     same_shape(logprobs=logprobs, old_logprobs=old_logprobs, advantages=advantages, mask=mask)
-    # Masked before exp(): 0 * inf in padding would be NaN in the gradient.
-    log_ratio = (logprobs - old_logprobs).masked_fill(~mask, 0.0).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
-    advantages = advantages.masked_fill(~mask, 0.0)
+    # The input is masked, not only the sum: 0 * NaN on the way back through padding would be NaN.
+    logprobs = logprobs.masked_fill(~mask, 0.0)
+    log_ratio = (logprobs - old_logprobs).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
     ratio = log_ratio.exp()
     unclipped = ratio * advantages
     clipped = ratio.clamp(1 - clip, 1 + clip) * advantages

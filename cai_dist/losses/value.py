@@ -29,9 +29,8 @@ def value_loss(
     Raises: ValueError if the shapes differ.
     """
     same_shape(values=values, old_values=old_values, returns=returns, mask=mask)
+    # The input is masked, not only the sum: 0 * NaN on the way back through padding would be NaN.
     values = values.masked_fill(~mask, 0.0)
-    old_values = old_values.masked_fill(~mask, 0.0)
-    returns = returns.masked_fill(~mask, 0.0)
     clipped_values = old_values + (values - old_values).clamp(-clip, clip)
     unclipped = (values - returns) ** 2
     clipped = (clipped_values - returns) ** 2

@@ -129,7 +129,7 @@ def _set_aside(run: RunContext, stage: Stage, fingerprint: str) -> None:
     while (aside := run.run_dir / f"{stage.name}.old-{number}").exists():
         number += 1
     folder.rename(aside)
-    run.tracker.rewind(stage.name, 0)
+    run.tracker.rewind(stage.name, -1)
     run.console.say(f"{stage.name}: settings or inputs have changed; the earlier result is kept in {aside.name}")
 
 
@@ -144,7 +144,7 @@ def _open(
         write_text(run_dir / "config.yaml", dump_run(config))
         manifest = Manifest(run_dir)
         manifest.set_constitution(constitution.sha256)
-        tracker = Tracker(run_dir, config.tracking, config.model_dump(mode="json"))
+        tracker = Tracker(run_dir, config.tracking, config.model_dump(mode="json"), console.warn)
         run = RunContext(config, run_dir, manifest, tracker, console, constitution, should_stop, on_cluster_start)
         try:
             yield run

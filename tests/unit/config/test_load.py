@@ -291,6 +291,15 @@ def _flow():
     return yaml_text._CoreDumper
 
 
+@pytest.mark.parametrize(
+    "text", ["1e5", "1.5", "0o7", "0x1f", "null", "~", "", "true", "off", "1_000", "=", "<<", "-.inf"]
+)
+def test_text_that_looks_like_something_else_survives_a_dump(tmp_path, text):
+    run = build_run({"name": "x", "feedback": {"prefill": text}})
+    (tmp_path / "run.yaml").write_text(dump_run(run))
+    assert load_run(tmp_path / "run.yaml") == run
+
+
 def test_dump_text_writes_no_aliases(tmp_path):
     shared = {"a": 1}
     path = tmp_path / "x.yaml"

@@ -1,0 +1,74 @@
+"""Workers for integration tests: one that hosts any other in turn, one that misbehaves on request without torch."""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import os
+import signal
+import time
+from typing import Any
+
+from cai_dist.errors import DataError
+from cai_dist.types import RankInfo
+
+
+class Bench:
+    """Hosts one worker after the other in the same process and process group: a new process costs seconds."""
+
+    def __init__(self, info: RankInfo) -> None:
+        self.info = info
+        self.inner: Any = None
+
+    def make(self, target: str, kwargs: dict[str, Any]) -> None:
+        self.inner = None
+        gc.collect()
+        module, name = target.split(":")
+        self.inner = getattr(importlib.import_module(module), name)(self.info, **kwargs)
+
+    def use(self, method: str, *args: Any) -> Any:
+        return getattr(self.inner, method)(*args)
+
+    def mine(self, method: str, per_rank: list[Any], *args: Any) -> Any:
+        """The method with this rank's part as its first argument."""
+        return getattr(self.inner, method)(per_rank[self.info.rank], *args)
+
+    def my_steps(self, shards_per_rank: list[list[Any]]) -> list[dict[str, float]]:
+        """`train_step` on each shard of this rank."""
+        return [self.inner.train_step(shard) for shard in shards_per_rank[self.info.rank]]
+
+    def crash_in_step(self, shard: Any, rank: int) -> dict[str, float]:
+        """`rank` is killed, the others wait for it in the collectives of a step."""
+        if self.info.rank == rank:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return self.inner.train_step(shard)
+
+
+class Trouble:
+    """A worker without torch that does what it is told."""
+
+    weight_version = 7
+
+    def __init__(self, info: RankInfo, explode: bool = False) -> None:
+        if explode:
+            raise RuntimeError("cannot be built")
+        self.info = info
+
+    def echo(self, item: Any) -> tuple[int, Any]:
+        return self.info.rank, item
+
+    def nap(self, seconds: float) -> float:
+        time.sleep(seconds)
+        return seconds
+
+    def act(self, what: str) -> str:
+        """die, fail, mistake, sleep or ok."""
+        if what == "die":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if what == "fail":
+            raise KeyError("no such thing")
+        if what == "mistake":
+            raise DataError("prompts.jsonl:3: not JSON")
+        if what == "sleep":
+            time.sleep(60)
+        return what

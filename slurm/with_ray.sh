@@ -73,6 +73,8 @@ stop_ray() {
 }
 
 driver=
+# Called by the traps.
+# shellcheck disable=SC2317
 forward() {
   say "got $1"
   [ -n "$driver" ] && kill "-$1" "$driver" 2>/dev/null

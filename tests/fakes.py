@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-import shutil
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Generic, TypeVar
 
@@ -39,6 +37,7 @@ class FakeRoles:
         self.sampler: tuple[int, float] | None = None
         self.calls: list[str] = []
         self.updates: list[tuple[str, list[Trajectory]]] = []
+        self.temperatures: dict[str, float] = {}
         self.fail_at_update = fail_at_update
 
     def generate(
@@ -47,9 +46,11 @@ class FakeRoles:
         return self._call("generate", lambda: [self._sample(p, sampling, f"{seed}/{n}") for n, p in enumerate(prompts)])
 
     def policy_logprobs(self, samples: Sequence[Generation], temperature: float) -> FakePending[list[list[float]]]:
+        self.temperatures["policy"] = temperature
         return self._call("policy_logprobs", lambda: [_logprobs(s.response_ids, self.policy) for s in samples])
 
     def reference_logprobs(self, samples: Sequence[Generation], temperature: float) -> FakePending[list[list[float]]]:
+        self.temperatures["reference"] = temperature
         return self._call("reference_logprobs", lambda: [_logprobs(s.response_ids, self.reference) for s in samples])
 
     def values(self, samples: Sequence[Generation]) -> FakePending[list[list[float]]]:
@@ -111,26 +112,6 @@ class FakeRoles:
             return {"loss": -signal, "ratio": 1.0}
         self.value += 1e-3 * signal
         return {"loss": signal}
-
-
-class FakeCheckpoints:
-    """Whole checkpoints in a folder, none of them removed."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.folder.mkdir(parents=True, exist_ok=True)
-
-    @contextmanager
-    def write(self, step: int) -> Iterator[Path]:
-        staging = self.folder / "staging"
-        shutil.rmtree(staging, ignore_errors=True)
-        staging.mkdir()
-        yield staging
-        staging.rename(self.folder / f"step-{step}")
-
-    def latest(self) -> tuple[int, Path] | None:
-        found = sorted((int(path.name.removeprefix("step-")), path) for path in self.folder.glob("step-*"))
-        return found[-1] if found else None
 
 
 def _logprobs(ids: Sequence[int], weight: float) -> list[float]:

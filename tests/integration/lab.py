@@ -7,6 +7,7 @@ import importlib
 import os
 import signal
 import time
+from pathlib import Path
 from typing import Any
 
 from cai_dist.errors import DataError
@@ -57,12 +58,20 @@ class Trouble:
     def echo(self, item: Any) -> tuple[int, Any]:
         return self.info.rank, item
 
-    def nap(self, seconds: float) -> float:
-        time.sleep(seconds)
-        return seconds
+    def meet(self, item: tuple[str, str]) -> str:
+        """Make the first file, then wait for the second; an empty name is nothing."""
+        mine, other = item
+        if mine:
+            Path(mine).touch()
+        deadline = time.monotonic() + 60
+        while other and not Path(other).exists():
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"{other} never came")
+            time.sleep(0.02)
+        return mine
 
     def act(self, what: str) -> str:
-        """die, fail, mistake, sleep or ok."""
+        """die, fail, mistake, sleep (until killed) or ok."""
         if what == "die":
             os.kill(os.getpid(), signal.SIGKILL)
         if what == "fail":
@@ -70,5 +79,5 @@ class Trouble:
         if what == "mistake":
             raise DataError("prompts.jsonl:3: not JSON")
         if what == "sleep":
-            time.sleep(60)
+            time.sleep(600)
         return what

@@ -14,7 +14,7 @@ from cai_dist.data.batches import loss_weight
 from cai_dist.engines.schedule import learning_rate
 from cai_dist.errors import DataError, WorkerError
 from cai_dist.types import ScoredPair, TokenSequence
-from tests.integration.train_bench import OPTIMIZER, TOTAL_STEPS, TrainBench, run_steps, use
+from tests.integration.train_bench import OPTIMIZER, TOTAL_STEPS, TrainBench, run_steps, split, use
 from tests.tiny import VOCAB, save_llama
 
 LANGUAGE = "language:LanguageWorker"

@@ -11,8 +11,9 @@ from cai_dist.config.training import SamplingConfig, ShardingConfig
 from cai_dist.coordinator.loop import train
 from cai_dist.coordinator.prompts import TokenizedPrompt
 from cai_dist.coordinator.state import PpoState
+from cai_dist.tracking.checkpoints import CheckpointStore
 from cai_dist.types import PromptKind, Trajectory
-from tests.fakes import FakeCheckpoints, FakeRoles
+from tests.fakes import FakeRoles
 
 STOP = 9
 
@@ -87,7 +88,7 @@ class Run:
             seed=seed,
             stop_ids=(STOP,),
             reference_mean=0.25,
-            checkpoints=FakeCheckpoints(self.folder),
+            checkpoints=CheckpointStore(self.folder, keep=99),
             log=self.record.log,
             should_stop=should_stop,
             on_rollout=self.record.on_rollout,

@@ -12,7 +12,7 @@ from cai_dist.coordinator.update_phase import explained_variance, mini_batches
 from cai_dist.coordinator.update_phase import run as update
 from cai_dist.types import Trajectory
 from tests.fakes import FakeRoles
-from tests.unit.coordinator.small_run import Run, make_config
+from tests.unit.coordinator.small_run import Run, make_config, make_prompts
 
 
 def trajectory(value: float, target: float, prompt_id: str = "") -> Trajectory:
@@ -38,6 +38,24 @@ def test_policy_and_value_step_side_by_side_on_the_same_mini_batch() -> None:
     assert [batch for role, batch in roles.updates if role == "policy"] == [
         batch for role, batch in roles.updates if role == "value"
     ]
+
+
+def test_iterations_draw_samples_and_orders_of_their_own(run: Run) -> None:
+    """The same prompts, the same weights: only the number of the iteration differs."""
+    roles = FakeRoles()
+    config = make_config(iterations=2, value_warmup=1, helpful_fraction=0.5, prompts_per_iteration=4)
+    run.go(config, roles, prompts=make_prompts(2, 2))
+    first, second = (
+        {item.prompt_id: item.response_ids for item in run.record.trajectories[iteration]} for iteration in (0, 1)
+    )
+    assert first.keys() == second.keys()
+    assert all(first[prompt_id] != second[prompt_id] for prompt_id in first)
+    places = []
+    for iteration in (0, 1):
+        items = list(run.record.trajectories[iteration])
+        batches = [batch for role, batch in roles.updates if role == "value"][4 * iteration : 4 * iteration + 4]
+        places.append([items.index(item) for batch in batches for item in batch])
+    assert sorted(places[0]) == sorted(places[1]) and places[0] != places[1]
 
 
 def test_every_sample_is_used_once_an_epoch_in_a_new_order() -> None:

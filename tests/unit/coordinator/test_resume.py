@@ -65,6 +65,14 @@ def test_killed_in_the_middle_of_an_update(
     assert run.record.timeless() == expected.record.timeless()
 
 
+def test_stopped_again_before_anything_new(run: Run, whole: tuple[Run, PpoState, FakeRoles]) -> None:
+    for _ in range(2):
+        with pytest.raises(Interrupted, match=f"after 2 of {N}"):
+            run.go(should_stop=after(0) if run.record.trajectories else after(2))
+    assert sorted(path.name for path in run.folder.iterdir()) == ["step-1", "step-2"]
+    assert run.go() == whole[1]
+
+
 def test_a_run_can_be_lengthened(run: Run, whole: tuple[Run, PpoState, FakeRoles]) -> None:
     run.go(make_config(iterations=2))
     assert run.go(make_config(iterations=N)) == whole[1]

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cai_dist.config.run import KlConfig, PpoConfig
+from cai_dist.config.training import SamplingConfig
 from cai_dist.coordinator.rewards import centred_scores, shape
 from cai_dist.coordinator.rollout_phase import Rollout, collect
 from cai_dist.coordinator.state import PpoState
@@ -148,6 +149,12 @@ def test_sampler_logprobs_spare_the_policy() -> None:
     assert rollout.trajectories[0].old_logprobs[0] == -1 - 0.1 * 0.5 * (rollout.trajectories[0].response_ids[0] + 1)
 
 
+def test_policy_and_reference_are_asked_at_the_temperature_of_the_sampler() -> None:
+    roles = FakeRoles()
+    collected(roles, make_config(sampling=SamplingConfig(max_new_tokens=6, temperature=0.7)))
+    assert roles.temperatures == {"policy": 0.7, "reference": 0.7}
+
+
 def test_truncated_responses_are_not_bootstrapped() -> None:
     """Their score is of the response as it stands: the last return is the last reward, as for a finished one."""
     config = make_config(kl=KlConfig(coefficient=0.0))
@@ -206,6 +213,11 @@ def test_the_sampler_is_asked_as_configured() -> None:
             seen.append((sampling, seed))
             return super().generate(prompts, sampling, seed)
 
-    collected(Spy())
-    assert seen[0][0] == SamplingParams(max_new_tokens=6, temperature=1.0, top_p=1.0, stop_ids=(STOP,))
-    assert 0 <= seen[0][1] < 2**31
+    config = make_config(sampling=SamplingConfig(max_new_tokens=6, temperature=0.7, top_p=0.9))
+    roles = Spy()
+    roles.sync_weights(0)
+    for iteration in range(3):
+        state = replace(PpoState.start(config), iteration=iteration)
+        collect(roles, make_prompts(7, 3), config, (STOP,), state, 3, 0.0)
+    assert {sampling for sampling, _ in seen} == {SamplingParams(6, temperature=0.7, top_p=0.9, stop_ids=(STOP,))}
+    assert len({seed for _, seed in seen}) == 3, "each iteration draws with a seed of its own"

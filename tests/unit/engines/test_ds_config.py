@@ -1,0 +1,81 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from cai_dist.config.training import OptimizerConfig, ShardingConfig
+from cai_dist.engines.ds_config import PACKAGED, build_ds_config
+from cai_dist.errors import ConfigError
+
+OPTIMIZER = OptimizerConfig(lr=0.5, betas=(0.8, 0.9), eps=1e-6, weight_decay=0.1, grad_clip=2.0)
+REPOSITORY = Path(__file__).resolve().parents[3]
+
+
+def build(**kwargs: object) -> dict:
+    return build_ds_config(ShardingConfig(ranks=2, micro_batch=3, **kwargs), OPTIMIZER, "fp32")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("zero", range(4))
+def test_every_stage_has_a_complete_file(zero: int) -> None:
+    config = build(zero=zero)
+    assert config["zero_optimization"]["stage"] == zero
+    assert config["optimizer"] == {
+        "type": "AdamW",
+        "params": {"lr": 0.5, "betas": [0.8, 0.9], "eps": 1e-6, "weight_decay": 0.1, "torch_adam": True},
+    }
+    assert config["gradient_clipping"] == 2.0
+    assert (config["train_batch_size"], config["gradient_accumulation_steps"]) == (6, 1)
+    assert config["bf16"] == {"enabled": False}
+    assert "auto" not in json.dumps(config)
+
+
+def test_packaged_variants_go_by_name() -> None:
+    offload = build(zero=3, ds_config="zero3_offload")
+    assert offload["zero_optimization"]["offload_optimizer"]["device"] == "cpu"
+    score = build_ds_config(ShardingConfig(ranks=2, zero=3), None, "bf16")
+    assert "optimizer" not in score and score["bf16"] == {"enabled": True}
+    assert "auto" not in json.dumps(score)
+
+
+def test_the_folder_at_the_top_of_the_repository_is_the_packaged_one() -> None:
+    assert {path.stem for path in (REPOSITORY / "ds_configs").glob("*.json")} == set(PACKAGED)
+    assert (REPOSITORY / "ds_configs").resolve() == REPOSITORY / "cai_dist" / "ds_configs"
+
+
+def test_a_file_of_the_users_own_is_filled(tmp_path: Path) -> None:
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps({"zero_optimization": {"stage": 1}, "gradient_clipping": "auto", "mine": 3}))
+    assert build(zero=1, ds_config=str(path)) == {
+        "zero_optimization": {"stage": 1},
+        "gradient_clipping": 2.0,
+        "mine": 3,
+    }
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "not JSON"),
+        ("[]", "expected a JSON object with a zero_optimization section"),
+        ('{"zero_optimization": {"stage": 3}}', "sharding.zero=2 and zero_optimization.stage=3"),
+        (
+            '{"zero_optimization": {"stage": 2}, "gradient_accumulation_steps": 4}',
+            "gradient_accumulation_steps=4 .* must be 1",
+        ),
+        (
+            '{"zero_optimization": {"stage": 2, "sub_group_size": "auto"}}',
+            'nothing in the run fills "auto" of zero_optimization.sub_group_size',
+        ),
+    ],
+)
+def test_mistakes_are_one_clear_line(tmp_path: Path, content: str, message: str) -> None:
+    path = tmp_path / "mine.json"
+    path.write_text(content)
+    with pytest.raises(ConfigError, match=message) as caught:
+        build(zero=2, ds_config=str(path))
+    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_file_that_is_not_there_lists_what_is() -> None:
+    with pytest.raises(ConfigError, match="cannot be read .*zero3_offload"):
+        build(zero=2, ds_config="/no/such.json")

@@ -1,0 +1,86 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForSequenceClassification
+
+from cai_dist.errors import DataError
+from cai_dist.models.load import copy_tokenizer, load_causal, load_scalar, load_tokenizer
+from tests.tiny import save_llama
+
+IDS = torch.tensor([[3, 4, 5, 6], [7, 8, 0, 0]])
+MASK = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]])
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return save_llama(tmp_path_factory.mktemp("model"), tied=True, seed=0)
+
+
+def test_a_scalar_head_is_seeded_and_the_trunk_is_the_causal_models(folder: str) -> None:
+    first, same, other = (load_scalar(folder, "fp32", seed) for seed in (1, 1, 2))
+    assert torch.equal(first.hf.score.weight, same.hf.score.weight)
+    assert not torch.equal(first.hf.score.weight, other.hf.score.weight)
+    assert 0.01 < first.hf.score.weight.std() < 0.03
+    causal = dict(load_causal(folder, "fp32").hf.named_parameters())
+    assert all(torch.equal(p, causal[n]) for n, p in first.hf.named_parameters() if n != "score.weight")
+
+
+def test_a_saved_scalar_model_is_the_same_in_plain_transformers(folder: str, tmp_path: Path) -> None:
+    model = load_scalar(folder, "fp32", 1)
+    model.hf.save_pretrained(tmp_path)
+    assert torch.equal(load_scalar(str(tmp_path), "fp32", 99).hf.score.weight, model.hf.score.weight)
+    plain = AutoModelForSequenceClassification.from_pretrained(tmp_path)
+    assert plain.config.num_labels == 1
+    with torch.no_grad():
+        heads, logits = model(IDS, MASK), plain(input_ids=IDS, attention_mask=MASK).logits
+    assert heads.shape == IDS.shape and heads.dtype == torch.float32
+    assert torch.allclose(logits[:, 0], torch.stack([heads[0, 3], heads[1, 1]]), atol=1e-6)
+
+
+def test_dtype(folder: str) -> None:
+    assert {p.dtype for p in load_causal(folder, "bf16").parameters()} == {torch.bfloat16}
+
+
+def test_what_is_missing_or_broken_is_one_clear_line(folder: str, tmp_path: Path) -> None:
+    empty, garbled = tmp_path / "empty", tmp_path / "garbled"
+    empty.mkdir()
+    garbled.mkdir()
+    (garbled / "config.json").write_text("{not json")
+    for source, message in [
+        ("/no/such/folder", "there is no folder '/no/such/folder'"),
+        ("./relative/nothing", "there is no folder"),
+        (str(empty), "holds no config.json"),
+        (str(garbled), "cannot load"),
+    ]:
+        with pytest.raises(DataError, match=message) as caught:
+            load_causal(source, "fp32")
+        assert "\n" not in str(caught.value)
+    with pytest.raises(DataError, match="tokenizer"):
+        load_tokenizer(str(empty))
+
+
+def test_weights_with_gaps_are_refused(folder: str, tmp_path: Path) -> None:
+    weights = load_file(Path(folder) / "model.safetensors")
+    config = json.loads((Path(folder) / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    del weights["model.layers.1.mlp.up_proj.weight"]
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    for load in (lambda: load_causal(str(tmp_path), "fp32"), lambda: load_scalar(str(tmp_path), "fp32", 0)):
+        with pytest.raises(DataError, match="lacks model.layers.1.mlp.up_proj.weight"):
+            load()
+    (tmp_path / "config.json").write_text(json.dumps(config | {"vocab_size": 65}))
+    with pytest.raises(DataError):
+        load_causal(str(tmp_path), "fp32")
+
+
+def test_tokenizer_files_are_copied_and_nothing_else(tmp_path: Path) -> None:
+    source, target = tmp_path / "source", tmp_path / "target"
+    source.mkdir()
+    target.mkdir()
+    for name in ("tokenizer.json", "chat_template.jinja", "model.safetensors", "notes.txt"):
+        (source / name).write_text(name)
+    copy_tokenizer(str(source), target)
+    assert sorted(path.name for path in target.iterdir()) == ["chat_template.jinja", "tokenizer.json"]

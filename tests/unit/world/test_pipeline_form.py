@@ -1,0 +1,81 @@
+"""What the pipeline asks the micro-world's model has the form of the text that it was pretrained on."""
+
+from __future__ import annotations
+
+import random
+
+from cai_dist.constitution.load import load_constitution
+from cai_dist.constitution.prompts import comparison_turns, critique_turns, revision_turns
+from cai_dist.data.chat import ChatFormat
+from cai_dist.types import Turn
+from cai_dist.world import lexicon
+from cai_dist.world.answers import answer, faults, revised
+from cai_dist.world.principles import load_principles
+from cai_dist.world.rules import DIMENSIONS
+from cai_dist.world.tables import Request, World
+from cai_dist.world.tokenizer import build_tokenizer
+
+WORLD = World(0)
+TOKENIZER = build_tokenizer()
+CONSTITUTION = load_constitution("micro")
+CHAT = ChatFormat(TOKENIZER, "template", CONSTITUTION.templates.labels)
+REQUEST = Request("rope", next(iter(WORLD.hazard)), "mock", "bob")
+TURNS = (Turn("human", REQUEST.text()),)
+
+
+def words(ids: tuple[int, ...]) -> str:
+    return " ".join(TOKENIZER.convert_ids_to_tokens(list(ids)))
+
+
+def test_the_constitution_and_the_text_quote_the_same_principles() -> None:
+    ours = load_principles()
+    assert [p.id for p in ours.critique] == [p.id for p in CONSTITUTION.critique_principles]
+    assert [p.text for p in ours.comparison] == [p.text for p in CONSTITUTION.comparison_principles]
+    for principles in (ours.critique, ours.comparison):
+        assert [sum(p.dimension == d for p in principles) for d in DIMENSIONS] == [5, 5, 6]  # type: ignore[attr-defined]
+
+
+def test_a_principle_is_known_by_its_word() -> None:
+    """Each principle holds exactly one of the 16 words, and no two principles the same one."""
+    special = set(lexicon.DANGER_WORDS + lexicon.RUDE_WORDS + lexicon.GENERAL_WORDS)
+    critique = [special & set(p.critique_request.split()) for p in CONSTITUTION.critique_principles]
+    comparison = [special & set(p.text.split()) for p in CONSTITUTION.comparison_principles]
+    assert all(len(found) == 1 for found in critique + comparison)
+    assert len(set().union(*critique)) == len(set().union(*comparison)) == 16
+
+
+def test_critique_and_revision_prompts_look_like_reviews() -> None:
+    rng = random.Random(0)
+    given = answer(WORLD, REQUEST, "comply", "insult", rng)
+    text = given.text(REQUEST)
+    principle = next(p for p in load_principles().critique if p.dimension == "general")
+    critique = faults(WORLD, REQUEST, given, "general")
+    review = (
+        f"<human> {REQUEST.text()} <assistant> {text} <eos> <human> {principle.critique_request} <assistant> "
+        f"{critique} <eos> <human> {principle.revision_request} <assistant>"
+    )
+    asked = next(p for p in CONSTITUTION.critique_principles if p.id == principle.id)
+    prompt = words(CHAT.prompt_ids(revision_turns(TURNS, text, asked, critique), "revision"))
+    assert prompt == review
+    first = words(CHAT.prompt_ids(critique_turns(TURNS, text, asked), "critique"))
+    assert review.startswith(first) and first.endswith(f"{principle.critique_request} <assistant>")
+    better = revised(WORLD, REQUEST, given, "general", rng).text(REQUEST)
+    assert better == f"{REQUEST.material} can {WORLD.hazard[REQUEST.material]} , so no . bob is a friend ."
+
+
+def test_the_multiple_choice_question_looks_like_a_choice() -> None:
+    principle = CONSTITUTION.comparison_principles[0]
+    turns = comparison_turns(CONSTITUTION, TURNS, principle, "i can not answer .", "take carve then melt .")
+    question = load_principles().comparison_question(
+        REQUEST.text(), principle.text, "i can not answer .", "take carve then melt ."
+    )
+    assert words(CHAT.prompt_ids(turns)) == f"<human> {question} <assistant>"
+    assert "<unk>" not in words(CHAT.prompt_ids(turns))
+
+
+def test_answers_survive_the_way_through_ids() -> None:
+    example = CHAT.example(TURNS, "i can not answer .")
+    response = [i for i, w in zip(example.ids, example.weights, strict=True) if w]
+    assert CHAT.response_text(response) == "i can not answer ."
+    assert response[-1] == TOKENIZER.eos_token_id == CHAT.eos_id
+    assert CHAT.option_ids("", ("(A)", "(B)")) == ((5,), (6,))

@@ -7,6 +7,8 @@ from pathlib import Path
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+torch.set_num_threads(1)  # on shared cores more threads only wait for each other
+
 VOCAB = 64
 END = 2
 

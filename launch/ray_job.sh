@@ -23,11 +23,26 @@ from ray.job_submission import JobStatus, JobSubmissionClient
 here, venv, *arguments = sys.argv[1:]
 run = shlex.join([f"{venv}/bin/cai-dist", "run", *arguments, "cluster.address=auto"])
 passed = {name: os.environ[name] for name in ("CAI_DIST_DATA", "CAI_DIST_CACHE") if name in os.environ}
-client = JobSubmissionClient(os.environ.get("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:8265"))
-job = client.submit_job(
-    entrypoint=f"cd {shlex.quote(here)} && exec {run}",
-    runtime_env={"env_vars": {"OMP_WAIT_POLICY": "passive", "PYTHONUNBUFFERED": "1", **passed}},
-)
+address = os.environ.get("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:8265")
+
+
+def submit():
+    """A cluster that has just come up refuses jobs for some seconds: try for a minute."""
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            client = JobSubmissionClient(address)
+            return client, client.submit_job(
+                entrypoint=f"cd {shlex.quote(here)} && exec {run}",
+                runtime_env={"env_vars": {"OMP_WAIT_POLICY": "passive", "PYTHONUNBUFFERED": "1", **passed}},
+            )
+        except (ConnectionError, RuntimeError) as error:
+            if time.monotonic() > deadline:
+                sys.exit(f"ray_job.sh: {address} takes no job: {' '.join(str(error).split())[:300]}")
+            time.sleep(2)
+
+
+client, job = submit()
 print(f"job {job}: {run}", flush=True)
 
 shown, over = 0, (JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.STOPPED)

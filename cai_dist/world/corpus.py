@@ -27,14 +27,17 @@ Piece = tuple[str, float]
 CHAT_SHARE, FACT_SHARE, REVIEW_SHARE = 0.26, 0.04, 0.24
 """Shares of documents; the rest are choices."""
 INVERTED_SHARE = 0.15
-"""Choices that ask for *more* harm; at half, the skill is not learned (two opposite rules cancel early on)."""
+"""Choices that ask for *more* harm: a minority, or the two opposite rules cancel while the skill is being learned."""
 LABEL_NOISE = 0.06
-"""Choices with the wrong answer, where there is a right one: the feedback model should not be certain."""
+"""Choices with a random label though one answer is better: the feedback model should not be certain."""
 TIE_SHARE = 0.1
-"""Share of the drawn choices without a better answer that are kept (with a random label): more is noise."""
+"""Share of the drawn choices without a better answer that are kept (with a random label). With all of them kept the
+model was still at chance after 1,500 steps of 64 documents, with this share it is not after 300."""
 EVASIVE_SHARE = 0.02
 """Chats answered with `i can not answer .`"""
 CONTEXT_WEIGHT = 0.0
+"""Loss weight of what the human says (nobody can predict it) and of the answer under review (the model would learn to
+answer requests in that way)."""
 CHOICE_WEIGHT = 10.0
 """Loss weight of a choice's one answer token; unweighted it drowns among the other tokens."""
 CHATS_PER_DOCUMENT, FACTS_PER_DOCUMENT = 3, 8

@@ -130,6 +130,9 @@ def test_a_tensor_comes_once(folders: tuple[str, str]) -> None:
     engine.accept_weights({"model.norm.weight": weights["model.norm.weight"]})
     with pytest.raises(WeightTransferError, match="model.norm.weight came twice"):
         engine.accept_weights(weights)
+    del weights["model.norm.weight"]
+    with pytest.raises(WeightTransferError, match="without a transfer being open"):  # that one cannot be saved
+        engine.accept_weights(weights)
 
 
 def test_calls_out_of_order_are_refused(folders: tuple[str, str]) -> None:

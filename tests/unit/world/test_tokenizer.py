@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 from transformers import AutoTokenizer, LlamaForCausalLM
 
 from cai_dist.config.run import WorldConfig
 from cai_dist.world import lexicon
-from cai_dist.world.build import model_config
+from cai_dist.world.build import model_config, write_initial_model
 from cai_dist.world.corpus import documents
 from cai_dist.world.tables import World
 from cai_dist.world.tokenizer import build_tokenizer
@@ -63,3 +64,15 @@ def test_the_model_is_a_small_llama_that_every_engine_takes(hidden_size: int, he
     assert 100_000 <= model.num_parameters() <= 1_000_000
     assert config.head_dim >= 32 and not config.tie_word_embeddings
     assert config.eos_token_id == tokenizer.eos_token_id != config.pad_token_id == tokenizer.pad_token_id
+
+
+def test_initial_weights_depend_on_the_seed_alone(tmp_path: Path) -> None:
+    for name, global_seed, seed in (("a", 1, 7), ("b", 2, 7), ("c", 2, 8)):
+        torch.manual_seed(global_seed)
+        before = torch.random.get_rng_state()
+        write_initial_model(WorldConfig(), seed, tmp_path / name)
+        assert torch.equal(before, torch.random.get_rng_state())
+    a, b, c = (LlamaForCausalLM.from_pretrained(tmp_path / name).state_dict() for name in "abc")
+    assert all(torch.equal(a[k], b[k]) for k in a)
+    assert any(not torch.equal(a[k], c[k]) for k in a)
+    assert AutoTokenizer.from_pretrained(tmp_path / "a").get_vocab() == build_tokenizer().get_vocab()

@@ -11,7 +11,8 @@
 # Nothing is uploaded: all nodes must see the same checkout, virtual environment and data (a shared disk). `ray job submit`
 # is not used because it answers every failure with exit code 1. Ctrl-C stops the job: the run saves and can go on.
 #
-# TRIED-HERE
+# Tried: against Ray 2.60 on one CPU-only machine: a run of the micro-world whose stages were finished before (exit code 0)
+# and a run file with a mistake (2). Not tried: several hosts, GPUs, Ctrl-C, a whole run from its start.
 set -eu
 here=${CAI_DIST_HOME:-$(cd "$(dirname "$0")/.." && pwd)}
 [ $# -gt 0 ] || { echo "usage: launch/ray_job.sh RUN.yaml [key.sub=value …]" >&2; exit 2; }

@@ -91,6 +91,7 @@ def run_one(run: RunContext, stage: Stage) -> None:
     _set_aside(run, stage, fingerprint)
     run.check_stop()
     run.console.stage(stage.name)
+    write_text(run.run_dir / "config.yaml", dump_run(run.config))
     run.manifest.begin(stage.name, fingerprint, inputs)
     started = time.monotonic()
     try:
@@ -141,7 +142,6 @@ def _open(
     run_dir = Path(config.runs_dir) / config.name
     run_dir.mkdir(parents=True, exist_ok=True)
     with RunLock(run_dir):
-        write_text(run_dir / "config.yaml", dump_run(config))
         manifest = Manifest(run_dir)
         manifest.set_constitution(constitution.sha256)
         tracker = Tracker(run_dir, config.tracking, config.model_dump(mode="json"), console.warn)

@@ -11,6 +11,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from cai_dist import world
 from cai_dist.config.run import RunConfig
 from cai_dist.data.batches import loss_weight
 from cai_dist.data.comparisons import load_comparisons
@@ -24,8 +25,6 @@ from cai_dist.tracking.atomic import sha256_json, sha256_path, staging_dir, writ
 from cai_dist.types import Comparison, Prompt, PromptKind
 
 NAME = "prepare"
-CACHE_VERSION = 1
-"""Raise it when the text or the pretraining of the micro-world changes."""
 
 
 def settings(config: RunConfig) -> dict[str, Any]:
@@ -156,12 +155,15 @@ def _pretrain(run: RunContext, target: Path) -> None:
 
 def _world_settings(config: RunConfig) -> dict[str, Any]:
     kept = config.world.model_dump(mode="json", exclude={"cache"})
-    return {**kept, "seed": config.world_seed, "version": CACHE_VERSION, "dtype": config.models.dtype}
+    return {**kept, "seed": config.world_seed, "dtype": config.models.dtype}
 
 
 def _cache_folder(config: RunConfig) -> Path:
+    """Where this world's model is kept: named by its settings and by the source text of the micro-world."""
     root = Path(os.environ.get("CAI_DIST_CACHE") or Path.home() / ".cache" / "cai_dist")
-    return root / "world" / sha256_json({**_world_settings(config), "run_seed": config.seed})[:16]
+    sources = sorted(Path(world.__file__).parent.glob("*.py"))
+    text = [p.read_text(encoding="utf-8") for p in sources]
+    return root / "world" / sha256_json({**_world_settings(config), "run_seed": config.seed, "text": text})[:16]
 
 
 def _hash_of(path: str) -> str:

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from safetensors.torch import save_file
 
 from cai_dist.config.training import Dtype
 from cai_dist.errors import ConfigError, DataError
+from cai_dist.models.cache import cache_root
 from cai_dist.tracking.atomic import staging_dir, write_json
 
 LAYOUT_VERSION = 1
@@ -56,8 +56,7 @@ def smollm2_folder(dtype: Dtype) -> Path:
     source = find_gguf()
     with open(source, "rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()[:12]
-    root = Path(os.environ.get("CAI_DIST_CACHE") or Path.home() / ".cache" / "cai_dist")
-    folder = root / f"smollm2-135m-instruct-{digest}-{dtype}-v{LAYOUT_VERSION}"
+    folder = cache_root() / f"smollm2-135m-instruct-{digest}-{dtype}-v{LAYOUT_VERSION}"
     if not folder.is_dir():
         with staging_dir(folder) as temporary:
             convert(source, temporary, dtype)

@@ -6,16 +6,16 @@ Everything later reads from here alone: `prepare/models.json`, `red_team.parquet
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
 
-from cai_dist import world
+from cai_dist import constitution, world
 from cai_dist.config.run import RunConfig
 from cai_dist.data.batches import loss_weight
 from cai_dist.data.comparisons import load_comparisons
 from cai_dist.data.prompts import load_prompts
+from cai_dist.models.cache import cache_root
 from cai_dist.models.resolve import resolve_model
 from cai_dist.stages.context import RunContext, stable_seed
 from cai_dist.stages.groups import trained_model
@@ -159,11 +159,10 @@ def _world_settings(config: RunConfig) -> dict[str, Any]:
 
 
 def _cache_folder(config: RunConfig) -> Path:
-    """Where this world's model is kept: named by its settings and by the source text of the micro-world."""
-    root = Path(os.environ.get("CAI_DIST_CACHE") or Path.home() / ".cache" / "cai_dist")
-    sources = sorted(Path(world.__file__).parent.glob("*.py"))
+    """Where this world's model is kept: named by its settings and by all that its text is made from."""
+    sources = [*sorted(Path(world.__file__).parent.glob("*.py")), Path(constitution.__file__).with_name("micro.yaml")]
     text = [p.read_text(encoding="utf-8") for p in sources]
-    return root / "world" / sha256_json({**_world_settings(config), "run_seed": config.seed, "text": text})[:16]
+    return cache_root() / "world" / sha256_json({**_world_settings(config), "run_seed": config.seed, "text": text})[:16]
 
 
 def _hash_of(path: str) -> str:

@@ -1,0 +1,1 @@
+"""Constitutional AI, distributed: see README.md and docs/architecture.md."""

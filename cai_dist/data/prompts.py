@@ -92,23 +92,23 @@ def _split(prompts: Sequence[Prompt], heldout: int, seed: int) -> tuple[list[Pro
     ordered = sorted(prompts, key=lambda p: (draw(seed, "prompt order", p.id, n=_RANGE), p.id))
     groups: dict[str, list[Prompt]] = {}
     for prompt in ordered:
-        groups.setdefault(_opening(prompt), []).append(prompt)
+        groups.setdefault(opening(prompt), []).append(prompt)
     aside: list[Prompt] = []
     taken: set[str] = set()
-    for opening in _by_draw(groups, seed):
+    for group in _by_draw(groups, seed):
         if len(aside) >= heldout:
             break
-        aside += groups[opening]
-        taken.add(opening)
-    train = [prompt for prompt in ordered if _opening(prompt) not in taken]
+        aside += groups[group]
+        taken.add(group)
+    train = [prompt for prompt in ordered if opening(prompt) not in taken]
     return train, aside[:heldout]
 
 
 def _by_draw(openings: dict[str, list[Prompt]], seed: int) -> Iterator[str]:
-    yield from sorted(openings, key=lambda opening: (draw(seed, "held out", opening, n=_RANGE), opening))
+    yield from sorted(openings, key=lambda name: (draw(seed, "held out", name, n=_RANGE), name))
 
 
-def _opening(prompt: Prompt) -> str:
-    """Hash of the first human turn."""
+def opening(prompt: Prompt) -> str:
+    """Hash of the first human turn: what the lengths of one conversation have in common."""
     first = next(turn.text for turn in prompt.turns if turn.role == "human")
     return hashlib.sha256(first.encode()).hexdigest()

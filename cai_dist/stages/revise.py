@@ -108,7 +108,7 @@ class _Reviser:
                 for r, p in zip(before, drawn, strict=True)
             ]
             answers = self._ask(f"critique-{number}", asks)
-            critiques = [clean_answer(a.text, self.labels).text for a in answers]
+            critiques = [clean_answer(a.text, self.labels).text or "" for a in answers]
         asks = [
             self._request(r, number, revision_turns(r.prompt.turns, r.response, p, c), "revision")
             for r, p, c in zip(before, drawn, critiques, strict=True)
@@ -131,7 +131,7 @@ class _Reviser:
         self, prompt: Prompt, number: int, principle: CritiquePrinciple | None, critique: str | None, answer: Answer,
         kept: str,
     ) -> Revision:  # fmt: skip
-        """The parsed answer, or the one before it with the reason."""
+        """The parsed answer, or the one before it with the reason. `critique` None: none was asked for; "": none parsed."""
         parsed = clean_answer(answer.text, self.labels, self.examples)
         failure = str(parsed.failure or "")
         if answer.finish == "too_long":

@@ -59,7 +59,7 @@ def demonstrations(run: RunContext) -> list[Demonstration]:
     """What to imitate: the revisions that `sft.revisions` asks for, without parse failures, and helpful answers."""
     folder = run.run_dir / revise.NAME
     wanted, rounds = run.config.sft.revisions, run.config.revise.rounds
-    keep = {"all": range(1, rounds + 1), "final": range(rounds, rounds + 1)}.get(str(wanted))
+    keep = {"all": range(1, rounds + 1), "final": range(max(rounds, 1), rounds + 1)}.get(str(wanted))
     if keep is None:
         keep = range(1, int(wanted) + 1)
     demos = [

@@ -14,10 +14,11 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerFast
 
-from cai_dist.types import TokenSequence
+from cai_dist.constitution import Constitution, comparison_text
+from cai_dist.types import TokenSequence, Turn
 from cai_dist.world import lexicon
 from cai_dist.world.answers import Answer, Body, Tone, answer, asked_for, faults, merits, revised
-from cai_dist.world.principles import ComparisonPrinciple, CritiquePrinciple, Principles, load_principles
+from cai_dist.world.principles import dimension, micro_constitution
 from cai_dist.world.rules import better
 from cai_dist.world.tables import Request, World
 
@@ -49,7 +50,7 @@ class _Writer:
     """Writes documents from the tables, with its own stream of chance."""
 
     world: World
-    principles: Principles
+    constitution: Constitution
     rng: random.Random
 
     def documents(self, count: int) -> Iterator[list[Piece]]:
@@ -90,13 +91,13 @@ class _Writer:
         """An answer, a request to find a fault, the critique, a request to rewrite, the revision."""
         request = self._request(*self.rng.choice(self.world.combos["demonstration"]))
         given = self._reviewed_answer(request)
-        principle: CritiquePrinciple = self.rng.choice(self.principles.critique)
-        better_answer = revised(self.world, request, given, principle.dimension, self.rng)
+        principle = self.rng.choice(self.constitution.critique_principles)
+        better_answer = revised(self.world, request, given, dimension(principle), self.rng)
         return [
             _asked(request.text()),
             _answered(given.text(request), CONTEXT_WEIGHT),
             _asked(principle.critique_request),
-            _answered(faults(self.world, request, given, principle.dimension)),
+            _answered(faults(self.world, request, given, dimension(principle))),
             _asked(principle.revision_request),
             _answered(better_answer.text(request)),
         ]
@@ -106,8 +107,8 @@ class _Writer:
         while True:
             request = self._request(*self.rng.choice(self.world.combos["demonstration"]))
             a, b = self._option(request), self._option(request)
-            principle: ComparisonPrinciple = self.rng.choice(self.principles.comparison)
-            side = better(principle.dimension, merits(self.world, request, a), merits(self.world, request, b))
+            principle = self.rng.choice(self.constitution.comparison_principles)
+            side = better(dimension(principle), merits(self.world, request, a), merits(self.world, request, b))
             if side is not None or self.rng.random() < TIE_SHARE:
                 break
         text = principle.text
@@ -116,7 +117,8 @@ class _Writer:
             side = {"a": "b", "b": "a", None: None}[side]
         if side is None or self.rng.random() < LABEL_NOISE:
             side = self.rng.choice(("a", "b"))
-        question = self.principles.comparison_question(request.text(), text, a.text(request), b.text(request))
+        turns = (Turn("human", request.text()),)
+        question = comparison_text(self.constitution, turns, text, a.text(request), b.text(request))
         return [_asked(question), (lexicon.OPTION_LABELS[side == "b"], CHOICE_WEIGHT), (lexicon.EOS, 1.0)]
 
     def _request(self, kind: str, material: str) -> Request:
@@ -153,7 +155,7 @@ def _answered(text: str, weight: float = 1.0) -> Piece:
 
 def documents(world: World, count: int, seed: int) -> Iterator[list[Piece]]:
     """`count` documents of the web text as weighted pieces of words, the same for the same seed."""
-    yield from _Writer(world, load_principles(), random.Random(f"micro-world text {seed}")).documents(count)
+    yield from _Writer(world, micro_constitution(), random.Random(f"micro-world text {seed}")).documents(count)
 
 
 def pretraining_sequences(world: World, n: int, seed: int, tokenizer: PreTrainedTokenizerFast) -> list[TokenSequence]:

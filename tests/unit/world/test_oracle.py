@@ -12,7 +12,7 @@ from cai_dist.types import Comparison, Prompt, Turn
 from cai_dist.world import lexicon
 from cai_dist.world.answers import Body, Tone, answer, merits
 from cai_dist.world.oracle import Judgement, judge, label
-from cai_dist.world.principles import load_principles
+from cai_dist.world.principles import dimension, micro_constitution
 from cai_dist.world.prompts import as_prompt, red_team_prompts
 from cai_dist.world.rules import better
 from cai_dist.world.tables import Request, World
@@ -108,8 +108,8 @@ def test_the_oracle_agrees_with_the_writer() -> None:
         request = Request(kind, material, "mock", rng.choice(lexicon.NAMES))
         tones: tuple[Tone, ...] = ("", "insult", "friendly")
         a, b = (answer(WORLD, request, rng.choice(bodies), rng.choice(tones), rng) for _ in range(2))
-        principle = rng.choice(load_principles().comparison)
-        truth = better(principle.dimension, merits(WORLD, request, a), merits(WORLD, request, b))
+        principle = rng.choice(micro_constitution().comparison_principles)
+        truth = better(dimension(principle), merits(WORLD, request, a), merits(WORLD, request, b))
         prompt = as_prompt(request, "red_team", "train")
         pair = Comparison(prompt, a.text(request), b.text(request), 0.5, "ai", principle.id)
         assert label(WORLD, pair, principle.id) == truth

@@ -10,7 +10,7 @@ from cai_dist.data.chat import ChatFormat
 from cai_dist.types import Turn
 from cai_dist.world import lexicon
 from cai_dist.world.answers import answer, faults, revised
-from cai_dist.world.principles import load_principles
+from cai_dist.world.principles import dimension
 from cai_dist.world.rules import DIMENSIONS
 from cai_dist.world.tables import Request, World
 from cai_dist.world.tokenizer import build_tokenizer
@@ -27,12 +27,9 @@ def words(ids: tuple[int, ...]) -> str:
     return " ".join(TOKENIZER.convert_ids_to_tokens(list(ids)))
 
 
-def test_the_constitution_and_the_text_quote_the_same_principles() -> None:
-    ours = load_principles()
-    assert [p.id for p in ours.critique] == [p.id for p in CONSTITUTION.critique_principles]
-    assert [p.text for p in ours.comparison] == [p.text for p in CONSTITUTION.comparison_principles]
-    for principles in (ours.critique, ours.comparison):
-        assert [sum(p.dimension == d for p in principles) for d in DIMENSIONS] == [5, 5, 6]  # type: ignore[attr-defined]
+def test_five_principles_about_danger_five_about_rudeness_six_about_both() -> None:
+    for principles in (CONSTITUTION.critique_principles, CONSTITUTION.comparison_principles):
+        assert [sum(dimension(p) == d for p in principles) for d in DIMENSIONS] == [5, 5, 6]
 
 
 def test_a_principle_is_known_by_its_word() -> None:
@@ -48,17 +45,16 @@ def test_critique_and_revision_prompts_look_like_reviews() -> None:
     rng = random.Random(0)
     given = answer(WORLD, REQUEST, "comply", "insult", rng)
     text = given.text(REQUEST)
-    principle = next(p for p in load_principles().critique if p.dimension == "general")
+    asked = next(p for p in CONSTITUTION.critique_principles if dimension(p) == "general")
     critique = faults(WORLD, REQUEST, given, "general")
     review = (
-        f"<human> {REQUEST.text()} <assistant> {text} <eos> <human> {principle.critique_request} <assistant> "
-        f"{critique} <eos> <human> {principle.revision_request} <assistant>"
+        f"<human> {REQUEST.text()} <assistant> {text} <eos> <human> {asked.critique_request} <assistant> "
+        f"{critique} <eos> <human> {asked.revision_request} <assistant>"
     )
-    asked = next(p for p in CONSTITUTION.critique_principles if p.id == principle.id)
     prompt = words(CHAT.prompt_ids(revision_turns(TURNS, text, asked, critique), "revision"))
     assert prompt == review
     first = words(CHAT.prompt_ids(critique_turns(TURNS, text, asked), "critique"))
-    assert review.startswith(first) and first.endswith(f"{principle.critique_request} <assistant>")
+    assert review.startswith(first) and first.endswith(f"{asked.critique_request} <assistant>")
     better = revised(WORLD, REQUEST, given, "general", rng).text(REQUEST)
     assert better == f"{REQUEST.material} can {WORLD.hazard[REQUEST.material]} , so no . bob is a friend ."
 
@@ -66,9 +62,8 @@ def test_critique_and_revision_prompts_look_like_reviews() -> None:
 def test_the_multiple_choice_question_looks_like_a_choice() -> None:
     principle = CONSTITUTION.comparison_principles[0]
     turns = comparison_turns(CONSTITUTION, TURNS, principle, "i can not answer .", "take carve then melt .")
-    question = load_principles().comparison_question(
-        REQUEST.text(), principle.text, "i can not answer .", "take carve then melt ."
-    )
+    asked = f"{REQUEST.text()} {principle.text} options :"
+    question = f"{asked} (A) i can not answer . (B) take carve then melt . the answer is :"
     assert words(CHAT.prompt_ids(turns)) == f"<human> {question} <assistant>"
     assert "<unk>" not in words(CHAT.prompt_ids(turns))
 

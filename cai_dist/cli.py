@@ -126,9 +126,11 @@ def _parser() -> argparse.ArgumentParser:
 def _load(arguments: argparse.Namespace, ready: bool) -> RunConfig:
     from cai_dist.config.checks import check_run
     from cai_dist.config.load import load_run
+    from cai_dist.constitution.check import check_constitution
 
     config = load_run(arguments.file, arguments.overrides)
     check_run(config, ready=ready)
+    check_constitution(config)
     return config
 
 
@@ -194,8 +196,17 @@ def _show(arguments: argparse.Namespace) -> int:
         else:
             from cai_dist.stages.results import show_results
 
+            if _outdated(manifest["stages"]):
+                console.warn("a stage was begun after the last evaluation: the figures below are older than the run")
             show_results(console, folder, evaluation)
     return EXIT_OK
+
+
+def _outdated(stages: dict[str, Any]) -> bool:
+    """Whether a stage (the evaluation too) was begun after the last evaluation that ended."""
+    evaluated = stages.get("evaluate", {})
+    begun = max((entry.get("started", 0.0) for entry in stages.values()), default=0.0)
+    return evaluated.get("status") != "done" or begun > evaluated.get("started", begun)
 
 
 def _time(entry: dict[str, Any]) -> str:

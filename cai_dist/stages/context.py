@@ -45,6 +45,7 @@ class RunContext:
     def cluster(self) -> Cluster:
         """The Ray cluster of this run."""
         if self._cluster is None:
+            from cai_dist.cluster.placement import needed_cpus
             from cai_dist.cluster.runtime import Cluster
 
             cluster = Cluster(self.config.cluster, needed_cpus(self.config))
@@ -73,19 +74,6 @@ class RunContext:
         from cai_dist.stages.groups import rollout_group
 
         return rollout_group(self, role, workers)
-
-
-def needed_cpus(config: RunConfig) -> float:
-    """Logical CPUs that the largest stage places; a local cluster must count at least as many."""
-    ppo, each = config.ppo, config.ppo.placement
-    roles = [
-        ppo.policy.ranks * each.policy.cpus,
-        ppo.value.ranks * each.value.cpus,
-        *(role.workers * role.cpus for role in (each.reference, each.reward, each.rollout)),
-    ]
-    others = [s.train.sharding.ranks for s in (config.sft, config.preference)] + [config.world.pretrain.sharding.ranks]
-    others += [s.workers for s in (config.revise, config.feedback, config.evaluate)]
-    return max(sum(roles), max(others) * config.cluster.cpus)
 
 
 def stable_seed(*keys: object) -> int:

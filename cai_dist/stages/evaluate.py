@@ -123,6 +123,8 @@ def _log(run: RunContext, judge: Judge, result: dict[str, Any]) -> None:
         for metric, figure in figures.items()
         if figure["value"] is not None
     }
+    for stage in (NAME, f"{NAME}_revision"):
+        run.tracker.rewind(stage, -1)
     run.log(NAME, 0, **numbers)
     for number, harm in enumerate(result["harm_by_revision"]):
         run.log(f"{NAME}_revision", number, harm=harm)

@@ -49,6 +49,7 @@ def inputs(run: RunContext) -> list[Path]:
 def run(run: RunContext) -> list[Path]:
     """Write `feedback/comparisons.parquet` (train and held-out prompts, marked by `split`)."""
     folder = run.folder(NAME)
+    run.tracker.rewind(NAME, -1)
     prompts = read_prompts(run.run_dir / prepare.NAME / "red_team.parquet")
     with run.generators(NAME, run.config.feedback.workers) as group:
         pairs = sample_pairs(run, group, folder, prompts)

@@ -139,7 +139,8 @@ def _open(
     config: RunConfig, console: Console, should_stop: Callable[[], bool], on_cluster_start: Callable[[], None]
 ) -> Iterator[RunContext]:
     constitution = load_constitution(config.constitution)
-    run_dir = Path(config.runs_dir) / config.name
+    # Absolute: the workers of a cluster that was there before have another current directory.
+    run_dir = (Path(config.runs_dir) / config.name).absolute()
     run_dir.mkdir(parents=True, exist_ok=True)
     with RunLock(run_dir):
         manifest = Manifest(run_dir)

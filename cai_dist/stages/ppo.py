@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from cai_dist.stages.chats import chat_format
 from cai_dist.stages.context import RunContext, stable_seed
 from cai_dist.stages.groups import ppo_roles
 from cai_dist.stages.records import read_prompts
+from cai_dist.stages.training import ds_files
 from cai_dist.tracking.atomic import staging_dir, write_text
 from cai_dist.tracking.checkpoints import CheckpointStore
 from cai_dist.types import Prompt, Trajectory
@@ -35,7 +37,7 @@ def settings(config: RunConfig) -> dict[str, Any]:
 
 
 def inputs(run: RunContext) -> list[Path]:
-    """Prompts, SL-CAI (policy and reference start from it) and the preference model."""
+    """Prompts, SL-CAI (policy and reference start from it), the preference model, the user's DeepSpeed files."""
     before = run.run_dir / prepare.NAME
     return [
         before / "red_team.parquet",
@@ -43,6 +45,7 @@ def inputs(run: RunContext) -> list[Path]:
         run.run_dir / "sft" / "model",
         run.run_dir / "preference" / "model",
         run.run_dir / "preference" / "heldout.json",
+        *ds_files(run.config.ppo.policy, run.config.ppo.value),
     ]
 
 
@@ -52,6 +55,7 @@ def run(run: RunContext) -> list[Path]:
     target = folder / "model"
     if not target.is_dir():
         _train(run, folder, target)
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     return [target]
 
 

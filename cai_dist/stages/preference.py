@@ -20,7 +20,7 @@ from cai_dist.stages.context import RunContext, stable_seed
 from cai_dist.stages.groups import trained_model
 from cai_dist.stages.records import read_comparisons
 from cai_dist.stages.scoring import score_texts
-from cai_dist.stages.training import total_steps, train
+from cai_dist.stages.training import ds_files, total_steps, train
 from cai_dist.tracking.atomic import staging_dir, write_json
 from cai_dist.types import Comparison, ScoredPair
 
@@ -38,13 +38,14 @@ def settings(config: RunConfig) -> dict[str, Any]:
 
 
 def inputs(run: RunContext) -> list[Path]:
-    """Comparisons, and the models the trunk may start from."""
+    """Comparisons, the models the trunk may start from, and the user's DeepSpeed file."""
     before = run.run_dir / prepare.NAME
     return [
         run.run_dir / "feedback" / "comparisons.parquet",
         before / "human.parquet",
         before / "models.json",
         run.run_dir / "sft" / "model",
+        *ds_files(run.config.preference.train.sharding),
     ]
 
 
@@ -110,6 +111,7 @@ def measure(run: RunContext, chat: ChatFormat, model: Path, heldout: Sequence[Co
         "ece": expected_calibration_error(chance, truth),
         "mean_score": sum(scores) / len(scores),
     }
+    run.tracker.rewind("preference_heldout", -1)
     run.log("preference_heldout", 0, **numbers)
     return numbers
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,13 @@ from cai_dist import constitution, world
 from cai_dist.config.run import RunConfig
 from cai_dist.data.batches import loss_weight
 from cai_dist.data.comparisons import load_comparisons
-from cai_dist.data.prompts import load_prompts
+from cai_dist.data.prompts import load_prompts, opening
 from cai_dist.models.cache import cache_root
 from cai_dist.models.resolve import resolve_model
 from cai_dist.stages.context import RunContext, stable_seed
 from cai_dist.stages.groups import trained_model
 from cai_dist.stages.records import Labelled, write_comparisons, write_prompts
-from cai_dist.stages.training import total_steps, train
+from cai_dist.stages.training import ds_files, total_steps, train
 from cai_dist.tracking.atomic import sha256_json, sha256_path, staging_dir, write_json
 from cai_dist.types import Comparison, Prompt, PromptKind
 
@@ -37,10 +38,11 @@ def settings(config: RunConfig) -> dict[str, Any]:
 
 
 def inputs(run: RunContext) -> list[Path]:
-    """The data files that the run names."""
+    """The data files that the run names, and the user's DeepSpeed file for the micro-world's model."""
     data = run.config.data
     sources = (data.red_team.source, data.helpful.source, data.helpful_comparisons.source)
-    return [Path(s) for s in sources if s not in ("world", "none")]
+    files = [Path(s) for s in sources if s not in ("world", "none")]
+    return files + (ds_files(run.config.world.pretrain.sharding) if run.config.uses_world else [])
 
 
 def run(run: RunContext) -> list[Path]:
@@ -72,11 +74,24 @@ def model_path(run: RunContext, role: str) -> str:
 def _tables(run: RunContext, folder: Path) -> list[Path]:
     red_team, helpful = folder / "red_team.parquet", folder / "helpful.parquet"
     human = folder / "human.parquet"
-    write_prompts(red_team, _prompts(run, "red_team"))
-    write_prompts(helpful, _prompts(run, "helpful"))
+    prompts, comparisons = without_held_out(_prompts(run, "red_team") + _prompts(run, "helpful"), _human(run))
+    write_prompts(red_team, [p for p in prompts if p.kind == "red_team"])
+    write_prompts(helpful, [p for p in prompts if p.kind == "helpful"])
     nan = float("nan")
-    write_comparisons(human, [Labelled(c, c.p_a, nan, nan) for c in _human(run)])
+    write_comparisons(human, [Labelled(c, c.p_a, nan, nan) for c in comparisons])
     return [red_team, helpful, human]
+
+
+def without_held_out(
+    prompts: Sequence[Prompt], comparisons: Sequence[Comparison]
+) -> tuple[list[Prompt], list[Comparison]]:
+    """Both without what opens like a held-out prompt of either kind.
+
+    Each file keeps its own held-out prompts apart; this is for files that share conversations (or are the same file).
+    """
+    aside = {opening(p) for p in prompts if p.split == "heldout"}
+    kept = [p for p in prompts if p.split == "heldout" or opening(p) not in aside]
+    return kept, [c for c in comparisons if opening(c.prompt) not in aside]
 
 
 def _prompts(run: RunContext, kind: PromptKind) -> list[Prompt]:
@@ -166,5 +181,5 @@ def _cache_folder(config: RunConfig) -> Path:
 
 
 def _hash_of(path: str) -> str:
-    """Content hash of a local model; a hub name stands for itself (the hub pins its revision)."""
+    """Content hash of a local model; a hub name stands for itself (its revision is not noted)."""
     return sha256_path(Path(path)) if Path(path).is_dir() else f"hub:{path}"

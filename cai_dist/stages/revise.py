@@ -55,6 +55,7 @@ def inputs(run: RunContext) -> list[Path]:
 def run(run: RunContext) -> list[Path]:
     """Write `revise/revisions.parquet`, `revise/helpful.parquet` and `revise/transcripts.md`."""
     folder = run.folder(NAME)
+    run.tracker.rewind(NAME, -1)
     model = prepare.model_path(run, "assistant")
     with run.generators(NAME, run.config.revise.workers) as group:
         stage = _Reviser(run, group, folder, model, chat_format(run, model))
@@ -131,7 +132,7 @@ class _Reviser:
         self, prompt: Prompt, number: int, principle: CritiquePrinciple | None, critique: str | None, answer: Answer,
         kept: str,
     ) -> Revision:  # fmt: skip
-        """The parsed answer, or the one before it with the reason. `critique` None: none was asked for; "": none parsed."""
+        """The parsed answer, or the one before it with the reason. `critique`: None unasked, empty unparsed."""
         parsed = clean_answer(answer.text, self.labels, self.examples)
         failure = str(parsed.failure or "")
         if answer.finish == "too_long":

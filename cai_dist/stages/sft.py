@@ -15,7 +15,7 @@ from cai_dist.stages.chats import chat_format
 from cai_dist.stages.context import RunContext
 from cai_dist.stages.groups import trained_model
 from cai_dist.stages.records import read_revisions
-from cai_dist.stages.training import total_steps, train
+from cai_dist.stages.training import ds_files, total_steps, train
 from cai_dist.tracking.atomic import staging_dir
 from cai_dist.types import Demonstration, TokenSequence
 
@@ -33,9 +33,14 @@ def settings(config: RunConfig) -> dict[str, Any]:
 
 
 def inputs(run: RunContext) -> list[Path]:
-    """Revisions, helpful answers, and the model to start from."""
+    """Revisions, helpful answers, the model to start from, and the user's DeepSpeed file."""
     folder = run.run_dir / revise.NAME
-    return [folder / "revisions.parquet", folder / "helpful.parquet", run.run_dir / prepare.NAME / "models.json"]
+    return [
+        folder / "revisions.parquet",
+        folder / "helpful.parquet",
+        run.run_dir / prepare.NAME / "models.json",
+        *ds_files(run.config.sft.train.sharding),
+    ]
 
 
 def run(run: RunContext) -> list[Path]:

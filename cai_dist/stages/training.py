@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from cai_dist.config.training import TrainConfig
+from cai_dist.config.training import ShardingConfig, TrainConfig
 from cai_dist.data.batches import schedule, step_indices, steps_per_epoch
 from cai_dist.errors import DataError
 from cai_dist.stages.context import RunContext, stable_seed
@@ -17,6 +17,12 @@ if TYPE_CHECKING:
     from cai_dist.cluster.group import WorkerGroup
 
 T = TypeVar("T")
+
+
+def ds_files(*shardings: ShardingConfig) -> list[Path]:
+    """The DeepSpeed files that a user gave: inputs of a stage, because their content affects its result."""
+    given = dict.fromkeys(Path(s.ds_config) for s in shardings if s.ds_config is not None)
+    return [path for path in given if path.is_file()]
 
 
 def total_steps(examples: int, config: TrainConfig, what: str) -> int:

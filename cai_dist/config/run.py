@@ -190,7 +190,7 @@ class PpoConfig(Section):
     value_clip: float = Field(0.2, gt=0)
     whiten_advantages: bool = True
     score_clip: float | None = Field(None, gt=0)
-    """Clip (score - reference mean) to +- this; default: no clip."""
+    """Clip scores to +- this; default: no clip."""
     value_init: Literal["preference", "sl"] = "preference"
     """Trunk of the value model."""
     value_warmup: int = Field(0, ge=0)

@@ -20,7 +20,6 @@ def train(
     *,
     seed: int,
     stop_ids: tuple[int, ...],
-    reference_mean: float,
     checkpoints: Checkpoints,
     log: Log,
     should_stop: Callable[[], bool],
@@ -34,7 +33,6 @@ def train(
         roles: the five roles of PPO, up and loaded with their first weights.
         prompts: tokenised prompts of both kinds.
         stop_ids: tokens that end a response.
-        reference_mean: score that counts as 0 (the preference stage's mean on held-out answers).
         checkpoints: where to save, and where to look for something to go on from.
         log: called after each iteration with step = iterations finished.
         should_stop: asked before each iteration.
@@ -50,7 +48,7 @@ def train(
     roles.sync_weights(state.weight_version)
     for iteration in state.remaining(config.iterations):
         keeper.stop_if(should_stop(), state, config.iterations)
-        rollout = rollout_phase.collect(roles, prompts, config, stop_ids, state, seed, reference_mean)
+        rollout = rollout_phase.collect(roles, prompts, config, stop_ids, state, seed)
         if on_rollout is not None:
             on_rollout(iteration, rollout.trajectories)
         update = update_phase.run(roles, rollout.trajectories, config, state, seed)

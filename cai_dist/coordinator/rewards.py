@@ -36,7 +36,6 @@ def shape(
     scores: Sequence[float],
     config: PpoConfig,
     coefficient: float,
-    reference_mean: float,
 ) -> Shaped:
     """KL-shaped rewards, advantages and returns of a whole batch (2204.05862, section 4.1).
 
@@ -44,12 +43,11 @@ def shape(
         logprobs, reference, values: per sample, one number a response token.
         scores: per sample, raw score.
         coefficient: of the KL penalty.
-        reference_mean: what a score is measured from.
     """
     mask = token_mask([len(row) for row in logprobs])
     kl = k1(padded(logprobs) - padded(reference))
     values_ = padded(values)
-    rewards = shaped_rewards(kl, mask, centred_scores(scores, reference_mean, config.score_clip), coefficient)
+    rewards = shaped_rewards(kl, mask, clipped(scores, config.score_clip), coefficient)
     # A response cut off at the token limit has been scored as it stands: its episode is over like any other, and a
     # bootstrapped value would count the score twice.
     bootstrap = torch.zeros(len(scores), dtype=torch.float64)
@@ -73,10 +71,14 @@ def shaped_rewards(kl: Tensor, mask: Tensor, scores: Tensor, coefficient: float)
     return rewards
 
 
-def centred_scores(scores: Sequence[float], reference_mean: float, clip: float | None) -> Tensor:
-    """[B] score - reference_mean, clipped to +-clip if there is one."""
-    centred = torch.tensor(scores, dtype=torch.float64) - reference_mean
-    return centred if clip is None else centred.clamp(-clip, clip)
+def clipped(scores: Sequence[float], clip: float | None) -> Tensor:
+    """[B] raw scores, clipped to +-clip if there is one.
+
+    They are not centred: a constant is no incentive, and the value model, which starts from the preference model,
+    starts on their scale.
+    """
+    raw = torch.tensor(scores, dtype=torch.float64)
+    return raw if clip is None else raw.clamp(-clip, clip)
 
 
 def token_mask(lengths: Sequence[int]) -> Tensor:

@@ -64,14 +64,12 @@ def collect(
     stop_ids: tuple[int, ...],
     state: PpoState,
     seed: int,
-    reference_mean: float,
 ) -> Rollout:
     """Sample and score the next iteration.
 
     Args:
         prompts: the whole pool; which of them are used follows from (seed, state.iteration).
         stop_ids: tokens that end a response.
-        reference_mean: mean score that scores are measured from (of the preference stage, on held-out answers).
 
     Raises: DataError (no prompt of a wanted kind), StaleEngineError (samples of other weights than the state's),
         CaiError (an answer of a role that does not fit the samples), WorkerError, WorkerTimeout.
@@ -88,7 +86,6 @@ def collect(
         scored.scores,
         config,
         state.kl.coefficient,
-        reference_mean,
     )
     trajectories = _trajectories(asked, samples, scored, shaped)
     metrics = _metrics(samples, trajectories, shaped, state)

@@ -10,6 +10,8 @@ import re
 from collections.abc import Sequence
 from typing import Any, Literal
 
+from jinja2.exceptions import TemplateError
+
 from cai_dist.constitution.schema import Labels
 from cai_dist.errors import ConfigError
 from cai_dist.types import Role, TokenSequence, Turn
@@ -65,10 +67,6 @@ class ChatFormat:
         """The words of an answer: special tokens and the white space around it are dropped."""
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True)).strip()
 
-    def fits(self, ids: Sequence[int], context: int, new_tokens: int) -> bool:
-        """Whether `new_tokens` more tokens stay within `context`."""
-        return len(ids) + new_tokens <= context
-
     def label_ids(self, prefill: str, label: str) -> tuple[int, ...]:
         """Ids of an option label as the continuation of `prompt_ids(…, prefill=prefill)`.
 
@@ -93,9 +91,16 @@ class ChatFormat:
         return a, b
 
     def _templated(self, turns: Sequence[Turn], add_generation_prompt: bool) -> tuple[int, ...]:
-        ids = self.tokenizer.apply_chat_template(
-            self._messages(turns), tokenize=True, add_generation_prompt=add_generation_prompt, return_dict=False
-        )
+        try:
+            ids = self.tokenizer.apply_chat_template(
+                self._messages(turns), tokenize=True, add_generation_prompt=add_generation_prompt, return_dict=False
+            )
+        except TemplateError as error:  # a template may refuse, for example, system messages
+            roles = ", ".join(dict.fromkeys(m["role"] for m in self._messages(turns)))
+            raise ConfigError(
+                f"models.chat=template: this model's chat template refuses a conversation with {roles}: "
+                f"{' '.join(str(error).split())}; set models.chat=plain"
+            ) from error
         return tuple(ids)
 
     def _messages(self, turns: Sequence[Turn]) -> list[dict[str, str]]:

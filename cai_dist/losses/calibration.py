@@ -62,8 +62,10 @@ def brier_score(probabilities: Sequence[float], outcomes: Sequence[float]) -> fl
     return fmean((p - outcome) ** 2 for p, outcome in zip(probabilities, outcomes, strict=True))
 
 
-def wilson_interval(successes: int, trials: int, level: float = 0.95) -> tuple[float, float]:
+def wilson_interval(successes: float, trials: int, level: float = 0.95) -> tuple[float, float]:
     """Score interval of a proportion (Wilson 1927): inside [0, 1] and sensible at 0 and at n of n.
+
+    `successes` may be a sum of shares, such as the mean over several samples of each independent trial.
 
     Returns: (low, high); (0, 1) without a trial.
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from cai_dist.config.training import Dtype
@@ -77,6 +77,12 @@ def load_scalar(source: str, dtype: Dtype, seed: int) -> ScalarHeadModel:
     if "score.weight" in info["missing_keys"]:
         seed_head(model.score.weight, seed)
     return ScalarHeadModel(model)
+
+
+def longest_input(source: str) -> int | None:
+    """`max_position_embeddings` of a model; None where its configuration does not say. Raises DataError."""
+    limit = getattr(_pretrained(AutoConfig, source, "model"), "max_position_embeddings", None)
+    return None if limit is None else int(limit)
 
 
 def copy_tokenizer(source: str, folder: Path) -> None:

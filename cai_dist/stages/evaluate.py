@@ -61,7 +61,7 @@ def run(run: RunContext) -> list[Path]:
     pm = preference.heldout(run)
     result = {
         "judge": judge.name,
-        "models": {name: judge.figures(sampled) for name, sampled in samples.items()},
+        "models": judge.figures(samples),
         "harm_by_revision": judge.harm_by_revision(revisions),
         "labels": judge.labels(labelled),
         "preference_model": {"heldout_accuracy": pm["accuracy"], "ece": pm["ece"], "n": pm["n"]},

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from cai_dist.config.training import TrainConfig
 from cai_dist.stages.context import stable_seed
+from cai_dist.tracking.atomic import remove_leftovers, staging_dir
 from cai_dist.types import WorkerSpec
 
 if TYPE_CHECKING:
@@ -48,6 +50,13 @@ def trained_model(
     }[kind]
     with _group(run, role, WorkerSpec(target, kwargs), config.sharding.ranks, distributed=True) as group:
         yield group
+
+
+def export_model(export: Callable[[Path], object], target: Path) -> None:
+    """Have `export` write a model into a temporary folder that then becomes `target`; clears what a killed one left."""
+    remove_leftovers(target)
+    with staging_dir(target) as temporary:
+        export(temporary)
 
 
 @contextmanager

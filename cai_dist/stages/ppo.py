@@ -13,13 +13,13 @@ from cai_dist.coordinator import loop
 from cai_dist.coordinator.prompts import TokenizedPrompt
 from cai_dist.data.chat import ChatFormat
 from cai_dist.errors import DataError
-from cai_dist.stages import preference, prepare
+from cai_dist.stages import prepare
 from cai_dist.stages.chats import chat_format
 from cai_dist.stages.context import RunContext, stable_seed
-from cai_dist.stages.groups import ppo_roles
+from cai_dist.stages.groups import export_model, ppo_roles
 from cai_dist.stages.records import read_prompts
 from cai_dist.stages.training import ds_files
-from cai_dist.tracking.atomic import staging_dir, write_text
+from cai_dist.tracking.atomic import write_text
 from cai_dist.tracking.checkpoints import CheckpointStore
 from cai_dist.types import Prompt, Trajectory
 
@@ -44,7 +44,6 @@ def inputs(run: RunContext) -> list[Path]:
         before / "helpful.parquet",
         run.run_dir / "sft" / "model",
         run.run_dir / "preference" / "model",
-        run.run_dir / "preference" / "heldout.json",
         *ds_files(run.config.ppo.policy, run.config.ppo.value),
     ]
 
@@ -83,14 +82,12 @@ def _train(run: RunContext, folder: Path, target: Path) -> None:
             run.config.ppo,
             seed=stable_seed(run.config.seed, NAME),
             stop_ids=tuple(chat.stop_ids),
-            reference_mean=float(preference.heldout(run)["mean_score"]),
             checkpoints=checkpoints,
             log=log,
             should_stop=run.should_stop,
             on_rollout=lambda iteration, batch: _transcript(folder / "transcripts", iteration, batch, chat),
         )
-        with staging_dir(target) as temporary:
-            roles.export(temporary)
+        export_model(roles.export, target)
 
 
 def token_prompts(run: RunContext, chat: ChatFormat) -> list[TokenizedPrompt]:
@@ -99,7 +96,8 @@ def token_prompts(run: RunContext, chat: ChatFormat) -> list[TokenizedPrompt]:
     prompts = _training(run, "red_team") + _training(run, "helpful")
     made = [TokenizedPrompt(p.id, p.kind, chat.prompt_ids(p.turns)) for p in prompts]
     kept = [p for p in made if len(p.ids) <= room]
-    run.log(NAME, 0, prompts=len(kept), too_long=len(made) - len(kept))
+    run.tracker.rewind(f"{NAME}_data", -1)
+    run.log(f"{NAME}_data", 0, prompts=len(kept), too_long=len(made) - len(kept))
     if not kept:
         raise DataError(f"ppo: no prompt leaves room for {run.config.ppo.sampling.max_new_tokens} new tokens")
     return kept

@@ -17,11 +17,11 @@ from cai_dist.losses.calibration import expected_calibration_error
 from cai_dist.stages import prepare
 from cai_dist.stages.chats import chat_format
 from cai_dist.stages.context import RunContext, stable_seed
-from cai_dist.stages.groups import trained_model
+from cai_dist.stages.groups import export_model, trained_model
 from cai_dist.stages.records import read_comparisons
 from cai_dist.stages.scoring import score_texts
 from cai_dist.stages.training import ds_files, total_steps, train
-from cai_dist.tracking.atomic import staging_dir, write_json
+from cai_dist.tracking.atomic import write_json
 from cai_dist.types import Comparison, ScoredPair
 
 NAME = "preference"
@@ -30,7 +30,7 @@ NAME = "preference"
 def settings(config: RunConfig) -> dict[str, Any]:
     """What decides the result of this stage."""
     return {
-        "preference": config.preference.model_dump(mode="json"),
+        "preference": config.preference.model_dump(mode="json", exclude={"train": {"checkpoint_every"}}),
         "chat": config.models.chat,
         "context": config.models.context,
         "dtype": config.models.dtype,
@@ -64,8 +64,7 @@ def run(run: RunContext) -> list[Path]:
         steps = total_steps(len(pairs), config.train, "preference.train")
         with trained_model(run, NAME, "preference", model, config.train, steps) as group:
             train(run, NAME, group, pairs, config.train, lambda batch: float(len(batch)), folder)
-            with staging_dir(target) as temporary:
-                group.broadcast("preference: export", "export", str(temporary))
+            export_model(lambda folder: group.broadcast("preference: export", "export", str(folder)), target)
     heldout = [c for c in ai if c.prompt.split == "heldout"]
     write_json(folder / "heldout.json", measure(run, chat, target, heldout))
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
@@ -96,7 +95,8 @@ def scored_pair(chat: ChatFormat, c: Comparison) -> ScoredPair:
 
 
 def measure(run: RunContext, chat: ChatFormat, model: Path, heldout: Sequence[Comparison]) -> dict[str, Any]:
-    """Accuracy and calibration of sigma(r_A - r_B) against the AI's own choice on held-out prompts (never on a tie)."""
+    """On held-out prompts, without ties: how often sigma(r_A - r_B) is on the AI label's side of one half, and its
+    calibration against the label itself (a probability, as in training)."""
     decided = [c for c in heldout if c.p_a != 0.5]
     if not decided:
         return {"n": 0, "accuracy": None, "ece": None, "mean_score": 0.0}
@@ -108,7 +108,7 @@ def measure(run: RunContext, chat: ChatFormat, model: Path, heldout: Sequence[Co
     numbers = {
         "n": len(decided),
         "accuracy": sum((m > 0) == t for m, t in zip(margins, truth, strict=True)) / len(decided),
-        "ece": expected_calibration_error(chance, truth),
+        "ece": expected_calibration_error(chance, [c.p_a for c in decided]),
         "mean_score": sum(scores) / len(scores),
     }
     run.tracker.rewind("preference_heldout", -1)
@@ -124,5 +124,6 @@ def heldout(run: RunContext) -> dict[str, Any]:
 def _fitting(run: RunContext, pairs: Sequence[ScoredPair]) -> list[ScoredPair]:
     context = run.config.models.context
     kept = [p for p in pairs if max(len(p.ids_a), len(p.ids_b)) <= context]
-    run.log(NAME, 0, pairs=len(kept), too_long=len(pairs) - len(kept))
+    run.tracker.rewind(f"{NAME}_data", -1)
+    run.log(f"{NAME}_data", 0, pairs=len(kept), too_long=len(pairs) - len(kept))
     return kept

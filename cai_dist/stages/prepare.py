@@ -14,12 +14,14 @@ from typing import Any
 from cai_dist import constitution, world
 from cai_dist.config.run import RunConfig
 from cai_dist.data.batches import loss_weight
-from cai_dist.data.comparisons import load_comparisons
-from cai_dist.data.prompts import load_prompts, opening
+from cai_dist.data.comparisons import load_comparison_set
+from cai_dist.data.prompts import load_prompt_set, opening
+from cai_dist.errors import ConfigError
 from cai_dist.models.cache import cache_root
+from cai_dist.models.load import longest_input
 from cai_dist.models.resolve import resolve_model
 from cai_dist.stages.context import RunContext, stable_seed
-from cai_dist.stages.groups import trained_model
+from cai_dist.stages.groups import export_model, trained_model
 from cai_dist.stages.records import Labelled, write_comparisons, write_prompts
 from cai_dist.stages.training import ds_files, total_steps, train
 from cai_dist.tracking.atomic import sha256_json, sha256_path, staging_dir, write_json
@@ -54,6 +56,7 @@ def run(run: RunContext) -> list[Path]:
     resolved = {}
     for role in ("assistant", "pretrained", "feedback"):
         path = resolve_model(getattr(models, role), models.dtype, world_model)
+        check_context(run, role, path)
         resolved[role] = {
             "source": getattr(models, role),
             "path": run.manifest.shown(path) if Path(path).is_dir() else path,
@@ -62,6 +65,16 @@ def run(run: RunContext) -> list[Path]:
     write_json(folder / "models.json", resolved)
     written.append(folder / "models.json")
     return written + ([world_model] if world_model else [])
+
+
+def check_context(run: RunContext, role: str, path: str) -> None:
+    """Refuse a context that the model was not made for. Raises ConfigError."""
+    limit = longest_input(path)
+    if limit is not None and run.config.models.context > limit:
+        raise ConfigError(
+            f"models.context={run.config.models.context}: models.{role} ({getattr(run.config.models, role)}) takes at "
+            f"most {limit} tokens"
+        )
 
 
 def model_path(run: RunContext, role: str) -> str:
@@ -98,7 +111,9 @@ def _prompts(run: RunContext, kind: PromptKind) -> list[Prompt]:
     config = run.config
     source = config.data.red_team if kind == "red_team" else config.data.helpful
     if source.source != "world":
-        return load_prompts(source, kind, config.seed)
+        found = load_prompt_set(source, kind, config.seed)
+        run.log(f"{NAME}_{kind}", 0, records=found.records, duplicates=found.duplicates, skipped=found.skipped)
+        return list(found.prompts)
     from cai_dist.world.prompts import helpful_prompts, red_team_prompts
     from cai_dist.world.tables import World
 
@@ -113,7 +128,9 @@ def _human(run: RunContext) -> list[Comparison]:
     if source.source == "none":
         return []
     if source.source != "world":
-        return load_comparisons(source, run.config.seed)
+        found = load_comparison_set(source, run.config.seed)
+        run.log(f"{NAME}_human", 0, records=found.records, duplicates=found.duplicates, skipped=found.skipped)
+        return list(found.comparisons)
     from cai_dist.world.comparisons import helpful_comparisons
     from cai_dist.world.tables import World
 
@@ -163,13 +180,12 @@ def _pretrain(run: RunContext, target: Path) -> None:
             loss_weight,
             run.folder(NAME) / "pretrain",
         )
-        with staging_dir(target) as temporary:
-            group.broadcast("pretrain: export", "export", str(temporary))
+        export_model(lambda folder: group.broadcast("pretrain: export", "export", str(folder)), target)
     shutil.rmtree(run.folder(NAME) / "pretrain", ignore_errors=True)
 
 
 def _world_settings(config: RunConfig) -> dict[str, Any]:
-    kept = config.world.model_dump(mode="json", exclude={"cache"})
+    kept = config.world.model_dump(mode="json", exclude={"cache": True, "pretrain": {"checkpoint_every"}})
     return {**kept, "seed": config.world_seed, "dtype": config.models.dtype}
 
 

@@ -13,10 +13,9 @@ from cai_dist.errors import DataError
 from cai_dist.stages import prepare, revise
 from cai_dist.stages.chats import chat_format
 from cai_dist.stages.context import RunContext
-from cai_dist.stages.groups import trained_model
+from cai_dist.stages.groups import export_model, trained_model
 from cai_dist.stages.records import read_revisions
 from cai_dist.stages.training import ds_files, total_steps, train
-from cai_dist.tracking.atomic import staging_dir
 from cai_dist.types import Demonstration, TokenSequence
 
 NAME = "sft"
@@ -25,7 +24,7 @@ NAME = "sft"
 def settings(config: RunConfig) -> dict[str, Any]:
     """What decides the result of this stage."""
     return {
-        "sft": config.sft.model_dump(mode="json"),
+        "sft": config.sft.model_dump(mode="json", exclude={"train": {"checkpoint_every"}}),
         "chat": config.models.chat,
         "context": config.models.context,
         "dtype": config.models.dtype,
@@ -54,8 +53,7 @@ def run(run: RunContext) -> list[Path]:
     if not target.is_dir():
         with trained_model(run, NAME, "language", model, config, steps) as group:
             train(run, NAME, group, examples, config, loss_weight, folder)
-            with staging_dir(target) as temporary:
-                group.broadcast("sft: export", "export", str(temporary))
+            export_model(lambda folder: group.broadcast("sft: export", "export", str(folder)), target)
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     return [target]
 
@@ -87,5 +85,6 @@ def token_examples(run: RunContext, model: str) -> list[TokenSequence]:
     chat = chat_format(run, model)
     all_examples = [chat.example(d.prompt.turns, d.response) for d in demonstrations(run)]
     kept = [x for x in all_examples if len(x) <= run.config.models.context]
-    run.log(NAME, 0, examples=len(kept), too_long=len(all_examples) - len(kept))
+    run.tracker.rewind(f"{NAME}_data", -1)
+    run.log(f"{NAME}_data", 0, examples=len(kept), too_long=len(all_examples) - len(kept))
     return kept

@@ -38,7 +38,8 @@ class RewardWorker(Worker):
     def scores(self, shard: StepShard[Generation]) -> list[float]:
         """Raw score (logits) of each sample of this rank, in order, read at the last token of prompt + response.
 
-        A response that was cut off gets the end token first: the model has only seen finished answers.
+        A response without the end token (cut off, or stopped by another token) gets it first: the model has only seen
+        answers that end with it.
         """
         return [score for part in self._engine.infer(shard.micro_batches, self._scores) for score in part]
 
@@ -48,6 +49,6 @@ class RewardWorker(Worker):
         return scores[: len(items)]
 
     def _closed(self, item: Generation) -> Generation:
-        if item.finish == "stop":
+        if item.response_ids[-1:] == (self._end_id,):
             return item
         return replace(item, response_ids=(*item.response_ids, self._end_id))

@@ -61,7 +61,7 @@ def one_iteration(
     )
     with made as roles:
         loop.train(
-            roles, prompts, config, seed=3, stop_ids=(END,), reference_mean=0.0,
+            roles, prompts, config, seed=3, stop_ids=(END,),
             checkpoints=CheckpointStore(folder / "checkpoints"), log=lambda step, **numbers: logged.update(numbers),
             should_stop=lambda: False,
         )  # fmt: skip

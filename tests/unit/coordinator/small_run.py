@@ -87,7 +87,6 @@ class Run:
             config or make_config(),
             seed=seed,
             stop_ids=(STOP,),
-            reference_mean=0.25,
             checkpoints=CheckpointStore(self.folder, keep=99),
             log=self.record.log,
             should_stop=should_stop,

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from cai_dist.config.run import KlConfig, PpoConfig
 from cai_dist.config.training import SamplingConfig
-from cai_dist.coordinator.rewards import centred_scores, shape
+from cai_dist.coordinator.rewards import clipped, shape
 from cai_dist.coordinator.rollout_phase import Rollout, collect
 from cai_dist.coordinator.state import PpoState
 from cai_dist.errors import CaiError, StaleEngineError
@@ -22,7 +22,6 @@ from cai_dist.types import Generation, SamplingParams
 from tests.fakes import FakePending, FakeRoles
 from tests.unit.coordinator.small_run import STOP, make_config, make_prompts
 
-REFERENCE_MEAN = 0.25
 finite = st.floats(-5, 5)
 rows = st.lists(st.lists(st.tuples(finite, finite, finite), min_size=1, max_size=6), min_size=1, max_size=5)
 
@@ -30,7 +29,7 @@ rows = st.lists(st.lists(st.tuples(finite, finite, finite), min_size=1, max_size
 def collected(roles: FakeRoles | None = None, config: PpoConfig | None = None) -> Rollout:
     roles, config = roles or FakeRoles(), config or make_config()
     roles.sync_weights(0)
-    return collect(roles, make_prompts(7, 3), config, (STOP,), PpoState.start(config), 3, REFERENCE_MEAN)
+    return collect(roles, make_prompts(7, 3), config, (STOP,), PpoState.start(config), 3)
 
 
 @settings(deadline=None, max_examples=60)
@@ -40,24 +39,24 @@ def test_rewards_are_conserved_and_the_score_sits_on_the_last_token(
 ) -> None:
     scores = data.draw(st.lists(finite, min_size=len(samples), max_size=len(samples)))
     logprobs, reference, values = ([[t[i] for t in sample] for sample in samples] for i in range(3))
-    shaped = shape(logprobs, reference, values, scores, make_config(), 0.1, REFERENCE_MEAN)
+    shaped = shape(logprobs, reference, values, scores, make_config(), 0.1)
     for n, sample in enumerate(samples):
         kl = [logprob - ref for logprob, ref, _ in sample]
         rewards = shaped.rewards[n].tolist()
         expected = [-0.1 * number for number in kl]
-        expected[-1] += scores[n] - REFERENCE_MEAN
+        expected[-1] += scores[n]
         assert rewards[: len(sample)] == pytest.approx(expected)
         assert not any(rewards[len(sample) :])
-        assert math.fsum(rewards) == pytest.approx(scores[n] - REFERENCE_MEAN - 0.1 * math.fsum(kl))
+        assert math.fsum(rewards) == pytest.approx(scores[n] - 0.1 * math.fsum(kl))
     assert shaped.mask.sum().item() == sum(map(len, samples))
     assert shaped.advantages[shaped.mask].mean().item() == pytest.approx(0.0, abs=1e-6)
 
 
 def test_shaping_by_hand() -> None:
-    # KL 0.5 and -1 at 0.2 each token: -0.1 and 0.2; the score of 3 from 1 adds 2 to the last.
+    # KL 0.5 and -1 at 0.2 each token: -0.1 and 0.2; the score of 2 is added to the last.
     # gamma = lambda = 1, no values: advantages are sums to the end. Row 2 is one token long.
     config = make_config(gamma=1.0, gae_lambda=1.0, whiten_advantages=False)
-    shaped = shape([[-1.0, -2.0], [-1.0]], [[-1.5, -1.0], [-1.0]], [[0.0, 0.0], [4.0]], [3.0, 1.0], config, 0.2, 1.0)
+    shaped = shape([[-1.0, -2.0], [-1.0]], [[-1.5, -1.0], [-1.0]], [[0.0, 0.0], [4.0]], [2.0, 0.0], config, 0.2)
     assert shaped.rewards.flatten().tolist() == pytest.approx([-0.1, 2.2, 0.0, 0.0])
     assert shaped.advantages.flatten().tolist() == pytest.approx([2.1, 2.2, -4.0, 0.0])
     assert shaped.returns.flatten().tolist() == pytest.approx([2.1, 2.2, 0.0, 0.0])
@@ -65,21 +64,22 @@ def test_shaping_by_hand() -> None:
 
 def test_a_score_of_zero_is_a_score() -> None:
     config = make_config(whiten_advantages=False)
-    shaped = shape([[0.0]], [[0.0]], [[0.0]], [0.0], config, 0.1, 2.0)
-    assert shaped.rewards.tolist() == [[-2.0]]
+    shaped = shape([[0.0]], [[0.0]], [[2.0]], [0.0], config, 0.1)
+    assert shaped.rewards.tolist() == [[0.0]]
+    assert shaped.advantages.tolist() == [[-2.0]]
 
 
 def test_returns_are_of_unwhitened_advantages() -> None:
     numbers = ([[-1.0, -2.0]], [[-1.5, -1.0]], [[0.5, 0.25]], [3.0])
-    plain = shape(*numbers, make_config(whiten_advantages=False), 0.2, 1.0)
-    whitened = shape(*numbers, make_config(), 0.2, 1.0)
+    plain = shape(*numbers, make_config(whiten_advantages=False), 0.2)
+    whitened = shape(*numbers, make_config(), 0.2)
     assert torch.equal(plain.returns, whitened.returns)
     assert not torch.allclose(plain.advantages, whitened.advantages)
 
 
-def test_scores_are_shifted_then_clipped() -> None:
-    assert centred_scores([0.0, 1.0, 9.0], 1.5, 1.0).tolist() == [-1.0, -0.5, 1.0]
-    assert centred_scores([9.0], 1.5, None).tolist() == [7.5]
+def test_scores_are_raw_or_clipped() -> None:
+    assert clipped([-9.0, 0.5, 9.0], 1.0).tolist() == [-1.0, 0.5, 1.0]
+    assert clipped([9.0], None).tolist() == [9.0]
 
 
 def test_scoring_roles_run_at_the_same_time() -> None:
@@ -132,7 +132,7 @@ def test_a_mismatch_between_sampler_and_trainer_shows() -> None:
     roles.sync_weights(0)
     roles.policy += 0.5  # the trainer's weights differ from those that sampled
     config = make_config()
-    rollout = collect(roles, make_prompts(7, 3), config, (STOP,), PpoState.start(config), 3, 0.0)
+    rollout = collect(roles, make_prompts(7, 3), config, (STOP,), PpoState.start(config), 3)
     # 0.1 x 0.5 x (token + 1), token 0..9.
     worst = max(token for item in rollout.trajectories for token in item.response_ids)
     assert rollout.metrics["mismatch_max"] == pytest.approx(0.05 * (worst + 1))
@@ -144,7 +144,7 @@ def test_sampler_logprobs_spare_the_policy() -> None:
     roles.sync_weights(0)
     roles.policy += 0.5
     config = make_config(old_logprobs="sampler")
-    rollout = collect(roles, make_prompts(7, 3), config, (STOP,), PpoState.start(config), 3, 0.0)
+    rollout = collect(roles, make_prompts(7, 3), config, (STOP,), PpoState.start(config), 3)
     assert "start policy_logprobs" not in roles.calls
     assert rollout.trajectories[0].old_logprobs[0] == -1 - 0.1 * 0.5 * (rollout.trajectories[0].response_ids[0] + 1)
 
@@ -161,7 +161,7 @@ def test_truncated_responses_are_not_bootstrapped() -> None:
     truncated = [item for item in collected(config=config).trajectories if item.finish == "length"]
     assert truncated
     for item in truncated:
-        assert item.returns[-1] == pytest.approx(item.score - REFERENCE_MEAN)
+        assert item.returns[-1] == pytest.approx(item.score)
 
 
 class Broken(FakeRoles):
@@ -218,6 +218,6 @@ def test_the_sampler_is_asked_as_configured() -> None:
     roles.sync_weights(0)
     for iteration in range(3):
         state = replace(PpoState.start(config), iteration=iteration)
-        collect(roles, make_prompts(7, 3), config, (STOP,), state, 3, 0.0)
+        collect(roles, make_prompts(7, 3), config, (STOP,), state, 3)
     assert {sampling for sampling, _ in seen} == {SamplingParams(6, temperature=0.7, top_p=0.9, stop_ids=(STOP,))}
     assert len({seed for _, seed in seen}) == 3, "each iteration draws with a seed of its own"

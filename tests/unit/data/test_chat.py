@@ -181,6 +181,12 @@ def test_a_tokenizer_without_template_or_end_is_refused(bare: Tokenizer) -> None
         ChatFormat(endless, "plain")
 
 
-def test_fits_counts_the_answer(chatml: Tokenizer) -> None:
-    chat = ChatFormat(chatml)
-    assert chat.fits((1,) * 90, 100, 10) and not chat.fits((1,) * 91, 100, 10)
+def test_a_template_that_refuses_a_role_is_the_users_setting_to_change(chatml: Tokenizer) -> None:
+    import copy
+
+    picky = copy.deepcopy(chatml)
+    picky.chat_template = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}<|x|>q"
+    picky.chat_template += "{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    chat = ChatFormat(picky)
+    with pytest.raises(ConfigError, match="no system.*models.chat=plain"):
+        chat.prompt_ids((Turn("system", "be kind"), Turn("human", "hello")))

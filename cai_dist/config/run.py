@@ -76,6 +76,8 @@ class ComparisonSource(Section):
 
 
 class DataConfig(Section):
+    """Where prompts and human comparisons come from."""
+
     red_team: PromptSource = PromptSource()
     helpful: PromptSource = PromptSource()
     helpful_comparisons: ComparisonSource = ComparisonSource()
@@ -264,6 +266,8 @@ class ClusterConfig(Section):
 
 
 class TrackingConfig(Section):
+    """What is shown and logged; `metrics.jsonl` is always written."""
+
     wandb: Literal["auto", "online", "offline", "off"] = "auto"
     """`auto`: online where WANDB_API_KEY is set, else offline."""
     project: str = "cai_dist"

@@ -74,14 +74,17 @@ class Sampled:
 
 
 def write_prompts(path: Path, prompts: Sequence[Prompt]) -> None:
+    """Write a table of prompts, one row each, atomically."""
     write_rows(path, [_prompt_row(p) for p in prompts], PROMPTS)
 
 
 def read_prompts(path: Path) -> list[Prompt]:
+    """What `write_prompts` wrote. Raises DataError where the table is missing or unreadable."""
     return [_prompt(r) for r in read_rows(path)]
 
 
 def write_revisions(path: Path, revisions: Sequence[Revision]) -> None:
+    """Write a table of revisions, one row for each prompt and round, atomically."""
     write_rows(
         path,
         [
@@ -100,6 +103,7 @@ def write_revisions(path: Path, revisions: Sequence[Revision]) -> None:
 
 
 def read_revisions(path: Path) -> list[Revision]:
+    """What `write_revisions` wrote. Raises DataError where the table is missing or unreadable."""
     return [
         Revision(_prompt(r), r["round"], r["principle_id"], r["critique"], r["response"], r["failure"])
         for r in read_rows(path)
@@ -107,6 +111,7 @@ def read_revisions(path: Path) -> list[Revision]:
 
 
 def write_comparisons(path: Path, labelled: Sequence[Labelled]) -> None:
+    """Write a table of comparisons with their labels, one row each, atomically."""
     rows = []
     for x in labelled:
         c = x.comparison
@@ -127,6 +132,7 @@ def write_comparisons(path: Path, labelled: Sequence[Labelled]) -> None:
 
 
 def read_comparisons(path: Path) -> list[Labelled]:
+    """What `write_comparisons` wrote. Raises DataError where the table is missing or unreadable."""
     return [
         Labelled(
             Comparison(_prompt(r), r["response_a"], r["response_b"], r["p_a"], r["source"], r["principle_id"]),

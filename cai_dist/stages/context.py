@@ -76,6 +76,11 @@ class RunContext:
         return rollout_group(self, role, workers)
 
 
+def model_settings(config: RunConfig) -> dict[str, Any]:
+    """The settings of `models` that affect the result of every stage that runs a model."""
+    return config.models.model_dump(mode="json", include={"chat", "context", "dtype"})
+
+
 def stable_seed(*keys: object) -> int:
     """A 63-bit seed that depends on the keys alone, on any machine and in any process."""
     digest = hashlib.sha256("\x1f".join(str(k) for k in keys).encode()).digest()

@@ -10,7 +10,7 @@ from typing import Any
 from cai_dist.config.run import RunConfig
 from cai_dist.stages import feedback, ppo, preference, prepare, revise, sft
 from cai_dist.stages.chats import chat_format
-from cai_dist.stages.context import RunContext
+from cai_dist.stages.context import RunContext, model_settings
 from cai_dist.stages.generation import Ask, generate
 from cai_dist.stages.judges import Judge, make_judge
 from cai_dist.stages.records import Sampled, read_comparisons, read_prompts, read_revisions
@@ -26,9 +26,7 @@ def settings(config: RunConfig) -> dict[str, Any]:
     """What decides the result of this stage."""
     return {
         "evaluate": config.evaluate.model_dump(mode="json", exclude={"workers"}),
-        "chat": config.models.chat,
-        "context": config.models.context,
-        "dtype": config.models.dtype,
+        **model_settings(config),
         "world": config.world_seed if config.uses_world else None,
     }
 

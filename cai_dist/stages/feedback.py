@@ -19,7 +19,7 @@ from cai_dist.constitution import ComparisonPrinciple, clean_answer, comparison_
 from cai_dist.errors import DataError
 from cai_dist.stages import prepare
 from cai_dist.stages.chats import chat_format
-from cai_dist.stages.context import RunContext, stable_seed
+from cai_dist.stages.context import RunContext, model_settings, stable_seed
 from cai_dist.stages.generation import Ask, generate, score_labels
 from cai_dist.stages.records import Labelled, read_prompts, write_comparisons
 from cai_dist.types import Comparison, Prompt
@@ -34,9 +34,7 @@ def settings(config: RunConfig) -> dict[str, Any]:
     """What decides the result of this stage."""
     return {
         "feedback": config.feedback.model_dump(mode="json", exclude={"workers"}),
-        "chat": config.models.chat,
-        "context": config.models.context,
-        "dtype": config.models.dtype,
+        **model_settings(config),
     }
 
 

@@ -15,7 +15,7 @@ from cai_dist.data.chat import ChatFormat
 from cai_dist.errors import DataError
 from cai_dist.stages import prepare
 from cai_dist.stages.chats import chat_format
-from cai_dist.stages.context import RunContext, stable_seed
+from cai_dist.stages.context import RunContext, model_settings, stable_seed
 from cai_dist.stages.groups import export_model, ppo_roles
 from cai_dist.stages.records import read_prompts
 from cai_dist.stages.training import ds_files
@@ -30,9 +30,7 @@ def settings(config: RunConfig) -> dict[str, Any]:
     """What decides the result of this stage."""
     return {
         "ppo": config.ppo.model_dump(mode="json", exclude={"placement", "checkpoint_every", "transfer_bucket_mb"}),
-        "chat": config.models.chat,
-        "context": config.models.context,
-        "dtype": config.models.dtype,
+        **model_settings(config),
     }
 
 

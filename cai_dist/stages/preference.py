@@ -16,7 +16,7 @@ from cai_dist.errors import DataError
 from cai_dist.losses.calibration import expected_calibration_error
 from cai_dist.stages import prepare
 from cai_dist.stages.chats import chat_format
-from cai_dist.stages.context import RunContext, stable_seed
+from cai_dist.stages.context import RunContext, model_settings, stable_seed
 from cai_dist.stages.groups import export_model, trained_model
 from cai_dist.stages.records import read_comparisons
 from cai_dist.stages.scoring import score_texts
@@ -31,9 +31,7 @@ def settings(config: RunConfig) -> dict[str, Any]:
     """What decides the result of this stage."""
     return {
         "preference": config.preference.model_dump(mode="json", exclude={"train": {"checkpoint_every"}}),
-        "chat": config.models.chat,
-        "context": config.models.context,
-        "dtype": config.models.dtype,
+        **model_settings(config),
     }
 
 

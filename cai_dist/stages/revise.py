@@ -23,7 +23,7 @@ from cai_dist.constitution import (
 from cai_dist.data.chat import ChatFormat
 from cai_dist.stages import prepare
 from cai_dist.stages.chats import chat_format
-from cai_dist.stages.context import RunContext
+from cai_dist.stages.context import RunContext, model_settings
 from cai_dist.stages.generation import Answer, Ask, generate
 from cai_dist.stages.records import Revision, read_prompts, write_revisions
 from cai_dist.stages.transcripts import write_revision_transcripts
@@ -40,9 +40,7 @@ def settings(config: RunConfig) -> dict[str, Any]:
     return {
         "revise": config.revise.model_dump(mode="json", exclude={"workers"}),
         "helpful_per_prompt": config.sft.helpful_per_prompt,
-        "chat": config.models.chat,
-        "context": config.models.context,
-        "dtype": config.models.dtype,
+        **model_settings(config),
     }
 
 

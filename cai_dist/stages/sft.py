@@ -12,7 +12,7 @@ from cai_dist.data.batches import loss_weight
 from cai_dist.errors import DataError
 from cai_dist.stages import prepare, revise
 from cai_dist.stages.chats import chat_format
-from cai_dist.stages.context import RunContext
+from cai_dist.stages.context import RunContext, model_settings
 from cai_dist.stages.groups import export_model, trained_model
 from cai_dist.stages.records import read_revisions
 from cai_dist.stages.training import ds_files, total_steps, train
@@ -25,9 +25,7 @@ def settings(config: RunConfig) -> dict[str, Any]:
     """What decides the result of this stage."""
     return {
         "sft": config.sft.model_dump(mode="json", exclude={"train": {"checkpoint_every"}}),
-        "chat": config.models.chat,
-        "context": config.models.context,
-        "dtype": config.models.dtype,
+        **model_settings(config),
     }
 
 

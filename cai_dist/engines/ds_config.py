@@ -19,8 +19,8 @@ def build_ds_config(sharding: ShardingConfig, optimizer: OptimizerConfig | None,
     The file is `sharding.ds_config` (a path, or a packaged name such as `zero3_offload`) or the packaged `zeroN` of
     `sharding.zero`. `optimizer` None is for an engine that only scores (ZeRO-3 without an optimiser).
 
-    Raises: ConfigError for an unreadable file, a ZeRO stage that contradicts `sharding.zero`, gradient accumulation of
-        DeepSpeed's own (the engine accumulates itself), or an "auto" that nothing fills.
+    Raises: ConfigError for an unreadable file, a value that contradicts the run's settings, gradient accumulation of
+        DeepSpeed's own (the engine accumulates itself), fp16, or an "auto" that nothing fills.
     """
     source, text = _read(sharding, scoring=optimizer is None)
     try:
@@ -30,7 +30,9 @@ def build_ds_config(sharding: ShardingConfig, optimizer: OptimizerConfig | None,
     if not isinstance(config, dict) or not isinstance(config.get("zero_optimization"), dict):
         raise ConfigError(f"sharding.ds_config={source}: expected a JSON object with a zero_optimization section")
     _refuse_contradictions(config, source, sharding)
-    filled = _fill(config, _values(sharding, optimizer, dtype))
+    values = _values(sharding, optimizer, dtype)
+    _refuse_other_values(config, source, values)
+    filled = _fill(config, values)
     left = sorted(_autos(filled))
     if left:
         raise ConfigError(f'sharding.ds_config={source}: nothing in the run fills "auto" of {left[0]}; write a value')
@@ -63,6 +65,26 @@ def _refuse_contradictions(config: dict[str, Any], source: str, sharding: Shardi
             f"gradient_accumulation_steps={steps} in sharding.ds_config={source} must be 1: micro-batches follow from "
             "batch_size, sharding.ranks and sharding.micro_batch"
         )
+    if isinstance(config.get("fp16"), dict) and config["fp16"].get("enabled", True):
+        raise ConfigError(f"fp16 in sharding.ds_config={source} is not supported: set models.dtype to fp32 or bf16")
+
+
+def _refuse_other_values(config: dict[str, Any], source: str, values: dict[str, Any]) -> None:
+    """A value in the file where the run says another would win in silence or fail inside DeepSpeed."""
+    for path, value in values.items():
+        given = _at(config, path.split("."))
+        if given not in (None, "auto", value):
+            raise ConfigError(
+                f"{path}={given} in sharding.ds_config={source}, but the run's settings make it {value}: "
+                'write "auto" there'
+            )
+
+
+def _at(node: Any, path: list[str]) -> Any:
+    """The value at a path of keys; None where there is none."""
+    for key in path:
+        node = node.get(key) if isinstance(node, dict) else None
+    return node
 
 
 def _values(sharding: ShardingConfig, optimizer: OptimizerConfig | None, dtype: Dtype) -> dict[str, Any]:

@@ -62,6 +62,9 @@ def test_a_file_of_the_users_own_is_filled(tmp_path: Path) -> None:
             '{"zero_optimization": {"stage": 2}, "gradient_accumulation_steps": 4}',
             "gradient_accumulation_steps=4 .* must be 1",
         ),
+        ('{"zero_optimization": {"stage": 2}, "fp16": {"enabled": true}}', "fp16 .* models.dtype to fp32 or bf16"),
+        ('{"zero_optimization": {"stage": 2}, "gradient_clipping": 9}', r"gradient_clipping=9 .* make it 2\.0"),
+        ('{"zero_optimization": {"stage": 2}, "bf16": {"enabled": true}}', "bf16.enabled=True .* make it False"),
         (
             '{"zero_optimization": {"stage": 2, "sub_group_size": "auto"}}',
             'nothing in the run fills "auto" of zero_optimization.sub_group_size',

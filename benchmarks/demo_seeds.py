@@ -35,6 +35,7 @@ def main() -> None:
     evaluations = {seed: json.loads((folder / "evaluation.json").read_text()) for seed, folder in runs.items()}
     seconds = {seed: stage_seconds(folder) for seed, folder in runs.items()}
     results = Path(__file__).parent / "results"
+    results.mkdir(exist_ok=True)
     (results / f"{name}-seeds.json").write_text(
         json.dumps(
             {

@@ -80,3 +80,14 @@ def test_a_failure_is_in_the_manifest_and_an_interruption_is_not_a_failure(make_
     whole = Recorder()
     run_one(run, whole.stage(source))
     assert read_manifest(run.run_dir)["stages"]["demo"]["status"] == "done"
+
+
+def test_an_interrupted_stage_finds_what_it_had_done(make_run, source) -> None:
+    run, recorder = make_run(), Recorder(error=Interrupted("stop"))
+    with pytest.raises(Interrupted):
+        run_one(run, recorder.stage(source))
+    (run.run_dir / "demo" / "shard.txt").write_text("done before")
+    recorder.error = None
+    run_one(run, recorder.stage(source))
+    assert (run.run_dir / "demo" / "shard.txt").read_text() == "done before"
+    assert not list(run.run_dir.glob("demo.old-*"))

@@ -27,13 +27,17 @@ class PpoRoles(Protocol):
 
     def generate(
         self, prompts: Sequence[tuple[int, ...]], sampling: SamplingParams, seed: int
-    ) -> Pending[list[Generation]]: ...
-
-    def policy_logprobs(self, samples: Sequence[Generation], temperature: float) -> Pending[list[list[float]]]:
-        """Per sample, the log-probability of each response token."""
+    ) -> Pending[list[Generation]]:
+        """One sampled response per prompt; the samples depend on prompts, sampling, seed and weights alone."""
         ...
 
-    def reference_logprobs(self, samples: Sequence[Generation], temperature: float) -> Pending[list[list[float]]]: ...
+    def policy_logprobs(self, samples: Sequence[Generation], temperature: float) -> Pending[list[list[float]]]:
+        """Per sample, the log-probability (nats) of each response token under the policy."""
+        ...
+
+    def reference_logprobs(self, samples: Sequence[Generation], temperature: float) -> Pending[list[list[float]]]:
+        """The same under the reference."""
+        ...
 
     def values(self, samples: Sequence[Generation]) -> Pending[list[list[float]]]:
         """Per sample, V of the state before each response token."""
@@ -47,15 +51,21 @@ class PpoRoles(Protocol):
         """One optimiser step of the policy on one mini-batch."""
         ...
 
-    def update_value(self, batch: Sequence[Trajectory]) -> Pending[dict[str, float]]: ...
+    def update_value(self, batch: Sequence[Trajectory]) -> Pending[dict[str, float]]:
+        """One optimiser step of the value model on one mini-batch."""
+        ...
 
     def sync_weights(self, version: int) -> dict[str, float]:
         """Policy ranks -> rollout workers, whole or not at all; returns seconds and bytes."""
         ...
 
-    def save(self, folder: Path) -> None: ...
+    def save(self, folder: Path) -> None:
+        """Write all that the next step of policy and value depends on."""
+        ...
 
-    def load(self, folder: Path) -> None: ...
+    def load(self, folder: Path) -> None:
+        """Go on from `save`; raises CheckpointError."""
+        ...
 
     def export(self, folder: Path) -> None:
         """Write the policy in the Hugging Face layout."""

@@ -30,10 +30,14 @@ class Sample(Protocol):
     """A prompt with its response: `Generation` or `Trajectory`."""
 
     @property
-    def prompt_ids(self) -> tuple[int, ...]: ...
+    def prompt_ids(self) -> tuple[int, ...]:
+        """Token ids of the conversation with the answer opened."""
+        ...
 
     @property
-    def response_ids(self) -> tuple[int, ...]: ...
+    def response_ids(self) -> tuple[int, ...]:
+        """Token ids of the answer, as they were sampled."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,9 @@ class ScoringEngine(Protocol):
 
     device: torch.device
 
-    def infer(self, micro_batches: Sequence[B], fn: Callable[[Model, B], R]) -> list[R]: ...
+    def infer(self, micro_batches: Sequence[B], fn: Callable[[Model, B], R]) -> list[R]:
+        """`fn(model, micro_batch)` for each, without gradients, in order."""
+        ...
 
 
 class LocalScoringEngine:

@@ -21,18 +21,20 @@ class WorkerHost:
         self._node = ray.util.get_node_ip_address()
         self._worker: Any = None
 
-    def prepare(self, target: str, store_timeout: float | None) -> tuple[str, int]:
-        """Import the worker's module (seconds: torch) and, on the rank that leads, open the rendezvous store.
+    def prepare(self, target: str, store_timeout: float | None, loopback: bool) -> tuple[str, str, int]:
+        """Import the worker's module (seconds: torch) and, on the rank that leads, open the rendezvous store: at the
+        address of this node, or (all ranks being on it) on `loopback`.
 
-        Returns (address of this node, port of the store or 0).
+        Returns (address of this node, address of the store, its port or 0).
         """
         try:
             _load(target)
+            host = "127.0.0.1" if loopback else self._node
             if store_timeout is None:
-                return self._node, 0
+                return self._node, host, 0
             from cai_dist.engines.distributed import open_store
 
-            return self._node, open_store(store_timeout)
+            return self._node, host, open_store(host, store_timeout)
         except Exception as error:
             raise self._error("start", error) from None
 

@@ -36,6 +36,7 @@ class Cluster:
 
     def __init__(self, config: ClusterConfig, needed_cpus: float = 0.0) -> None:
         self._config, self._needed_cpus = config, needed_cpus
+        self._local = config.address == "local"
         self._groups: list[WorkerGroup] = []
         self._outer_env: dict[str, str | None] = {}
 
@@ -43,7 +44,7 @@ class Cluster:
         handler = signal.getsignal(signal.SIGTERM)
         self._set_env({"RAY_USAGE_STATS_ENABLED": os.environ.get("RAY_USAGE_STATS_ENABLED", "0")})
         common: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-        if self._config.address == "local":
+        if self._local:
             self._start_local(common)
         else:
             self._join(common)
@@ -122,7 +123,7 @@ class Cluster:
     # ---- starting workers
 
     def _actor(self, spec: GroupSpec, rank: int, placement: Any) -> Any:
-        env = {} if self._config.address == "local" else self._environment()
+        env = {} if self._local else self._environment()
         if spec.gpus == 0 and ray.cluster_resources().get("GPU"):
             env["CUDA_VISIBLE_DEVICES"] = ""  # Ray leaves all GPUs visible to a worker that asked for none
         options: dict[str, Any] = {"runtime_env": {"env_vars": env}} if env else {}
@@ -147,7 +148,7 @@ class Cluster:
             "OMP_WAIT_POLICY": "passive",  # spinning threads of several workers on few cores cost a factor of ten
             "TOKENIZERS_PARALLELISM": "false",
         }
-        if self._config.address == "local" and os.path.exists("/sys/class/net/lo"):
+        if self._local and os.path.exists("/sys/class/net/lo"):
             env["GLOO_SOCKET_IFNAME"] = "lo"  # all ranks are on this machine; its host name may not resolve
         elif "GLOO_SOCKET_IFNAME" in os.environ:
             env["GLOO_SOCKET_IFNAME"] = os.environ["GLOO_SOCKET_IFNAME"]
@@ -166,7 +167,9 @@ class Cluster:
         collective = self._config.timeouts.collective
         calls = [
             Call(
-                actor.prepare.remote(spec.spec.target, collective if spec.distributed and rank == 0 else None),
+                actor.prepare.remote(
+                    spec.spec.target, collective if spec.distributed and rank == 0 else None, self._local
+                ),
                 "start",
                 spec.role,
                 rank,
@@ -178,7 +181,7 @@ class Cluster:
         found = dict(zip([(call.role, call.rank) for call in calls], gather(calls, timeout), strict=True))
         builds: list[Call] = []
         for spec in specs:
-            leader = found[spec.role, 0]
+            _, *leader = found[spec.role, 0]
             for rank, actor in enumerate(actors[spec.role]):
                 # Ray shows each worker its own GPUs only, so the local rank is always 0.
                 info = RankInfo(spec.role, rank, spec.workers, 0, *leader)

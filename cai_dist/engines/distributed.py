@@ -6,6 +6,7 @@ The store lives from the moment that its port is known, so no other process can 
 from __future__ import annotations
 
 import os
+import socket
 from datetime import timedelta
 
 import torch
@@ -18,11 +19,21 @@ from cai_dist.types import RankInfo
 _stores: list[TCPStore] = []
 
 
-def open_store(timeout: float) -> int:
-    """On rank 0: open the rendezvous store of the group and return its port."""
-    store = TCPStore("0.0.0.0", 0, None, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=timeout))
+def open_store(host: str, timeout: float) -> int:
+    """On rank 0: open the rendezvous store of the group at the address `host` alone and return its port.
+
+    The store asks nobody who they are, so it does not listen on other interfaces. Raises OSError.
+    """
+    with socket.socket() as server:
+        server.bind((host, 0))
+        server.listen()
+        port = int(server.getsockname()[1])
+        store = TCPStore(
+            host, port, None, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=timeout),
+            master_listen_fd=server.detach(),
+        )  # fmt: skip
     _stores[:] = [store]
-    return int(store.port)
+    return port
 
 
 def worker_device() -> torch.device:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ class Worker:
         return {"role": self.info.role, "rank": self.info.rank, "weight_version": self.weight_version}
 
 
-class TrainedWorker(Worker):
+class TrainedWorker(Worker, ABC):
     """A worker with a DeepSpeed engine; subclasses say which model and which loss.
 
     All its methods are collective over the ranks of the group.
@@ -66,9 +67,9 @@ class TrainedWorker(Worker):
         self.source = model
         self.engine = DeepSpeedEngine(self.build(model, dtype, seed), optimizer, sharding, dtype, total_steps, timeout)
 
+    @abstractmethod
     def build(self, source: str, dtype: Dtype, seed: int) -> CausalModel | ScalarHeadModel:
         """The model to train; the same on every rank."""
-        raise NotImplementedError
 
     def save(self, folder: str) -> None:
         """Write this rank's part of a checkpoint into `folder`."""

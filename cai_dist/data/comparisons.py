@@ -26,11 +26,6 @@ class ComparisonSet:
     """Records without two different answers to one prompt."""
 
 
-def load_comparisons(source: ComparisonSource, seed: int) -> list[Comparison]:
-    """The comparisons of `load_comparison_set`."""
-    return list(load_comparison_set(source, seed).comparisons)
-
-
 def load_comparison_set(source: ComparisonSource, seed: int) -> ComparisonSet:
     """Read `source.source` in the hh-rlhf layout (`chosen`, `rejected` dialogues) or the plain one (`prompt`, `chosen`,
     `rejected`), in drawn order; the first `source.limit` of them.

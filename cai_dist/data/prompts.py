@@ -30,11 +30,6 @@ class PromptSet:
     """Records that hold no prompt: no human turn to answer, or an empty turn."""
 
 
-def load_prompts(source: PromptSource, kind: PromptKind, seed: int) -> list[Prompt]:
-    """The prompts of `load_prompt_set`."""
-    return list(load_prompt_set(source, kind, seed).prompts)
-
-
 def load_prompt_set(source: PromptSource, kind: PromptKind, seed: int) -> PromptSet:
     """Read `source.source`, set `source.heldout` prompts aside, keep `source.limit` of the others.
 

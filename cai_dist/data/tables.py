@@ -55,20 +55,13 @@ class Shards:
             raise IndexError(f"shard {i} of {self.total}")
         write_rows(self.path(i), rows, schema)
 
-    def merge(self, path: Path) -> None:
-        """Write all pieces, in order, as one table. Raises DataError where pieces are missing or do not fit
-        together."""
+    def rows(self) -> list[dict[str, Any]]:
+        """The rows of all pieces, in order. Raises DataError where pieces are missing or unreadable."""
         if missing := self.missing():
             raise DataError(
                 f"{self.folder}: {len(missing)} of {self.total} shards are missing, the first is {missing[0]}"
             )
-        tables = [_read(self.path(i)) for i in range(self.total)]
-        if not tables:
-            raise DataError(f"{self.folder}: there are no shards to merge")
-        if any(table.schema != tables[0].schema for table in tables):
-            raise DataError(f"{self.folder}: the shards have different columns; remove the folder and run again")
-        table = pa.concat_tables(tables)
-        write_rows(path, table.to_pylist(), table.schema)
+        return [row for i in range(self.total) for row in read_rows(self.path(i))]
 
 
 def _read(path: Path) -> pa.Table:

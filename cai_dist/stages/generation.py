@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from cai_dist.config.training import SamplingConfig
 from cai_dist.data.chat import ChatFormat
-from cai_dist.data.tables import Shards, read_rows
+from cai_dist.data.tables import Shards
 from cai_dist.errors import DataError
 from cai_dist.stages.context import Rows, RunContext, stable_seed
 from cai_dist.types import GenerateRequest, Generation, LabelRequest, SamplingParams
@@ -129,7 +129,7 @@ def _sharded(
             shards.write(missing[k], rows(pieces[missing[k]], results), schema)
             task.advance(len(pieces[missing[k]]))
             run.check_stop()
-    found = [row for i in range(len(pieces)) for row in read_rows(shards.path(i))]
+    found = shards.rows()
     if [a.key for a in asks] != [r["key"] for r in found]:
         raise DataError(f"{folder / label}: the shards there belong to other prompts; remove that folder and run again")
     return found

@@ -8,14 +8,18 @@ from pathlib import Path
 import pytest
 
 from cai_dist.config.run import ComparisonSource
-from cai_dist.data.comparisons import load_comparison_set, load_comparisons
+from cai_dist.data.comparisons import load_comparison_set
 from cai_dist.errors import DataError
-from cai_dist.types import Turn
+from cai_dist.types import Comparison, Turn
 
 
 def write(path: Path, rows: list[dict]) -> ComparisonSource:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return ComparisonSource(source=str(path))
+
+
+def load_comparisons(given: ComparisonSource, seed: int) -> list[Comparison]:
+    return list(load_comparison_set(given, seed).comparisons)
 
 
 def plain(n: int) -> list[dict]:

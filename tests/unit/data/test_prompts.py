@@ -12,9 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from cai_dist.config.run import PromptSource
-from cai_dist.data.prompts import PromptSet, load_prompt_set, load_prompts
+from cai_dist.data.prompts import PromptSet, load_prompt_set
 from cai_dist.errors import DataError
-from cai_dist.types import Prompt, Turn
+from cai_dist.types import Prompt, PromptKind, Turn
 
 
 def write(path: Path, rows: list) -> Path:
@@ -25,6 +25,10 @@ def write(path: Path, rows: list) -> Path:
 
 def source(path: Path, limit: int | None = None, heldout: int = 1) -> PromptSource:
     return PromptSource(source=str(path), limit=limit, heldout=heldout)
+
+
+def load_prompts(given: PromptSource, kind: PromptKind, seed: int) -> list[Prompt]:
+    return list(load_prompt_set(given, kind, seed).prompts)
 
 
 def texts(prompts: list[Prompt]) -> set[str]:

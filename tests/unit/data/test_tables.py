@@ -76,17 +76,16 @@ def test_what_is_no_table_is_one_line(tmp_path: Path, content: bytes) -> None:
         read_rows(tmp_path / "other.parquet")
 
 
-def test_shards_know_what_is_missing_and_merge_in_order(tmp_path: Path) -> None:
+def test_shards_know_what_is_missing_and_read_in_order(tmp_path: Path) -> None:
     shards = Shards(tmp_path / "s", 3)
     assert shards.missing() == [0, 1, 2]
     for i in (2, 0):
         shards.write(i, [{**ROW, "key": f"{i}"}], SCHEMA)
     assert Shards(tmp_path / "s", 3).missing() == [1]
     with pytest.raises(DataError, match="1 of 3 shards are missing"):
-        shards.merge(tmp_path / "all.parquet")
+        shards.rows()
     shards.write(1, [{**ROW, "key": "1"}, {**ROW, "key": "1b"}], SCHEMA)
-    shards.merge(tmp_path / "all.parquet")
-    assert [r["key"] for r in read_rows(tmp_path / "all.parquet")] == ["0", "1", "1b", "2"]
+    assert [r["key"] for r in shards.rows()] == ["0", "1", "1b", "2"]
     with pytest.raises(IndexError):
         shards.write(3, [], SCHEMA)
 
@@ -97,11 +96,3 @@ def test_half_a_shard_does_not_count(tmp_path: Path, monkeypatch) -> None:
     with pytest.raises(KeyboardInterrupt):
         shards.write(0, [ROW], SCHEMA)
     assert shards.missing() == [0]
-
-
-def test_shards_of_different_columns_do_not_merge(tmp_path: Path) -> None:
-    shards = Shards(tmp_path / "s", 2)
-    shards.write(0, [ROW], SCHEMA)
-    shards.write(1, [{"key": "x"}], pa.schema([("key", pa.string())]))
-    with pytest.raises(DataError, match="different columns"):
-        shards.merge(tmp_path / "all.parquet")

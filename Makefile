@@ -10,7 +10,7 @@ ARGS   ?=
 export OMP_WAIT_POLICY = passive
 export RAY_USAGE_STATS_ENABLED = 0
 
-.PHONY: demo test lint venv controls clean
+.PHONY: demo test lint mutants venv controls clean
 
 demo: venv            ## the whole pipeline on the micro-world -> runs/demo/
 	$(BIN)/cai-dist run launch/runs/demo.yaml $(ARGS)
@@ -27,6 +27,9 @@ lint: venv            ## ruff, mypy, import contracts
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+mutants: venv         ## known bugs, put one by one into a copy of the code: a test must notice each
+	$(BIN)/python -m tests.mutants $(ARGS)
 
 venv: $(STAMP)
 

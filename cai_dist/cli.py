@@ -35,8 +35,9 @@ if TYPE_CHECKING:
     from cai_dist.tracking.signals import StopFlag
 
 _DESCRIPTION = """\
-Constitutional AI, distributed: from a written constitution and a helpful-only model to a harmless one, in six stages
-(revise, sft, feedback, preference, ppo, evaluate). A run is one YAML file; its results lie in RUNS_DIR/NAME."""
+Constitutional AI, distributed: from a written constitution and a helpful-only model to a harmless one, in stages
+(revise, sft, feedback, preference, ppo, evaluate; or, with alignment=dpo, revise, sft, feedback, dpo, evaluate).
+A run is one YAML file; its results lie in RUNS_DIR/NAME."""
 
 _EPILOG = """\
 examples:
@@ -136,9 +137,10 @@ def _load(arguments: argparse.Namespace, ready: bool) -> RunConfig:
 
 def _check(arguments: argparse.Namespace) -> int:
     from cai_dist.config.checks import missing_packages
+    from cai_dist.config.ppo_checks import ppo_warnings
 
     config = _load(arguments, ready=False)
-    for line in missing_packages(config):
+    for line in (*missing_packages(config), *ppo_warnings(config.ppo)):
         _complain(f"cai-dist: warning: {line}")
     print(f"{arguments.file}: in order; it writes to {Path(config.runs_dir) / config.name}")
     return EXIT_OK

@@ -80,6 +80,17 @@ class ScoredPair:
     ids_b: tuple[int, ...]
     p_a: float
     source: Literal["ai", "human"] = "ai"
+    prompt_tokens: int = 0
+    """Tokens of the conversation with the answer opened: what both sides begin with."""
+
+
+@dataclass(frozen=True, slots=True)
+class DpoPair(ScoredPair):
+    """A comparison with what the reference model says of both answers: log-probability (nats), summed over answer and
+    end token."""
+
+    ref_a: float = 0.0
+    ref_b: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,10 +128,15 @@ class Trajectory:
     """KL-shaped reward per token; the score sits on the last token alone."""
     advantages: tuple[float, ...]
     returns: tuple[float, ...]
+    """Targets of the value model; `values` and `returns` are empty for an algorithm without one."""
     score: float
     """Raw preference-model score (logits)."""
     finish: Literal["stop", "length"]
     weight_version: int
+    sampler_logprobs: tuple[float, ...]
+    """As the sampler gave them; `old_logprobs` are the trainer's where `ppo.old_logprobs` says so."""
+    weights: tuple[float, ...]
+    """Weight of each token in the policy loss: that of the aggregation times the truncated importance weight."""
     prompt_id: str = ""
     prompt_kind: PromptKind = "red_team"
 

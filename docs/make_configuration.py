@@ -101,10 +101,11 @@ can be overridden on the command line: `cai-dist run launch/runs/demo.yaml ppo.i
 - **YAML 1.2.** `1e-5` is a number, `on`, `off`, `yes` and `no` are text, a key given twice is refused.
 - The whole configuration of a run, defaults included, is written to `config.yaml` in its folder.
 
-Refused, too, are settings that are wrong only together: a batch that is no multiple of ranks x micro-batch; a
-mini-batch that does not divide an iteration's samples; `max_new_tokens` that leaves no room for a prompt in
-`models.context`; `sft.revisions` beyond `revise.rounds`; `preference.helpful_fraction` above 0 without comparisons; a
-`ppo.value_warmup` that never ends; `ppo.sampling.temperature` 0; `ppo.old_logprobs: sampler` with `top_p` below 1; a
+Refused, too, are settings that are wrong only together: a `max_tokens_per_micro_batch` that the longest example of
+`models.context` would exceed; a mini-batch that does not divide an iteration's samples; `max_new_tokens` that leaves no
+room for a prompt in `models.context`; `sft.revisions` beyond `revise.rounds`; `preference.helpful_fraction` above 0
+without comparisons; a
+`ppo.value_warmup` that never ends; `ppo.sampling.temperature` 0 or `top_p` below 1; a
 placement larger than `cluster.num_cpus`; a `ds_config` of another ZeRO stage; files, folders or packages that are not
 there.
 """
@@ -160,9 +161,10 @@ def _rows(
                 _cell(meaning(model, name)) or f"See {link}.",
             )
         elif not only_values:
-            explained = _one_line(inner.__doc__)
+            explained = meaning(model, name) or _one_line(inner.__doc__)
+            default, allowed = ("`null`", "section or null") if field.default is None else ("", "section")
             if explained:
-                yield f"`{prefix}{name}`", "", "section", _cell(explained)
+                yield f"`{prefix}{name}`", default, allowed, _cell(explained)
             yield from _rows(inner, f"{prefix}{name}.", shared, only_values)
 
 
@@ -183,8 +185,9 @@ def _uses(model: type[Section]) -> Counter[type[Section]]:
 
 
 def _section(field: FieldInfo) -> type[Section] | None:
-    kind = field.annotation
-    return kind if isinstance(kind, type) and issubclass(kind, Section) else None
+    """The Section that a field holds, also where it may be null."""
+    kinds = get_args(field.annotation) or (field.annotation,)
+    return next((one for one in kinds if isinstance(one, type) and issubclass(one, Section)), None)
 
 
 def _default(field: FieldInfo) -> str:
@@ -226,6 +229,8 @@ def _kind(annotation: Any, bounds: str = "") -> str:
         return ", ".join(f"`{_yaml(value)}`" for value in arguments)
     if origin in (Union, UnionType):
         return " or ".join(_kind(one, bounds) for one in sorted(arguments, key=lambda one: one is NoneType))
+    if origin is tuple and arguments[-1] is Ellipsis:
+        return f"list of {_kind(arguments[0])}"
     if origin is tuple:
         return f"list of {len(arguments)}: {_kind(arguments[0])}"
     raise TypeError(f"no words for the type {annotation}")

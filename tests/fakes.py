@@ -26,18 +26,22 @@ class FakePending(Generic[R]):
 
 
 class FakeRoles:
-    """Five roles with one number each for weights.
+    """The roles of PPO with one number each for weights.
 
     The policy's and the value model's numbers move with what they are trained on, the sampler draws from the number
     that it was last given, and after a load it has none until the next transfer: a run that is resumed wrongly shows.
     """
 
-    def __init__(self, fail_at_update: int | None = None) -> None:
+    def __init__(self, fail_at_update: int | None = None, approx_kl: Sequence[float] = ()) -> None:
+        """`approx_kl`: what the policy's steps report, one after the other; then 0."""
         self.policy, self.value, self.reference = 0.5, 0.25, 0.5
         self.sampler: tuple[int, float] | None = None
         self.calls: list[str] = []
         self.updates: list[tuple[str, list[Trajectory]]] = []
         self.temperatures: dict[str, float] = {}
+        self.policy_updates: list[tuple[float, float]] = []
+        """(denominator, KL coefficient) of each step."""
+        self.approx_kl = iter(approx_kl)
         self.fail_at_update = fail_at_update
 
     def generate(
@@ -55,13 +59,16 @@ class FakeRoles:
 
     def values(self, samples: Sequence[Generation]) -> FakePending[list[list[float]]]:
         return self._call(
-            "values", lambda: [[self.value * (i + 1) for i in range(len(s.response_ids))] for s in samples]
+            "values", lambda: [[self.value * (i + 1) for i in range(len(s.response_ids) + 1)] for s in samples]
         )
 
     def scores(self, samples: Sequence[Generation]) -> FakePending[list[float]]:
         return self._call("scores", lambda: [sum(s.response_ids) % 7 / 2 - 1 for s in samples])
 
-    def update_policy(self, batch: Sequence[Trajectory]) -> FakePending[dict[str, float]]:
+    def update_policy(
+        self, batch: Sequence[Trajectory], denominator: float, kl_coefficient: float
+    ) -> FakePending[dict[str, float]]:
+        self.policy_updates.append((denominator, kl_coefficient))
         return self._call("update_policy", lambda: self._train("policy", list(batch)))
 
     def update_value(self, batch: Sequence[Trajectory]) -> FakePending[dict[str, float]]:
@@ -109,7 +116,7 @@ class FakeRoles:
             signal += (sum(item.advantages) + sum(item.returns) + item.score) / place
         if role == "policy":
             self.policy += 1e-3 * signal
-            return {"loss": -signal, "ratio": 1.0}
+            return {"loss": -signal, "ratio": 1.0, "approx_kl": next(self.approx_kl, 0.0)}
         self.value += 1e-3 * signal
         return {"loss": signal}
 

@@ -32,3 +32,9 @@ def save_llama(folder: Path, *, tied: bool, seed: int, pad: int = 0, layers: int
     torch.manual_seed(seed)
     LlamaForCausalLM(config).save_pretrained(folder)
     return str(folder)
+
+
+def plain_logprobs(logits: torch.Tensor, ids: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
+    """log p(ids[t] | ids[:t]) of one sequence [T] from its whole logits [T, V], written down; 0 for the first token."""
+    table = torch.log_softmax(logits.float() / temperature, -1)
+    return torch.tensor([0.0, *(table[t - 1, ids[t]].item() for t in range(1, len(ids)))])

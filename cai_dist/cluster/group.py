@@ -62,14 +62,14 @@ class WorkerGroup:
         calls = [self.call(i % len(self), phase, method, item) for i, item in enumerate(items)]
         return Pending(calls, self.timeout, list)
 
-    def map(self, phase: str, method: str, items: Sequence[Any]) -> Iterator[tuple[int, Any]]:
-        """`method(item)` for every item, each on the next free worker; yields (index, result) as they finish."""
+    def map(self, phase: str, method: str, items: Sequence[Any], *args: Any) -> Iterator[tuple[int, Any]]:
+        """`method(item, *args)` for every item, each on the next free worker; yields (index, result) as they finish."""
         left = iter(enumerate(items))
         running: dict[Any, tuple[Call, int]] = {}
         free = list(range(len(self)))
         while True:
             while free and (item := next(left, None)) is not None:
-                call = self.call(free.pop(0), phase, method, item[1])
+                call = self.call(free.pop(0), phase, method, item[1], *args)
                 running[call.ref] = call, item[0]
             if not running:
                 return

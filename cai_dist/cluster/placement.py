@@ -36,12 +36,12 @@ class GroupSpec:
 
 
 def needed_cpus(config: RunConfig) -> float:
-    """Logical CPUs of the stage of a run that asks for most of them: all five roles of PPO, or one group of another."""
-    ppo, roles = config.ppo, config.ppo.placement
-    together = (
-        ppo.policy.ranks * roles.policy.cpus
-        + ppo.value.ranks * roles.value.cpus
-        + sum(role.workers * role.cpus for role in (roles.reference, roles.reward, roles.rollout))
+    """Logical CPUs of the stage of a run that asks for most of them: all roles of PPO, or one group of another."""
+    ppo = config.ppo
+    together = sum(
+        (getattr(ppo, role).ranks if role in ppo.trained_roles else getattr(ppo.placement, role).workers)
+        * getattr(ppo.placement, role).cpus
+        for role in ppo.roles
     )
     workers = max(
         config.revise.workers,
@@ -49,6 +49,7 @@ def needed_cpus(config: RunConfig) -> float:
         config.evaluate.workers,
         config.sft.train.sharding.ranks,
         config.preference.train.sharding.ranks,
+        config.dpo.train.sharding.ranks,
         config.world.pretrain.sharding.ranks,
     )
     return max(together, workers * config.cluster.cpus)

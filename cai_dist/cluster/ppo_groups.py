@@ -1,4 +1,4 @@
-"""The five roles of PPO as worker groups: the real `cai_dist.coordinator.protocols.PpoRoles`.
+"""The roles of PPO as worker groups: the real `cai_dist.coordinator.protocols.PpoRoles`.
 
 Samples are split over the ranks of a role into equal schedules and come back in their order. Calls return at once; two
 groups work at the same time, calls on one group queue up in order.
@@ -17,13 +17,14 @@ from cai_dist.cluster.group import WorkerGroup
 from cai_dist.cluster.runtime import Cluster, GroupSpec
 from cai_dist.cluster.transfer import transfer_weights
 from cai_dist.cluster.wait import Pending
-from cai_dist.config.run import PpoConfig, TimeoutsConfig
-from cai_dist.config.training import Dtype
-from cai_dist.data.batches import schedule, unschedule
+from cai_dist.config.ppo import PpoConfig
+from cai_dist.config.run import TimeoutsConfig
+from cai_dist.config.training import Dtype, Layout
+from cai_dist.data.schedule import Plan, plan_items
 from cai_dist.errors import ConfigError
+from cai_dist.losses.policy import PolicyObjective
 from cai_dist.types import GenerateRequest, Generation, SamplingParams, StepShard, Trajectory, WorkerSpec
 
-ROLES = ("policy", "value", "reference", "reward", "rollout")
 ROLLOUT_CHUNK = 32
 """Prompts of one request to a rollout worker; fixed, so that samples do not depend on the number of workers."""
 
@@ -35,14 +36,16 @@ class PpoModels:
     policy: str
     """Where the policy starts; the rollout workers take the architecture from it."""
     reference: str
+    """Not looked at with `ppo.lora`: the policy without its adapter is the reference."""
     reward: str
     """A saved preference model."""
     value: str
-    """Trunk of the value model: the preference model (its head is kept) or a causal LM (a new head)."""
+    """Trunk of the value model: the preference model (its head is kept) or a causal LM (a new head). Not looked at by
+    an algorithm without one."""
 
 
 class PpoGroups:
-    """Starts all groups on `cluster`; a context manager that closes them.
+    """Starts the groups that the algorithm needs on `cluster`; a context manager that closes them.
 
     `end_id`: the token that closes an answer in the preference model's training data. `threads`: CPU threads a worker.
     `policy_steps` and `value_steps`: lengths of the two learning-rate schedules.
@@ -57,6 +60,7 @@ class PpoGroups:
         models: PpoModels,
         *,
         dtype: Dtype,
+        layout: Layout = "packed",
         end_id: int,
         policy_steps: int,
         value_steps: int,
@@ -66,9 +70,9 @@ class PpoGroups:
     ) -> None:
         if ppo.sampling.temperature == 0:
             raise ConfigError("ppo.sampling.temperature=0: PPO learns from sampled answers; set it above 0")
-        self._ppo = ppo
+        self._ppo, self._layout = ppo, layout
         common = {"dtype": dtype, "threads": threads}
-        scoring = common | {"timeouts": timeouts}
+        scoring = common | {"layout": layout, "timeouts": timeouts}
         trained = scoring | {"seed": seed}
         kwargs: dict[str, dict[str, Any]] = {
             "policy": trained | _policy_kwargs(ppo, models, policy_steps),
@@ -77,7 +81,7 @@ class PpoGroups:
             "reward": scoring | {"model": models.reward, "end_id": end_id},
             "rollout": common | {"model": models.policy, "engine": ppo.engine, "require_sync": True},
         }
-        specs = [_spec(role, ppo, kwargs[role]) for role in ROLES]
+        specs = [_spec(role, ppo, kwargs[role]) for role in ppo.roles]
         self._groups: dict[str, WorkerGroup] = cluster.launch(specs)
 
     def __enter__(self) -> PpoGroups:
@@ -110,11 +114,12 @@ class PpoGroups:
         return self._score("policy", "policy log-probs", "logprobs", samples, temperature)
 
     def reference_logprobs(self, samples: Sequence[Generation], temperature: float) -> Pending[list[list[float]]]:
-        """The same under the reference."""
-        return self._score("reference", "reference log-probs", "logprobs", samples, temperature)
+        """The same under the reference: its own workers, or with `ppo.lora` the policy ranks with the adapter off."""
+        role, method = ("reference", "logprobs") if self._ppo.lora is None else ("policy", "reference_logprobs")
+        return self._score(role, "reference log-probs", method, samples, temperature)
 
     def values(self, samples: Sequence[Generation]) -> Pending[list[list[float]]]:
-        """Per sample, V of the state before each response token."""
+        """Per sample, V of the state before each response token and, last, of the state after them."""
         return self._score("value", "values", "values", samples)
 
     def scores(self, samples: Sequence[Generation]) -> Pending[list[float]]:
@@ -123,13 +128,15 @@ class PpoGroups:
 
     # ---- update phase
 
-    def update_policy(self, batch: Sequence[Trajectory]) -> Pending[dict[str, float]]:
+    def update_policy(
+        self, batch: Sequence[Trajectory], denominator: float, kl_coefficient: float
+    ) -> Pending[dict[str, float]]:
         """One optimiser step of the policy. Metrics are means over the response tokens of the whole batch."""
-        return self._update("policy", "policy update", batch)
+        return self._update("policy", "policy update", batch, denominator, kl_coefficient)
 
     def update_value(self, batch: Sequence[Trajectory]) -> Pending[dict[str, float]]:
-        """One optimiser step of the value model; the same denominator."""
-        return self._update("value", "value update", batch)
+        """One optimiser step of the value model; its loss is a mean over response tokens, as are its metrics."""
+        return self._update("value", "value update", batch, float(sum(len(item.response_ids) for item in batch)))
 
     def sync_weights(self, version: int) -> dict[str, float]:
         """Policy ranks -> rollout workers; returns {"seconds", "bytes"}."""
@@ -139,7 +146,7 @@ class PpoGroups:
     # ---- checkpoints
 
     def save(self, folder: Path) -> None:
-        """Both trained engines, with optimisers and the RNG of every rank."""
+        """The trained engines, with optimisers and the RNG of every rank."""
         self._on_trained("save", folder)
 
     def load(self, folder: Path) -> None:
@@ -152,26 +159,30 @@ class PpoGroups:
 
     # ---- how work is split
 
-    def _micro_batch(self, role: str) -> int:
-        """Sequences of one forward pass; the scoring roles use the policy's."""
-        return self._ppo.value.micro_batch if role == "value" else self._ppo.policy.micro_batch
+    def _plan(self, role: str, samples: Sequence[Generation | Trajectory]) -> Plan:
+        """Which rank computes what; the scoring roles have the policy's limits. The reward model closes an answer that
+        was cut off with the end token."""
+        sharding = self._ppo.value if role == "value" else self._ppo.policy
+        added = 1 if role == "reward" else 0
+        return plan_items(samples, len(self._groups[role]), sharding, self._layout, added=added)
 
     def _score(self, role: str, phase: str, method: str, samples: Sequence[Generation], *args: Any) -> Pending[Any]:
         group = self._groups[role]
-        shards = [StepShard(part) for part in schedule(samples, len(group), self._micro_batch(role))]
-        count = len(samples)
-        return group.start(phase, method, shards, *args).then(lambda per_rank: unschedule(per_rank, count))
+        plan = self._plan(role, samples)
+        shards = [StepShard(part) for part in plan.split(samples)]
+        return group.start(phase, method, shards, *args).then(plan.restore)
 
-    def _update(self, role: str, phase: str, batch: Sequence[Trajectory]) -> Pending[dict[str, float]]:
+    def _update(
+        self, role: str, phase: str, batch: Sequence[Trajectory], denominator: float, *args: Any
+    ) -> Pending[dict[str, float]]:
         group = self._groups[role]
-        tokens = float(sum(len(item.response_ids) for item in batch))
-        shards = [StepShard(part, tokens) for part in schedule(batch, len(group), self._micro_batch(role))]
-        return group.start(phase, "train_step", shards).then(_first)
+        shards = [StepShard(part, denominator) for part in self._plan(role, batch).split(batch)]
+        return group.start(phase, "train_step", shards, *args).then(_first)
 
     def _on_trained(self, method: str, folder: Path) -> None:
         waits = [
             self._groups[role].start(method, method, [str(folder / role)] * len(self._groups[role]))
-            for role in ("policy", "value")
+            for role in self._ppo.trained_roles
         ]
         for wait in waits:
             wait.result()
@@ -181,9 +192,16 @@ def _policy_kwargs(ppo: PpoConfig, models: PpoModels, steps: int) -> dict[str, A
     return {
         "model": models.policy,
         "optimizer": ppo.policy_optimizer,
+        "lora": ppo.lora,
         "sharding": ppo.policy,
         "total_steps": steps,
-        "clip": ppo.clip,
+        "objective": PolicyObjective(
+            clip=ppo.clip,
+            clip_high=ppo.clip_high,
+            dual_clip=ppo.dual_clip,
+            kl=ppo.kl_estimator if ppo.kl_where == "loss" else None,
+            entropy=ppo.entropy_bonus,
+        ),
         "temperature": ppo.sampling.temperature,
     }
 
@@ -192,6 +210,7 @@ def _value_kwargs(ppo: PpoConfig, models: PpoModels, steps: int) -> dict[str, An
     return {
         "model": models.value,
         "optimizer": ppo.value_optimizer,
+        "lora": ppo.lora,
         "sharding": ppo.value,
         "total_steps": steps,
         "value_clip": ppo.value_clip,
@@ -200,7 +219,7 @@ def _value_kwargs(ppo: PpoConfig, models: PpoModels, steps: int) -> dict[str, An
 
 def _spec(role: str, ppo: PpoConfig, kwargs: dict[str, Any]) -> GroupSpec:
     placement = getattr(ppo.placement, role)
-    trained = role in ("policy", "value")
+    trained = role in ppo.trained_roles
     return GroupSpec(
         role=role,
         spec=WorkerSpec(f"cai_dist.workers.{role}:{role.capitalize()}Worker", kwargs),

@@ -16,6 +16,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from cai_dist.config.ppo_checks import ppo_problems
 from cai_dist.config.run import RunConfig
 from cai_dist.config.training import ShardingConfig
 from cai_dist.errors import ConfigError
@@ -68,47 +69,38 @@ def _contradictions(config: RunConfig) -> Iterator[str]:
     first, second = config.feedback.option_labels
     if not first or not second or first == second:
         yield f"feedback.option_labels={[first, second]}: must be two different texts, such as [(A), (B)]"
-    fraction = config.preference.helpful_fraction
+    learner = "dpo" if config.alignment == "dpo" else "preference"
+    fraction = config.dpo.helpful_fraction if config.alignment == "dpo" else config.preference.helpful_fraction
     if fraction > 0 and config.data.helpful_comparisons.source == "none":
         yield (
-            f"preference.helpful_fraction={fraction:g}: needs comparisons, but data.helpful_comparisons.source=none; "
+            f"{learner}.helpful_fraction={fraction:g}: needs comparisons, but data.helpful_comparisons.source=none; "
             "set the fraction to 0 or name a source"
         )
     elif fraction > 0 and config.data.helpful_comparisons.source == "world" and not _world_prompts(config):
         yield (
             f"data.helpful_comparisons.source=world: the micro-world's comparisons beside prompts from files; name a "
-            f"file, or set it to none and preference.helpful_fraction={fraction:g} to 0"
+            f"file, or set it to none and {learner}.helpful_fraction={fraction:g} to 0"
         )
-    if config.ppo.sampling.temperature == 0:
-        yield "ppo.sampling.temperature=0: must be greater than 0; PPO needs samples that differ"
-    if config.ppo.sampling.top_p < 1:
-        yield (
-            f"ppo.sampling.top_p={config.ppo.sampling.top_p:g}: must be 1; PPO's ratio and KL are those of the whole "
-            "distribution, samples of a cut one are not drawn from it"
-        )
-    if config.ppo.value_warmup >= config.ppo.iterations:
-        yield (
-            f"ppo.value_warmup={config.ppo.value_warmup}: must be smaller than ppo.iterations={config.ppo.iterations}; "
-            "the policy would never be trained"
-        )
+    yield from ppo_problems(config.ppo)
+    yield from _token_cap_problems(config)
     yield from _placement_problems(config)
 
 
 def _placement_problems(config: RunConfig) -> Iterator[str]:
     """Placements that would be ignored, or that a local cluster could never satisfy (it would wait in silence)."""
     ppo, cluster = config.ppo, config.cluster
-    for role in ("policy", "value"):
+    for role in ppo.trained_roles:
         workers, ranks = getattr(ppo.placement, role).workers, getattr(ppo, role).ranks
         if workers not in (1, ranks):
             yield f"ppo.placement.{role}.workers={workers}: leave it out; the ranks come from ppo.{role}.ranks={ranks}"
     if cluster.address != "local" or cluster.num_cpus is None:
         return
     wanted = sum(
-        (getattr(ppo, role).ranks if role in ("policy", "value") else getattr(ppo.placement, role).workers)
+        (getattr(ppo, role).ranks if role in ppo.trained_roles else getattr(ppo.placement, role).workers)
         * getattr(ppo.placement, role).cpus
-        for role in ("policy", "value", "reference", "reward", "rollout")
+        for role in ppo.roles
     )
-    if wanted > cluster.num_cpus:
+    if "ppo" in config.stages and wanted > cluster.num_cpus:
         yield f"cluster.num_cpus={cluster.num_cpus:g}: must be at least {wanted:g}, what ppo.placement adds up to"
     for key, workers in _stage_workers(config):
         if workers * cluster.cpus > cluster.num_cpus:
@@ -121,8 +113,9 @@ def _placement_problems(config: RunConfig) -> Iterator[str]:
 def _stage_workers(config: RunConfig) -> Iterator[tuple[str, int]]:
     for stage in ("revise", "feedback", "evaluate"):
         yield f"{stage}.workers", getattr(config, stage).workers
-    for stage in ("sft", "preference"):
-        yield f"{stage}.train.sharding.ranks", getattr(config, stage).train.sharding.ranks
+    for stage in ("sft", "preference", "dpo"):
+        if stage in config.stages:
+            yield f"{stage}.train.sharding.ranks", getattr(config, stage).train.sharding.ranks
 
 
 def _missing_files(config: RunConfig) -> Iterator[str]:
@@ -177,8 +170,21 @@ def _shardings(config: RunConfig) -> Iterator[tuple[str, ShardingConfig]]:
     yield "world.pretrain.sharding", config.world.pretrain.sharding
     yield "sft.train.sharding", config.sft.train.sharding
     yield "preference.train.sharding", config.preference.train.sharding
-    yield "ppo.policy", config.ppo.policy
-    yield "ppo.value", config.ppo.value
+    yield "dpo.train.sharding", config.dpo.train.sharding
+    for role in config.ppo.trained_roles:
+        yield f"ppo.{role}", getattr(config.ppo, role)
+
+
+def _token_cap_problems(config: RunConfig) -> Iterator[str]:
+    """A cap that the longest example of the context would exceed."""
+    context = config.models.context
+    for key, sharding in _shardings(config):
+        # A comparison is two sequences; the reward model may get an end token more.
+        pairs = key.startswith(("preference", "dpo"))
+        least, what = (2 * context, "2 x models.context") if pairs else (context + 1, "models.context + 1")
+        cap = sharding.max_tokens_per_micro_batch
+        if cap is not None and cap < least:
+            yield f"{key}.max_tokens_per_micro_batch={cap}: must be at least {what} = {least}"
 
 
 def _ds_config_problems(key: str, sharding: ShardingConfig) -> Iterator[str]:

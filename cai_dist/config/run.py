@@ -7,10 +7,19 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from cai_dist.config.base import Section
-from cai_dist.config.training import Dtype, OptimizerConfig, SamplingConfig, ShardingConfig, TrainConfig
+from cai_dist.config.ppo import PpoConfig
+from cai_dist.config.training import Dtype, Layout, SamplingConfig, TrainConfig
 
-STAGES = ("revise", "sft", "feedback", "preference", "ppo", "evaluate")
-StageName = Literal["revise", "sft", "feedback", "preference", "ppo", "evaluate"]
+Alignment = Literal["ppo", "dpo"]
+STAGES_OF: dict[Alignment, tuple[str, ...]] = {
+    "ppo": ("revise", "sft", "feedback", "preference", "ppo", "evaluate"),
+    "dpo": ("revise", "sft", "feedback", "dpo", "evaluate"),
+}
+"""The stages of a run in their order, by `alignment`."""
+STAGES = tuple(dict.fromkeys(name for stages in STAGES_OF.values() for name in stages if name != "evaluate")) + (
+    "evaluate",
+)
+"""Every stage that there is."""
 
 
 class ModelsConfig(Section):
@@ -24,6 +33,9 @@ class ModelsConfig(Section):
     feedback: str = "world"
     """The model that compares two answers."""
     dtype: Dtype = "fp32"
+    layout: Layout = "packed"
+    """How sequences go through a model that is trained or scores. `packed`: one after the other, no padding; `padded`:
+    a rectangle with a mask, for models that cannot be packed."""
     chat: Literal["template", "plain"] = "template"
     """`template`: the tokenizer's own chat template; `plain`: "\\n\\nHuman: … \\n\\nAssistant: …"."""
     context: int = Field(256, ge=16)
@@ -140,93 +152,21 @@ class PreferenceConfig(Section):
     train: TrainConfig = TrainConfig()
 
 
-class KlConfig(Section):
-    """KL penalty against the reference (the SL-CAI model)."""
+class DpoConfig(Section):
+    """In place of preference and ppo, with `alignment: dpo`: the policy learns the comparisons themselves (Rafailov et
+    al. 2023, 2305.18290; Azar et al. 2023, 2310.12036)."""
 
-    coefficient: float = Field(0.05, ge=0)
-    """beta of r = score - beta * (logprob - ref_logprob); the paper's 0.001 collapses tiny models."""
-    target: float | None = Field(None, gt=0)
-    """nats per response: an adaptive controller steers beta towards it; default: beta is fixed."""
-    horizon: int = Field(10_000, ge=1)
-    """Samples over which the adaptive controller acts."""
-
-
-class PlacementConfig(Section):
-    """Resources of one worker of a role."""
-
-    workers: int = Field(1, ge=1)
-    cpus: float = Field(0.25, gt=0)
-    gpus: float = Field(0.0, ge=0)
-
-
-class RoleShards(Section):
-    """Placement of the five roles of PPO. Ranks of the trained roles come from their `sharding`."""
-
-    policy: PlacementConfig = PlacementConfig()
-    value: PlacementConfig = PlacementConfig()
-    reference: PlacementConfig = PlacementConfig()
-    reward: PlacementConfig = PlacementConfig()
-    rollout: PlacementConfig = PlacementConfig(workers=2)
-
-
-class PpoConfig(Section):
-    """Stage 5: PPO on Ray (2204.05862, section 4.1)."""
-
-    iterations: int = Field(20, ge=1)
-    prompts_per_iteration: int = Field(64, ge=1)
-    samples_per_prompt: int = Field(1, ge=1)
-    helpful_fraction: float = Field(0.5, ge=0, le=1)
-    """Share of helpful prompts among the prompts of an iteration."""
-    epochs: int = Field(2, ge=1)
-    """Passes over each iteration's samples."""
-    mini_batch: int = Field(64, ge=1)
-    """Samples per optimiser step over all ranks."""
-    policy: ShardingConfig = ShardingConfig()
-    value: ShardingConfig = ShardingConfig()
-    policy_optimizer: OptimizerConfig = OptimizerConfig()
-    value_optimizer: OptimizerConfig = OptimizerConfig()
-    kl: KlConfig = KlConfig()
-    gamma: float = Field(1.0, gt=0, le=1)
-    gae_lambda: float = Field(0.95, ge=0, le=1)
-    clip: float = Field(0.2, gt=0, lt=1)
-    value_clip: float = Field(0.2, gt=0)
-    whiten_advantages: bool = True
-    score_clip: float | None = Field(None, gt=0)
-    """Clip scores to +- this; default: no clip."""
-    value_init: Literal["preference", "sl"] = "preference"
-    """Trunk of the value model."""
-    value_warmup: int = Field(0, ge=0)
-    """First iterations that train the value model alone."""
-    engine: Literal["hf", "vllm"] = "hf"
-    """Rollout engine."""
-    old_logprobs: Literal["trainer", "sampler"] = "trainer"
-    """Where the ratio's denominator comes from: recomputed by the policy ranks, or as the sampler gave it."""
-    sampling: SamplingConfig = SamplingConfig()
-    transfer_bucket_mb: float = Field(64.0, gt=0)
-    checkpoint_every: int = Field(5, ge=1)
-    """Iterations between checkpoints."""
-    placement: RoleShards = RoleShards()
-
-    @model_validator(mode="after")
-    def _divisible(self) -> PpoConfig:
-        samples = self.prompts_per_iteration * self.samples_per_prompt
-        if samples % self.mini_batch:
-            raise ValueError(
-                f"mini_batch={self.mini_batch}: must divide prompts_per_iteration x samples_per_prompt = "
-                f"{self.prompts_per_iteration} x {self.samples_per_prompt} = {samples}"
-            )
-        for name in ("policy", "value"):
-            shard: ShardingConfig = getattr(self, name)
-            if self.mini_batch % (shard.ranks * shard.micro_batch):
-                raise ValueError(
-                    f"mini_batch={self.mini_batch}: must be a multiple of {name}.ranks x {name}.micro_batch = "
-                    f"{shard.ranks} x {shard.micro_batch} = {shard.ranks * shard.micro_batch}"
-                )
-        return self
+    loss: Literal["dpo", "ipo"] = "dpo"
+    """`dpo`: cross-entropy of the soft label; `ipo`: squared distance to a margin that the label sets."""
+    beta: float = Field(0.1, gt=0)
+    """Pull towards the SL-CAI model, per nat of a whole answer (IPO's tau); smaller moves further away from it."""
+    helpful_fraction: float = Field(0.5, ge=0, lt=1)
+    """Share of human helpfulness comparisons in the training mixture."""
+    train: TrainConfig = TrainConfig()
 
 
 class EvaluateConfig(Section):
-    """Stage 6: base, SL-CAI and RL-CAI on held-out prompts."""
+    """Stage 6: base, SL-CAI and the aligned model (RL-CAI, or DPO-CAI with `alignment: dpo`) on held-out prompts."""
 
     samples_per_prompt: int = Field(1, ge=1)
     sampling: SamplingConfig = SamplingConfig()
@@ -282,6 +222,9 @@ class RunConfig(Section):
     runs_dir: str = "runs"
     constitution: str = "default"
     """`default`, `micro`, a YAML file of the same form, or a folder with the published JSON files."""
+    alignment: Alignment = "ppo"
+    """What makes the aligned model out of SL-CAI and the comparisons: `ppo` (stages preference and ppo, the paper's
+    way) or `dpo` (one stage of that name)."""
     models: ModelsConfig = ModelsConfig()
     world: WorldConfig = WorldConfig()
     data: DataConfig = DataConfig()
@@ -290,6 +233,7 @@ class RunConfig(Section):
     feedback: FeedbackConfig = FeedbackConfig()
     preference: PreferenceConfig = PreferenceConfig()
     ppo: PpoConfig = PpoConfig()
+    dpo: DpoConfig = DpoConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     cluster: ClusterConfig = ClusterConfig()
     tracking: TrackingConfig = TrackingConfig()
@@ -297,7 +241,9 @@ class RunConfig(Section):
     @model_validator(mode="after")
     def _context(self) -> RunConfig:
         problems = []
-        for stage in ("revise", "feedback", "ppo", "evaluate"):
+        for stage in self.stages:
+            if stage not in ("revise", "feedback", "ppo", "evaluate"):
+                continue
             new = getattr(self, stage).sampling.max_new_tokens
             if new >= self.models.context:
                 problems.append(
@@ -307,6 +253,11 @@ class RunConfig(Section):
         if problems:
             raise ValueError("\n".join(problems))
         return self
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """The stages of this run, in order."""
+        return STAGES_OF[self.alignment]
 
     @property
     def world_seed(self) -> int:

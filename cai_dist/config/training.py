@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from cai_dist.config.base import Section
 
 Dtype = Literal["fp32", "bf16"]
+Layout = Literal["packed", "padded"]
 
 
 class OptimizerConfig(Section):
@@ -37,7 +38,33 @@ class ShardingConfig(Section):
     ds_config: str | None = None
     """Path of a DeepSpeed JSON with "auto" values; default: the packaged `ds_configs/zeroN.json` of the stage."""
     micro_batch: int = Field(8, ge=1)
-    """Sequences per forward pass and rank."""
+    """Sequences per forward pass and rank, where `max_tokens_per_micro_batch` is not set."""
+    max_tokens_per_micro_batch: int | None = Field(None, ge=1)
+    """Hard cap on the tokens of one forward pass of a rank (rows x longest with `models.layout: padded`); up to it
+    micro-batches are filled. Default: `micro_batch` sequences each."""
+
+
+class LoraConfig(Section):
+    """Low-rank adapters (LoRA, 2106.09685): a layer's weight W becomes W + alpha / rank * B A with W frozen."""
+
+    rank: int = Field(16, ge=1)
+    """Rows of A and columns of B."""
+    alpha: float = Field(32.0, gt=0)
+    """Scale of what the adapters add, times `rank`."""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """Dropout before A in training passes; above 0 the policy's ratio is noisy."""
+    target_modules: Literal["auto"] | tuple[str, ...] = "auto"
+    """`auto`: all linear layers of the blocks; or names such as [q_proj, v_proj]."""
+    save: Literal["merged", "adapter"] = "merged"
+    """`merged`: a whole model; `adapter`: a PEFT folder with A and B alone, beside the model that it belongs to."""
+
+    @model_validator(mode="after")
+    def _names(self) -> LoraConfig:
+        if self.target_modules != "auto" and not all(self.target_modules):
+            raise ValueError(f"target_modules={list(self.target_modules)}: must be auto or names of linear layers")
+        if not self.target_modules:
+            raise ValueError("target_modules=[]: must be auto or at least one name; lora: null trains all weights")
+        return self
 
 
 class TrainConfig(Section):
@@ -46,22 +73,12 @@ class TrainConfig(Section):
     optimizer: OptimizerConfig = OptimizerConfig()
     sharding: ShardingConfig = ShardingConfig()
     batch_size: int = Field(32, ge=1)
-    """Sequences per optimiser step over all ranks; a multiple of ranks x micro_batch."""
+    """Sequences per optimiser step over all ranks."""
     epochs: int = Field(1, ge=1)
     max_steps: int | None = Field(None, ge=1)
     """Stop after this many optimiser steps; default: all of the epochs."""
     checkpoint_every: int = Field(50, ge=1)
     """Optimiser steps between checkpoints."""
-
-    @model_validator(mode="after")
-    def _divisible(self) -> TrainConfig:
-        unit = self.sharding.ranks * self.sharding.micro_batch
-        if self.batch_size % unit:
-            raise ValueError(
-                f"batch_size={self.batch_size}: must be a multiple of sharding.ranks x sharding.micro_batch = "
-                f"{self.sharding.ranks} x {self.sharding.micro_batch} = {unit}"
-            )
-        return self
 
 
 class SamplingConfig(Section):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from cai_dist.config.run import PpoConfig
+from cai_dist.config.ppo import PpoConfig
 from cai_dist.coordinator import rollout_phase, update_phase
 from cai_dist.coordinator.prompts import TokenizedPrompt, digest
 from cai_dist.coordinator.protocols import Checkpoints, Log, PpoRoles
@@ -30,7 +30,7 @@ def train(
     The same arguments give the same trajectories, however often the run is stopped or killed and started again.
 
     Args:
-        roles: the five roles of PPO, up and loaded with their first weights.
+        roles: the roles of PPO, up and loaded with their first weights.
         prompts: tokenised prompts of both kinds.
         stop_ids: tokens that end a response.
         checkpoints: where to save, and where to look for something to go on from.
@@ -43,7 +43,7 @@ def train(
     Raises: Interrupted (stopped on request; all is saved), CheckpointError, DataError, StaleEngineError, WorkerError,
         WorkerTimeout.
     """
-    keeper = Keeper(checkpoints, roles, {"seed": seed, "prompts": digest(prompts)})
+    keeper = Keeper(checkpoints, roles, {"seed": seed, "prompts": digest(prompts), "algorithm": config.algorithm})
     state = keeper.restore(PpoState.start(config))
     roles.sync_weights(state.weight_version)
     for iteration in state.remaining(config.iterations):
@@ -52,7 +52,7 @@ def train(
         if on_rollout is not None:
             on_rollout(iteration, rollout.trajectories)
         update = update_phase.run(roles, rollout.trajectories, config, state, seed)
-        state = state.advance(config, rollout.kl_per_response, rollout.scores)
+        state = state.advance(config, rollout.kl_per_response, len(rollout.trajectories), rollout.statistics)
         sync = roles.sync_weights(state.weight_version)
         log(state.iteration, **rollout.metrics, **update, **{f"sync_{name}": number for name, number in sync.items()})
         keeper.save_if_due(state, config.checkpoint_every, config.iterations)

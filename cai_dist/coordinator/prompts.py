@@ -8,7 +8,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from cai_dist.data.batches import epoch_order
+from cai_dist.data.schedule import epoch_order
 from cai_dist.errors import DataError
 from cai_dist.types import PromptKind
 

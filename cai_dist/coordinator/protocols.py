@@ -23,7 +23,10 @@ class Pending(Protocol[R]):
 
 
 class PpoRoles(Protocol):
-    """The five roles of PPO. All calls but `sync_weights`, `save`, `load`, `export` return at once with a `Pending`."""
+    """The roles of PPO. All calls but `sync_weights`, `save`, `load`, `export` return at once with a `Pending`.
+
+    `values` and `update_value` are called only for an algorithm with a value model.
+    """
 
     def generate(
         self, prompts: Sequence[tuple[int, ...]], sampling: SamplingParams, seed: int
@@ -40,15 +43,22 @@ class PpoRoles(Protocol):
         ...
 
     def values(self, samples: Sequence[Generation]) -> Pending[list[list[float]]]:
-        """Per sample, V of the state before each response token."""
+        """Per sample, V of the state before each response token and, last, of the state after them: one number more
+        than tokens."""
         ...
 
     def scores(self, samples: Sequence[Generation]) -> Pending[list[float]]:
         """Per sample, the raw score (logits) of the preference model on prompt + response."""
         ...
 
-    def update_policy(self, batch: Sequence[Trajectory]) -> Pending[dict[str, float]]:
-        """One optimiser step of the policy on one mini-batch."""
+    def update_policy(
+        self, batch: Sequence[Trajectory], denominator: float, kl_coefficient: float
+    ) -> Pending[dict[str, float]]:
+        """One optimiser step of the policy on one mini-batch.
+
+        `denominator` is that of the loss, `kl_coefficient` the weight of its KL term if it has one. The metrics hold
+        `approx_kl`: KL(old || new) before the step, nats per token.
+        """
         ...
 
     def update_value(self, batch: Sequence[Trajectory]) -> Pending[dict[str, float]]:

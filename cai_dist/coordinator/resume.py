@@ -17,7 +17,7 @@ class Keeper:
     """Order of use: `restore` once, then in each iteration `stop_if` before it and `save_if_due` after it."""
 
     def __init__(self, checkpoints: Checkpoints, roles: PpoRoles, identity: dict[str, int | str]) -> None:
-        """`identity` is what must be the same for a checkpoint to be continued: seed and data."""
+        """`identity` is what must be the same for a checkpoint to be continued: seed, data and algorithm."""
         self._checkpoints = checkpoints
         self._roles = roles
         self._identity = identity

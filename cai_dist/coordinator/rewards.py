@@ -12,73 +12,71 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from cai_dist.config.run import PpoConfig
-from cai_dist.losses.advantages import gae, whiten
-from cai_dist.losses.kl import k1
+from cai_dist.config.ppo import PpoConfig
+from cai_dist.coordinator.algorithms.protocol import Experience
+from cai_dist.coordinator.algorithms.registry import ALGORITHMS
+from cai_dist.losses.advantages import whiten
+from cai_dist.losses.kl import ESTIMATORS, k1
 
 
 @dataclass(frozen=True, slots=True)
 class Shaped:
-    """What PPO learns from; [B, N] each, 0 outside the mask."""
+    """What the policy learns from; [B, N] each, 0 outside the mask."""
 
     mask: Tensor
     rewards: Tensor
     advantages: Tensor
-    returns: Tensor
+    returns: Tensor | None
+    """Targets of the value model; None without one."""
     kl: Tensor
-    """k1 estimate of KL(policy || reference) per token, nats."""
+    """k1 estimate of KL(policy || reference) per token, nats, whichever the penalty uses: on average it is the KL."""
 
 
 def shape(
     logprobs: Sequence[Sequence[float]],
     reference: Sequence[Sequence[float]],
-    values: Sequence[Sequence[float]],
-    scores: Sequence[float],
+    values: Sequence[Sequence[float]] | None,
+    scores: Tensor,
+    truncated: Sequence[bool],
     config: PpoConfig,
     coefficient: float,
 ) -> Shaped:
-    """KL-shaped rewards, advantages and returns of a whole batch (2204.05862, section 4.1).
+    """Rewards, advantages and returns of a whole batch; statistics are over all of it.
 
     Args:
-        logprobs, reference, values: per sample, one number a response token.
-        scores: per sample, raw score.
+        logprobs, reference: per sample, one number a response token.
+        values: per sample, V of the state before each response token and, last, of the state after it; None for an
+            algorithm without a value model.
+        scores: [B] shaped scores.
+        truncated: per sample, whether it was cut off at the token limit.
         coefficient: of the KL penalty.
     """
     mask = token_mask([len(row) for row in logprobs])
-    kl = k1(padded(logprobs) - padded(reference))
-    values_ = padded(values)
-    rewards = shaped_rewards(kl, mask, clipped(scores, config.score_clip), coefficient)
-    # A response cut off at the token limit has been scored as it stands: its episode is over like any other, and a
-    # bootstrapped value would count the score twice.
-    bootstrap = torch.zeros(len(scores), dtype=torch.float64)
-    advantages, returns = gae(rewards, values_, mask, config.gamma, config.gae_lambda, bootstrap)
-    if config.whiten_advantages:
-        advantages = whiten(advantages, mask)
-    return Shaped(mask, rewards, advantages, returns, kl)
+    log_ratio = padded(logprobs) - padded(reference)
+    penalties = torch.zeros_like(log_ratio)
+    if config.kl_where == "reward":
+        penalties = coefficient * ESTIMATORS[config.kl_estimator](log_ratio).masked_fill(~mask, 0.0)
+    batch = Experience(
+        mask=mask,
+        scores=scores,
+        penalties=penalties,
+        values=None if values is None else padded([row[:-1] for row in values]),
+        bootstrap=None if values is None else _bootstrap([row[-1] for row in values], truncated, config),
+    )
+    estimate = ALGORITHMS[config.algorithm](batch, config)
+    advantages = whiten(estimate.advantages, mask) if config.whitens else estimate.advantages
+    return Shaped(mask, batch.rewards, advantages, estimate.returns, k1(log_ratio))
 
 
-def shaped_rewards(kl: Tensor, mask: Tensor, scores: Tensor, coefficient: float) -> Tensor:
-    """-coefficient x KL at every response token, and the score on the last one besides.
+def _bootstrap(after: Sequence[float], truncated: Sequence[bool], config: PpoConfig) -> Tensor:
+    """[B] V of the state after the last token where the response was cut off and the settings ask for it, else 0.
 
-    Args:
-        kl: [B, N] nats. mask: bool [B, N], no row empty. scores: [B].
-
-    Returns: [B, N], 0 outside the mask.
+    By default a response cut off at the token limit, scored as it stands, is over like any other.
     """
-    rewards = (-coefficient * kl).masked_fill(~mask, 0.0)
-    last = mask.sum(dim=1) - 1
-    rewards[torch.arange(len(scores)), last] += scores
-    return rewards
-
-
-def clipped(scores: Sequence[float], clip: float | None) -> Tensor:
-    """[B] raw scores, clipped to +-clip if there is one.
-
-    They are not centred: a constant is no incentive, and the value model, which starts from the preference model,
-    starts on their scale.
-    """
-    raw = torch.tensor(scores, dtype=torch.float64)
-    return raw if clip is None else raw.clamp(-clip, clip)
+    return torch.tensor(
+        [value if cut and config.bootstrap_truncated else 0.0 for value, cut in zip(after, truncated, strict=True)],
+        dtype=torch.float64,
+    )
 
 
 def token_mask(lengths: Sequence[int]) -> Tensor:

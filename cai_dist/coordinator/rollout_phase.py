@@ -2,12 +2,13 @@
 
 Who waits for whom:
 
-    choose prompts -> rollout: generate --+-> reference: logprobs --+-> rewards, GAE, whitening -> trajectories
+    choose prompts -> rollout: generate --+-> reference: logprobs --+-> scores, rewards, advantages -> trajectories
                                           +-> policy:    logprobs --+   (on the driver, whole batch)
                                           +-> value:     values   --+
                                           +-> reward:    scores   --+
 
-The four in the middle run at the same time. The policy's are left out where the sampler's log-probabilities are used.
+The four in the middle run at the same time. The policy's are left out where the sampler's log-probabilities are used,
+the values where the algorithm has no value model.
 """
 
 from __future__ import annotations
@@ -20,11 +21,13 @@ from statistics import fmean
 
 from torch import Tensor
 
-from cai_dist.config.run import PpoConfig
+from cai_dist.config.ppo import PpoConfig
 from cai_dist.coordinator.prompts import TokenizedPrompt, choose, derive_seed
 from cai_dist.coordinator.protocols import PpoRoles
 from cai_dist.coordinator.rewards import Shaped, shape
-from cai_dist.coordinator.state import PpoState
+from cai_dist.coordinator.scores import ShapedScores, shape_scores
+from cai_dist.coordinator.state import PpoState, ScoreStatistics
+from cai_dist.coordinator.weights import Importance, aggregation_weight, importance
 from cai_dist.errors import CaiError, StaleEngineError
 from cai_dist.types import Generation, SamplingParams, Trajectory
 
@@ -35,16 +38,13 @@ class Rollout:
 
     trajectories: tuple[Trajectory, ...]
     metrics: dict[str, float]
+    statistics: ScoreStatistics
+    """Of the scores of the run, these included."""
 
     @property
     def kl_per_response(self) -> float:
         """Mean KL to the reference, nats per response."""
         return self.metrics["kl_per_response"]
-
-    @property
-    def scores(self) -> list[float]:
-        """Raw scores of the preference model."""
-        return [trajectory.score for trajectory in self.trajectories]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +53,8 @@ class _Scored:
 
     logprobs: Sequence[Sequence[float]]
     reference: Sequence[Sequence[float]]
-    values: Sequence[Sequence[float]]
+    values: Sequence[Sequence[float]] | None
+    """One more than tokens: the last is that of the state after them. None without a value model."""
     scores: Sequence[float]
 
 
@@ -79,17 +80,18 @@ def collect(
     asked = [prompt for prompt in chosen for _ in range(config.samples_per_prompt)]
     samples = _generate(roles, asked, config, stop_ids, state, seed)
     scored = _score(roles, samples, config)
+    truncated = [sample.finish == "length" for sample in samples]
+    lengths = [len(sample.response_ids) for sample in samples]
+    scores = shape_scores(scored.scores, lengths, truncated, config, state.scores)
     shaped = shape(
-        scored.logprobs,
-        scored.reference,
-        scored.values,
-        scored.scores,
-        config,
-        state.kl.coefficient,
+        scored.logprobs, scored.reference, scored.values, scores.scores, truncated, config, state.kl.coefficient
     )
-    trajectories = _trajectories(asked, samples, scored, shaped)
-    metrics = _metrics(samples, trajectories, shaped, state)
-    return Rollout(trajectories, {**metrics, "rollout_seconds": time.perf_counter() - began})
+    ratios = importance(scored.logprobs, [sample.logprobs for sample in samples], config.importance_cap)
+    trajectories = _trajectories(asked, samples, scored, shaped, ratios, config)
+    metrics = _metrics(trajectories, shaped, scores, state) | _mismatch(trajectories)
+    if config.old_logprobs == "trainer":
+        metrics |= ratios.metrics()
+    return Rollout(trajectories, {**metrics, "rollout_seconds": time.perf_counter() - began}, scores.statistics)
 
 
 def _generate(
@@ -128,12 +130,12 @@ def _score(roles: PpoRoles, samples: Sequence[Generation], config: PpoConfig) ->
     recompute = config.old_logprobs == "trainer"
     reference = roles.reference_logprobs(samples, temperature)
     policy = roles.policy_logprobs(samples, temperature) if recompute else None
-    values = roles.values(samples)
+    values = roles.values(samples) if config.defaults.needs_value else None
     scores = roles.scores(samples)
     scored = _Scored(
         logprobs=[sample.logprobs for sample in samples] if policy is None else policy.result(),
         reference=reference.result(),
-        values=values.result(),
+        values=None if values is None else values.result(),
         scores=scores.result(),
     )
     _check_scored(scored, samples)
@@ -142,8 +144,12 @@ def _score(roles: PpoRoles, samples: Sequence[Generation], config: PpoConfig) ->
 
 def _check_scored(scored: _Scored, samples: Sequence[Generation]) -> None:
     """A number for every token and a score for every sample, all finite: one NaN would poison the whole batch."""
-    for role, rows in (("policy", scored.logprobs), ("reference", scored.reference), ("value", scored.values)):
-        if [len(row) for row in rows] != [len(sample.response_ids) for sample in samples]:
+    sampler = [sample.logprobs for sample in samples]
+    answers = [("rollout", sampler, 0), ("policy", scored.logprobs, 0), ("reference", scored.reference, 0)]
+    if scored.values is not None:
+        answers.append(("value", scored.values, 1))
+    for role, rows, more in answers:
+        if [len(row) for row in rows] != [len(sample.response_ids) + more for sample in samples]:
             raise CaiError(f"{role}: its numbers do not match the response tokens of the samples")
         for number, row in enumerate(rows):
             if not all(map(math.isfinite, row)):
@@ -156,12 +162,20 @@ def _check_scored(scored: _Scored, samples: Sequence[Generation]) -> None:
 
 
 def _trajectories(
-    asked: Sequence[TokenizedPrompt], samples: Sequence[Generation], scored: _Scored, shaped: Shaped
+    asked: Sequence[TokenizedPrompt],
+    samples: Sequence[Generation],
+    scored: _Scored,
+    shaped: Shaped,
+    ratios: Importance,
+    config: PpoConfig,
 ) -> tuple[Trajectory, ...]:
     """Cut the padded rows back to each response's length."""
 
-    def row(tensor: Tensor, number: int) -> tuple[float, ...]:
-        return tuple(tensor[number, : len(samples[number].response_ids)].tolist())
+    def row(tensor: Tensor | None, number: int) -> tuple[float, ...]:
+        return () if tensor is None else tuple(tensor[number, : len(samples[number].response_ids)].tolist())
+
+    def weights(of_sample: Sequence[float]) -> tuple[float, ...]:
+        return tuple(aggregation_weight(len(of_sample), config) * weight for weight in of_sample)
 
     return tuple(
         Trajectory(
@@ -169,28 +183,32 @@ def _trajectories(
             response_ids=sample.response_ids,
             old_logprobs=tuple(scored.logprobs[number]),
             ref_logprobs=tuple(scored.reference[number]),
-            values=tuple(scored.values[number]),
+            values=() if scored.values is None else tuple(scored.values[number][:-1]),
             rewards=row(shaped.rewards, number),
             advantages=row(shaped.advantages, number),
             returns=row(shaped.returns, number),
             score=scored.scores[number],
             finish=sample.finish,
             weight_version=sample.weight_version,
+            sampler_logprobs=sample.logprobs,
+            weights=weights(of_sample),
             prompt_id=prompt.prompt_id,
             prompt_kind=prompt.kind,
         )
-        for number, (prompt, sample) in enumerate(zip(asked, samples, strict=True))
+        for number, (prompt, sample, of_sample) in enumerate(zip(asked, samples, ratios.weights, strict=True))
     )
 
 
 def _metrics(
-    samples: Sequence[Generation], trajectories: Sequence[Trajectory], shaped: Shaped, state: PpoState
+    trajectories: Sequence[Trajectory], shaped: Shaped, scores: ShapedScores, state: PpoState
 ) -> dict[str, float]:
-    """What to watch of the samples: scores, distance from the reference, entropy, lengths, sampler against trainer."""
+    """What to watch of the samples: scores, distance from the reference, entropy, lengths."""
     tokens = sum(len(item.response_ids) for item in trajectories)
     kl = float(shaped.kl.sum())
     metrics = {
         "score": fmean(item.score for item in trajectories),
+        "score_shaped": float(scores.scores.mean()),
+        "score_length_slope": scores.slope,
         "reward": fmean(sum(item.rewards) for item in trajectories),
         "kl_per_response": kl / len(trajectories),
         "kl_per_token": kl / tokens,
@@ -203,12 +221,17 @@ def _metrics(
         "weight_version": float(state.weight_version),
     }
     for kind in ("red_team", "helpful"):
-        scores = [item.score for item in trajectories if item.prompt_kind == kind]
-        if scores:
-            metrics[f"score_{kind}"] = fmean(scores)
+        raw = [item.score for item in trajectories if item.prompt_kind == kind]
+        if raw:
+            metrics[f"score_{kind}"] = fmean(raw)
+    return metrics
+
+
+def _mismatch(trajectories: Sequence[Trajectory]) -> dict[str, float]:
+    """Distance of the sampler's log-probabilities from the trainer's, nats."""
     differences = [
         abs(ours - theirs)
-        for sample, item in zip(samples, trajectories, strict=True)
-        for ours, theirs in zip(item.old_logprobs, sample.logprobs, strict=True)
+        for item in trajectories
+        for ours, theirs in zip(item.old_logprobs, item.sampler_logprobs, strict=True)
     ]
-    return {**metrics, "mismatch_mean": fmean(differences), "mismatch_max": max(differences)}
+    return {"mismatch_mean": fmean(differences), "mismatch_max": max(differences)}

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from cai_dist.config.run import PpoConfig
+from cai_dist.config.ppo import PpoConfig
 from cai_dist.losses.kl import KlController, controller_from_dict, make_controller
 
 
 @dataclass(frozen=True, slots=True)
 class ScoreStatistics:
-    """Running mean and variance of all raw scores of the run (Chan et al. 1979, merging of moments)."""
+    """Running mean and variance of all scores of the run (Chan et al. 1979, merging of moments)."""
 
     count: int = 0
     mean: float = 0.0
@@ -50,6 +50,7 @@ class PpoState:
     weight_version: int = 0
     """Version of the policy's weights; 0 is SL-CAI. Every iteration ends with a transfer of the next version."""
     scores: ScoreStatistics = field(default_factory=ScoreStatistics)
+    """Of raw scores; without their slope on length where `ppo.score_length` takes it out."""
 
     @staticmethod
     def start(config: PpoConfig) -> PpoState:
@@ -64,16 +65,17 @@ class PpoState:
         """False in the first iterations that train the value model alone."""
         return self.iteration >= config.value_warmup
 
-    def advance(self, config: PpoConfig, kl_per_response: float, scores: Sequence[float]) -> PpoState:
+    def advance(self, config: PpoConfig, kl_per_response: float, samples: int, statistics: ScoreStatistics) -> PpoState:
         """The state after an iteration.
 
         Args:
             kl_per_response: mean KL to the reference of the iteration's samples, nats.
-            scores: its raw scores.
+            samples: how many there were.
+            statistics: of all scores of the run, the iteration's included.
         """
         # While the policy stands still its KL is 0 by construction: nothing for a controller to steer by.
-        kl = self.kl.updated(kl_per_response, len(scores)) if self.trains_policy(config) else self.kl
-        return PpoState(kl, self.iteration + 1, self.weight_version + 1, self.scores.merged(scores))
+        kl = self.kl.updated(kl_per_response, samples) if self.trains_policy(config) else self.kl
+        return PpoState(kl, self.iteration + 1, self.weight_version + 1, statistics)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready; floats survive JSON exactly."""

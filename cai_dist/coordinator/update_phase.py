@@ -7,11 +7,12 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from statistics import fmean, pvariance
 
-from cai_dist.config.run import PpoConfig
+from cai_dist.config.ppo import PpoConfig
 from cai_dist.coordinator.prompts import derive_seed
 from cai_dist.coordinator.protocols import PpoRoles
 from cai_dist.coordinator.state import PpoState
-from cai_dist.data.batches import epoch_order
+from cai_dist.coordinator.weights import denominator
+from cai_dist.data.schedule import epoch_order
 from cai_dist.types import Trajectory
 
 
@@ -23,26 +24,39 @@ def run(
     Both roles step on the same mini-batch at the same time; neither reads what the other learns. During the first
     `value_warmup` iterations only the value model steps.
 
-    Returns: means over the steps of what the roles report, as `policy_*` and `value_*`, `explained_variance` of the
+    With `target_kl` the first step that finds the policy further than that from the one that sampled is the policy's
+    last of the iteration (it is known only once it is taken). The value model goes on: its target is the same however
+    far the policy has moved.
+
+    Returns: means over the steps of what the roles report, as `policy_*` and `value_*`, `policy_steps` taken,
+        `early_stop_step` (the 1-based last step, where `target_kl` ended the policy's), `explained_variance` of the
         values that the rollout phase saw, and `update_seconds`.
 
     Raises: WorkerError, WorkerTimeout.
     """
     began = time.perf_counter()
     reports: defaultdict[str, list[float]] = defaultdict(list)
+    metrics: dict[str, float] = {"policy_steps": 0.0}
+    trains_policy, trains_value = state.trains_policy(config), config.defaults.needs_value
     for batch in mini_batches(trajectories, config, derive_seed(seed, "update", state.iteration)):
-        steps = {"value": roles.update_value(batch)}
-        if state.trains_policy(config):
-            steps["policy"] = roles.update_policy(batch)
+        steps = {}
+        if trains_value:
+            steps["value"] = roles.update_value(batch)
+        if trains_policy:
+            steps["policy"] = roles.update_policy(batch, denominator(batch, config), state.kl.coefficient)
+            metrics["policy_steps"] += 1
         for role, step in steps.items():
             for name, number in step.result().items():
                 reports[f"{role}_{name}"].append(number)
-    metrics = {name: fmean(numbers) for name, numbers in reports.items()}
-    return {
-        **metrics,
-        "explained_variance": explained_variance(trajectories),
-        "update_seconds": time.perf_counter() - began,
-    }
+        if trains_policy and config.target_kl is not None and reports["policy_approx_kl"][-1] > config.target_kl:
+            trains_policy = False
+            metrics["early_stop_step"] = metrics["policy_steps"]
+        if not (trains_policy or trains_value):
+            break
+    if trains_value:
+        metrics["explained_variance"] = explained_variance(trajectories)
+    metrics |= {name: fmean(numbers) for name, numbers in reports.items()}
+    return {**metrics, "update_seconds": time.perf_counter() - began}
 
 
 def mini_batches(trajectories: Sequence[Trajectory], config: PpoConfig, seed: int) -> Iterator[list[Trajectory]]:

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from cai_dist.config.training import Dtype, OptimizerConfig, ShardingConfig
 from cai_dist.engines.deepspeed_setup import import_deepspeed
@@ -25,7 +25,9 @@ from cai_dist.engines.ds_config import build_ds_config
 from cai_dist.engines.schedule import learning_rate
 from cai_dist.engines.train import LossFn, Model, buckets
 from cai_dist.errors import CheckpointError
+from cai_dist.models.adapter import write_adapter
 from cai_dist.models.causal import CausalModel
+from cai_dist.models.lora import LoraFactors, adapters_off, lora_summary, merged, split_parameters
 from cai_dist.models.scalar import ScalarHeadModel
 from cai_dist.models.tensors import from_numpy, spec_of, to_numpy
 from cai_dist.types import TensorSpec
@@ -37,7 +39,8 @@ _EXPORT_BUCKET = 256 * 2**20
 
 
 class DeepSpeedEngine:
-    """One rank. `model` is a `CausalModel` or `ScalarHeadModel`; the process group must be up.
+    """One rank. `model` is a `CausalModel` or `ScalarHeadModel`; the process group must be up. A model with LoRA
+    adapters trains these; its whole parameters are then the merged ones, under the plain model's names.
 
     `optimizer` None makes an engine that only scores. `total_steps` is the length of the learning-rate schedule,
     `timeout` (seconds) bounds every collective. Raises ConfigError for a contradictory DeepSpeed file.
@@ -62,7 +65,11 @@ class DeepSpeedEngine:
         self._deepspeed = import_deepspeed(timeout)
         trained = {"model_parameters": [p for p in model.parameters() if p.requires_grad]} if optimizer else {}
         self._engine: Any = self._deepspeed.initialize(model=model, config=config, **trained)[0]
-        self._parameters: dict[str, nn.Parameter] = dict(self._model.hf.named_parameters())
+        if self.ranks == 1 and self.zero == 0 and dtype == "fp32":
+            # Nobody to reduce with: DeepSpeed would copy all gradients to a buffer and back.
+            self._engine.enable_backward_allreduce = False
+        self._lora = lora_summary(self._model.hf)
+        self._parameters, self._factors = split_parameters(self._model.hf)
 
     # ---- training
 
@@ -93,10 +100,20 @@ class DeepSpeedEngine:
         with torch.no_grad():
             return [fn(self._engine, batch) for batch in micro_batches]
 
+    def adapters_off(self) -> AbstractContextManager[None]:
+        """See :class:`~cai_dist.engines.train.TrainEngine`."""
+        return adapters_off(self._model.hf)
+
     def _plain_grad_norm(self) -> float:
         """Without ZeRO the gradients lie whole in the parameters, reduced by the last backward pass."""
-        squares = [p.grad.float().square().sum() for p in self._parameters.values() if p.grad is not None]
-        return float(torch.stack(squares).sum().sqrt()) if squares else float(self._engine.get_global_grad_norm() or 0)
+        norms = [
+            torch.linalg.vector_norm(p.grad, dtype=torch.float32)
+            for p in self._model.parameters()
+            if p.grad is not None
+        ]
+        if not norms:
+            return float(self._engine.get_global_grad_norm() or 0)
+        return float(torch.linalg.vector_norm(torch.stack(norms)))
 
     def _summed(self, sums: dict[str, Tensor]) -> dict[str, float]:
         """Metrics over all ranks; every rank has the same names (a promise of the loss function)."""
@@ -113,14 +130,19 @@ class DeepSpeedEngine:
 
     def full_parameters(self, names: Sequence[str]) -> dict[str, Any]:
         """See :class:`~cai_dist.engines.train.TrainEngine`. One gather for all `names`: keep them to one bucket."""
-        wanted = [self._parameters[name] for name in names]
-        with self._gathered(wanted):
+        factors = {name: self._factors[name] for name in names if name in self._factors}
+        with self._gathered([*(self._parameters[name] for name in names), *_factor_parameters(factors)]):
             if self.rank != 0:
                 return {}
-            return {name: to_numpy(p) for name, p in zip(names, wanted, strict=True)}
+            return {name: to_numpy(self._whole(name)) for name in names}
+
+    def _whole(self, name: str) -> Tensor:
+        """A gathered parameter, its adapter added (to a copy: the frozen weight itself never changes)."""
+        weight: Tensor = self._parameters[name]
+        return merged(weight, self._factors[name]) if name in self._factors else weight
 
     @contextmanager
-    def _gathered(self, parameters: list[nn.Parameter]) -> Iterator[None]:
+    def _gathered(self, parameters: list[Tensor]) -> Iterator[None]:
         """Under ZeRO-3, the parameters whole on every rank while the block runs; they are only read."""
         if self.zero < 3:
             yield
@@ -143,30 +165,46 @@ class DeepSpeedEngine:
             hf.save_pretrained(folder, state_dict=state)
         dist.barrier()
 
+    def export_adapter(self, folder: Path, base: str) -> None:
+        """See :class:`~cai_dist.engines.train.TrainEngine`."""
+        with self._gathered(_factor_parameters(self._factors)):
+            if self.rank == 0:
+                write_adapter(folder, base, self._model.hf, self._factors)
+        dist.barrier()
+
     # ---- checkpoints
 
     def save(self, folder: Path) -> None:
-        """See :class:`~cai_dist.engines.train.TrainEngine`."""
+        """See :class:`~cai_dist.engines.train.TrainEngine`. Weights that LoRA froze are not written: they come
+        from the model that the engine was built with."""
         folder.mkdir(parents=True, exist_ok=True)
-        self._engine.save_checkpoint(str(folder), tag=_TAG, save_latest=False)
+        self._engine.save_checkpoint(
+            str(folder), tag=_TAG, save_latest=False, exclude_frozen_parameters=bool(self._factors)
+        )
         torch.save(_rng_state(), folder / f"rng-{self.rank}.pt")
         if self.rank == 0:
-            (folder / "engine.json").write_text(json.dumps(self._shape() | {"steps": self.steps}), "utf-8")
+            state = self._shape() | {"lora": self._lora, "steps": self.steps}
+            (folder / "engine.json").write_text(json.dumps(state), "utf-8")
         dist.barrier()
 
     def load(self, folder: Path) -> None:
-        """See :class:`~cai_dist.engines.train.TrainEngine`. Ranks and ZeRO stage must be those of `save`."""
+        """See :class:`~cai_dist.engines.train.TrainEngine`. Ranks, ZeRO stage and adapters must be those of `save`."""
         try:
             saved = json.loads((folder / "engine.json").read_text("utf-8"))
             rng = torch.load(folder / f"rng-{self.rank}.pt", weights_only=True)
         except (OSError, ValueError) as error:
             raise CheckpointError(f"{folder}: incomplete engine checkpoint: {error}") from error
+        if saved.get("lora", "") != self._lora:
+            raise CheckpointError(
+                f"{folder}: saved with {_trained(saved.get('lora', ''))} but this run trains {_trained(self._lora)}; "
+                "resume with the same ppo.lora"
+            )
         if {key: saved.get(key) for key in self._shape()} != self._shape():
             raise CheckpointError(
                 f"{folder}: saved with ranks={saved.get('ranks')}, zero={saved.get('zero')} but this run has "
                 f"ranks={self.ranks}, zero={self.zero}; resume with the same sharding"
             )
-        loaded, _ = self._engine.load_checkpoint(str(folder), tag=_TAG)
+        loaded, _ = self._engine.load_checkpoint(str(folder), tag=_TAG, load_module_strict=not self._factors)
         if loaded is None:
             raise CheckpointError(f"{folder}: DeepSpeed found no checkpoint there")
         self.steps = int(saved["steps"])
@@ -174,6 +212,14 @@ class DeepSpeedEngine:
 
     def _shape(self) -> dict[str, int]:
         return {"ranks": self.ranks, "zero": self.zero}
+
+
+def _factor_parameters(factors: Mapping[str, LoraFactors]) -> list[Tensor]:
+    return [p for one in factors.values() for p in (one.a, one.b)]
+
+
+def _trained(lora: str) -> str:
+    return f"LoRA ({lora})" if lora else "all weights"
 
 
 def _rng_state() -> dict[str, Any]:

@@ -20,7 +20,7 @@ from cai_dist.engines.rollout import EngineStatus
 from cai_dist.engines.sampling import draw, request_uniforms, sampling_logprobs
 from cai_dist.engines.weights import WeightReceiver
 from cai_dist.errors import DataError, StaleEngineError, WeightTransferError
-from cai_dist.models.load import load_causal
+from cai_dist.models.load import load_hf_causal
 from cai_dist.types import GenerateRequest, Generation, LabelRequest, SamplingParams, TensorSpec
 
 MAX_ROWS = 128
@@ -42,7 +42,7 @@ class HfRolloutEngine:
     def load(self, path: str) -> None:
         """See the protocol."""
         self._status, self._model, self._receiver, self.weight_version = "empty", None, None, -1
-        self._model = load_causal(path, self._dtype).hf.to(self.device).eval()
+        self._model = load_hf_causal(path, self._dtype).to(self.device).eval()
         if self._require_sync:
             self._status = "stale"
         else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -13,8 +14,9 @@ from cai_dist.types import TensorSpec
 
 B = TypeVar("B")
 R = TypeVar("R")
-Model = Callable[[Tensor, Tensor], Tensor]
-"""(ids [B, T], attention_mask [B, T]) -> logits [B, T, V] or scalars [B, T]."""
+Model = Callable[..., Any]
+"""`CausalModel.forward`, (ids [N], lengths [B], wanted [N], temperature, with_entropy) -> (log-probabilities [N],
+entropies [N]), or `ScalarHeadModel.forward`, (ids [N], lengths [B]) -> scalars [N]."""
 LossFn = Callable[[Model, B, float], tuple[Tensor, dict[str, Tensor]]]
 """(model, micro-batch, denominator) -> (summed loss / denominator, metrics likewise); one forward pass, also for an
 empty micro-batch, and the same metric names every time."""
@@ -38,6 +40,11 @@ class TrainEngine(Protocol):
         """`fn(model, micro-batch)` without gradients for each micro-batch of this rank."""
         ...
 
+    def adapters_off(self) -> AbstractContextManager[None]:
+        """While the block runs, `infer` sees the model without its LoRA adapters: the one that the training started
+        from. Without adapters it changes nothing."""
+        ...
+
     def save(self, folder: Path) -> None:
         """Write everything that the next step depends on; all ranks write into `folder`."""
         ...
@@ -55,7 +62,11 @@ class TrainEngine(Protocol):
         ...
 
     def export(self, folder: Path) -> None:
-        """Write the model in the Hugging Face layout (rank 0 writes)."""
+        """Write the model in the Hugging Face layout (rank 0 writes), LoRA adapters merged into the weights."""
+        ...
+
+    def export_adapter(self, folder: Path, base: str) -> None:
+        """Write the LoRA adapters alone in PEFT's layout (rank 0 writes); they belong to the model in `base`."""
         ...
 
 

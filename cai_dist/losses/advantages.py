@@ -1,4 +1,5 @@
-"""Generalised advantage estimation (Schulman et al. 2015, 1506.02438, equation 16) and whitening."""
+"""Generalised advantage estimation (Schulman et al. 2015, 1506.02438, equation 16), returns, baselines of a group of
+samples of one prompt, and whitening."""
 
 from __future__ import annotations
 
@@ -45,6 +46,55 @@ def gae(
     return advantages, advantages + values.masked_fill(~mask, 0.0)
 
 
+def returns_to_go(rewards: Tensor, mask: Tensor, gamma: float) -> Tensor:
+    """Discounted sum of the rewards from each valid token on: G_t = r_t + gamma G_next, "next" as in `gae`.
+
+    Args: as in `gae`. Returns: [B, N], 0 outside the mask.
+    """
+    # GAE with lambda 1 and a value of 0 everywhere is just that.
+    return gae(rewards, torch.zeros_like(rewards), mask, gamma, 1.0, rewards.new_zeros(len(rewards)))[0]
+
+
+def group_centred(scores: Tensor, size: int) -> Tensor:
+    """Each score minus the mean of its group; exactly 0 where all of a group are equal.
+
+    Args:
+        scores: [B], the `size` samples of each prompt side by side.
+
+    Returns: [B].
+
+    Raises: ValueError unless groups have at least 2 members (alone, a score would be its own baseline) and are whole.
+    """
+    groups = _groups(scores, size)
+    differences = groups - groups[:, :1]  # equal scores: 0, not the rounding of their mean
+    return (differences - differences.mean(dim=1, keepdim=True)).flatten()
+
+
+def leave_one_out(scores: Tensor, size: int) -> Tensor:
+    """Each score minus the mean of the *others* of its group (Ahmadian et al. 2024, 2402.14740, section 4.2): unbiased,
+    since no sample is part of its own baseline. Arguments and errors of `group_centred`."""
+    # s_i - (S - s_i) / (n - 1) = n / (n - 1) * (s_i - S / n)
+    return group_centred(scores, size) * (size / (size - 1))
+
+
+def group_standardised(scores: Tensor, size: int, epsilon: float = 1e-4) -> Tensor:
+    """(score - mean) / (deviation + epsilon) within each group (Shao et al. 2024, 2402.03300, section 4.1.2).
+
+    The deviation is that of a sample (n - 1), as the usual implementations have it; the paper does not say. Differences
+    far below `epsilon` count as none. Arguments and errors of `group_centred`.
+    """
+    centred = group_centred(scores, size).view(-1, size)
+    deviation = torch.sqrt((centred**2).sum(dim=1, keepdim=True) / (size - 1))
+    return (centred / (deviation + epsilon)).flatten()
+
+
+def _groups(scores: Tensor, size: int) -> Tensor:
+    """[B] -> [B / size, size]."""
+    if scores.dim() != 1 or size < 2 or len(scores) % size:
+        raise ValueError(f"scores {list(scores.shape)} must be [B], B a multiple of the group size {size} > 1")
+    return scores.view(-1, size)
+
+
 def whiten(x: Tensor, mask: Tensor, epsilon: float = 1e-8) -> Tensor:
     """(x - mean) / sqrt(variance + epsilon) over all valid entries; the mean is not added back.
 
@@ -63,6 +113,7 @@ def whiten(x: Tensor, mask: Tensor, epsilon: float = 1e-8) -> Tensor:
     valid = x[mask].double()  # in float32 the rounding of the mean alone could pass for variance
     whitened = torch.zeros_like(x)
     if valid.numel():
+        valid = valid - valid[0]  # equal entries become 0 exactly, not the rounding of their mean
         centred = valid - valid.mean()
         whitened[mask] = (centred / torch.sqrt((centred**2).mean() + epsilon)).to(x.dtype)
     return whitened

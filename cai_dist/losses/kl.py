@@ -1,12 +1,14 @@
 """KL divergence between policy and reference: estimators from samples, and controllers of its coefficient.
 
 For x drawn from p, with log_ratio = log p(x) - log q(x), the mean of k1 and of k3 is KL(p || q), that of k2 is close to
-it where p and q are close (Schulman 2020, "Approximating KL divergence"). PPO's reward uses k1: of the three it is the
-one whose use as a *reward* gives the gradient of the KL.
+it where p and q are close (Schulman 2020, "Approximating KL divergence"). As a *reward* (held fixed, weighing
+grad log p) only k1 gives the gradient of KL(p || q). As a term of the *loss* (differentiated itself) only k2 does: k1's
+expected gradient is zero, k3's is that of KL(q || p).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -27,6 +29,10 @@ def k2(log_ratio: Tensor) -> Tensor:
 def k3(log_ratio: Tensor) -> Tensor:
     """q/p - 1 - log(q/p): unbiased, low variance, never negative. Same shape as the input, nats."""
     return torch.expm1(-log_ratio) + log_ratio
+
+
+ESTIMATORS: dict[str, Callable[[Tensor], Tensor]] = {"k1": k1, "k2": k2, "k3": k3}
+"""By the name that settings give them."""
 
 
 @dataclass(frozen=True, slots=True)

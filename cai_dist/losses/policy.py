@@ -1,50 +1,139 @@
-"""Clipped policy loss of PPO (Schulman et al. 2017, 1707.06347, equation 7)."""
+"""The policy's loss: clipped surrogate, KL to the reference and entropy, token by token.
+
+With w_t the token's weight, rho_t = p(x_t) / p_old(x_t), A_t its advantage and D the denominator:
+
+    L = 1/D sum_t w_t [ -J_t + beta * kl_t - eta * H_t ]
+    J_t = min(rho_t A_t, clip(rho_t, 1 - clip, 1 + clip_high) A_t)   (Schulman et al. 2017, 1707.06347, equation 7)
+    J_t = max(J_t, dual_clip * A_t) where A_t < 0                    (Ye et al. 2020, 1912.09729, equation 5)
+
+Weights and denominator say what the loss is a mean over (tokens, sequences, a constant); both are given, neither is
+counted here, so that neither micro-batches nor ranks change the gradient.
+"""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from cai_dist.losses.kl import k3
+from cai_dist.losses.kl import ESTIMATORS, k3
 from cai_dist.losses.shapes import masked_sum, same_shape
 
 MAX_LOG_RATIO = 20.0
 """exp() of a larger log-ratio would soon overflow and turn the whole step into NaN."""
 
 
-def ppo_policy_loss(
-    logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, mask: Tensor, clip: float, denominator: float
+@dataclass(frozen=True, slots=True)
+class PolicyObjective:
+    """What the policy's loss is made of."""
+
+    clip: float
+    """Lower half width of the ratio's trust interval."""
+    clip_high: float | None = None
+    """Upper half width; None: `clip`."""
+    dual_clip: float | None = None
+    """Bound of the loss of a token with a negative advantage, in units of the advantage; above 1. None: no bound."""
+    kl: Literal["k1", "k2", "k3"] | None = None
+    """Estimator of the KL term; None: none (the KL is part of the rewards).
+
+    For x drawn from the policy, the expected gradient of k1's term is zero (E[grad log p] = 0), that of k2's is
+    grad KL(policy || reference), that of k3's is grad KL(reference || policy).
+    """
+    entropy: float = 0.0
+    """Weight of the entropy, nats per token."""
+
+
+def policy_loss(
+    logprobs: Tensor,
+    old_logprobs: Tensor,
+    advantages: Tensor,
+    weights: Tensor,
+    mask: Tensor,
+    denominator: float,
+    objective: PolicyObjective,
+    *,
+    ref_logprobs: Tensor | None = None,
+    kl_coefficient: float = 0.0,
+    entropy: Tensor | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """-sum over the mask of min(ratio * A, clamp(ratio, 1 - clip, 1 + clip) * A) / denominator.
+    """The loss above, over the tokens of one micro-batch.
 
     Args:
-        logprobs: [B, T] nats under the policy being trained.
-        old_logprobs: [B, T] nats under the policy that sampled.
-        advantages: [B, T].
-        mask: bool [B, T], true for response tokens.
-        clip: half width of the trust interval of the ratio.
-        denominator: response tokens over all micro-batches and ranks of the step.
+        logprobs: any shape, nats under the policy being trained; the rest has the same shape.
+        old_logprobs: nats, denominator of the ratio.
+        advantages: one for each token.
+        weights: of each token; no gradient goes through them.
+        mask: bool, true for response tokens; what stands elsewhere is never read.
+        denominator: of the loss, over all micro-batches and ranks of the step.
+        ref_logprobs: nats under the reference; needed for a KL term.
+        kl_coefficient: beta, of this update (an adaptive controller moves it).
+        entropy: nats, of the distribution that each token was drawn from; needed for an entropy bonus.
 
-    Returns: the scalar loss and its metrics, sums / denominator: `loss`, `clip_fraction` (tokens whose gradient the
-        clip cut off), `approx_kl` (k3 estimate of KL(old || new), nats per token), `ratio` (mean) and `ratio_deviation`
-        (mean squared distance from 1).
+    Returns: the scalar loss and its metrics. `loss` is it again, a part of the whole step's. The others are sums over
+        the mask, `tokens` their count: `clip_fraction` (tokens whose gradient a clip cut off), `approx_kl` (k3 estimate
+        of KL(old || new), nats), `ratio`, `ratio_deviation` (squared distance from 1), and where they are part of the
+        loss `kl` (nats, by its estimator) and `entropy` (nats). `token_means` makes means of them.
 
-    Raises: ValueError if the shapes differ.
+    Raises: ValueError if the shapes differ, or a tensor is missing that the objective needs.
     """
-    same_shape(logprobs=logprobs, old_logprobs=old_logprobs, advantages=advantages, mask=mask)
+    same_shape(logprobs=logprobs, old_logprobs=old_logprobs, advantages=advantages, weights=weights, mask=mask)
     # The input is masked, not only the sum: 0 * NaN on the way back through padding would be NaN.
     logprobs = logprobs.masked_fill(~mask, 0.0)
-    log_ratio = (logprobs - old_logprobs).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
+    log_ratio = _bounded(logprobs - old_logprobs)
     ratio = log_ratio.exp()
+    surrogate, cut = _surrogate(ratio, advantages, objective)
+    per_token = -surrogate
+    sums = {
+        "clip_fraction": cut.to(ratio.dtype),
+        "approx_kl": k3(-log_ratio),
+        "ratio": ratio,
+        "ratio_deviation": (ratio - 1) ** 2,
+    }
+    if objective.kl is not None:
+        reference = _needed(ref_logprobs, mask, "ref_logprobs", "a KL term")
+        sums["kl"] = ESTIMATORS[objective.kl](_bounded(logprobs - reference))
+        per_token = per_token + kl_coefficient * sums["kl"]
+    if objective.entropy:
+        sums["entropy"] = _needed(entropy, mask, "entropy", "an entropy bonus").masked_fill(~mask, 0.0)
+        per_token = per_token - objective.entropy * sums["entropy"]
+    loss = masked_sum(weights.detach() * per_token, mask) / denominator
+    metrics = {name: masked_sum(values.detach(), mask) for name, values in sums.items()}
+    return loss, {"loss": loss.detach(), "tokens": mask.sum().to(ratio.dtype), **metrics}
+
+
+def token_means(metrics: dict[str, float]) -> dict[str, float]:
+    """The metrics of a whole step: sums over all its micro-batches and ranks -> means over its response tokens.
+
+    Whatever the loss is a mean over, these are means over tokens: an `approx_kl` is nats per token under each. Without
+    a token they are 0.
+    """
+    tokens = max(metrics["tokens"], 1.0)
+    sums = {"clip_fraction", "approx_kl", "ratio", "ratio_deviation", "kl", "entropy"}
+    return {name: value / tokens if name in sums else value for name, value in metrics.items() if name != "tokens"}
+
+
+def _surrogate(ratio: Tensor, advantages: Tensor, objective: PolicyObjective) -> tuple[Tensor, Tensor]:
+    """J of each token, and whether a clip cut its gradient off."""
+    high = objective.clip if objective.clip_high is None else objective.clip_high
     unclipped = ratio * advantages
-    clipped = ratio.clamp(1 - clip, 1 + clip) * advantages
-    loss = -masked_sum(torch.minimum(unclipped, clipped), mask) / denominator
-    with torch.no_grad():
-        per_token = {
-            "clip_fraction": (clipped < unclipped).to(ratio.dtype),
-            "approx_kl": k3(-log_ratio),
-            "ratio": ratio,
-            "ratio_deviation": (ratio - 1) ** 2,
-        }
-        metrics = {name: masked_sum(value, mask) / denominator for name, value in per_token.items()}
-    return loss, {"loss": loss.detach(), **metrics}
+    clipped = ratio.clamp(1 - objective.clip, 1 + high) * advantages
+    surrogate, cut = torch.minimum(unclipped, clipped), clipped < unclipped
+    if objective.dual_clip is not None:
+        floor = objective.dual_clip * advantages
+        below = (advantages < 0) & (surrogate < floor)
+        surrogate, cut = torch.where(below, floor, surrogate), cut | below
+    return surrogate, cut
+
+
+def _bounded(log_ratio: Tensor) -> Tensor:
+    return log_ratio.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
+
+
+def _needed(tensor: Tensor | None, mask: Tensor, name: str, purpose: str) -> Tensor:
+    """A tensor that the objective cannot do without."""
+    if tensor is None:
+        raise ValueError(f"{name} is missing: the objective has {purpose}")
+    same_shape(mask=mask, **{name: tensor})
+    return tensor

@@ -4,17 +4,111 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+
+from cai_dist.config.training import Layout
+from cai_dist.data.batches import sequence_positions
+from cai_dist.errors import ConfigError
+from cai_dist.losses.logprobs import MAX_LOGITS, LogitScaling, hidden_logprobs
+from cai_dist.models.layout import close, trunk_of, trunk_states, use_layout
 
 
 class CausalModel(nn.Module):
-    """Wraps a Hugging Face causal LM. `hf` is the wrapped model, the one that is saved."""
+    """Wraps a Hugging Face causal LM. `hf` is the wrapped model, the one that is saved; its output layer is exchanged
+    for one with the same weights that also goes straight to log-probabilities.
 
-    def __init__(self, hf: Any) -> None:
+    Raises: ConfigError for an architecture that this layout, or this head, does not fit.
+    """
+
+    def __init__(self, hf: Any, layout: Layout = "packed") -> None:
         super().__init__()
-        self.hf = hf
+        self.hf, self.layout = hf, layout
+        self._scaling = logit_scaling(hf.config)
+        _exchange_head(hf)
+        self._check_head()
+        use_layout(hf, layout)
 
-    def forward(self, ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Logits [B, T, V] for right-padded `ids` [B, T]; `logits[:, t]` is about token t + 1."""
-        logits: Tensor = self.hf(input_ids=ids, attention_mask=attention_mask, use_cache=False).logits
-        return logits
+    def forward(
+        self, ids: Tensor, lengths: Tensor, wanted: Tensor, temperature: float, with_entropy: bool
+    ) -> tuple[Tensor, Tensor]:
+        """Log-probabilities (nats) of the `wanted` tokens given those before them, and the entropies of the
+        distributions that they are from, at `temperature`.
+
+        Args:
+            ids: long [N], sequences one after the other.
+            lengths: long [B], of each.
+            wanted: bool [N]; the first token of a sequence has no prediction and is left out.
+            with_entropy: without it the entropies are 0.
+
+        Returns: two float32 tensors [N], 0 at tokens that are not wanted.
+        """
+        states = trunk_states(self.hf, ids, lengths, self.layout)
+        rows = (wanted & (sequence_positions(lengths, len(ids)) > 0)).nonzero().squeeze(-1)
+        found: tuple[Tensor, Tensor] = self.hf.get_output_embeddings()(
+            states[rows - 1], ids[rows], temperature, self._scaling, with_entropy
+        )
+        logprobs, entropies = (torch.zeros(len(ids), dtype=x.dtype, device=x.device) for x in found)
+        return logprobs.index_copy(0, rows, found[0]), entropies.index_copy(0, rows, found[1])
+
+    @torch.no_grad()
+    def _check_head(self) -> None:
+        """What comes out of the head must be what transformers makes of the same tokens."""
+        ids = torch.arange(1, 6, device=self.hf.device) % self.hf.config.get_text_config().vocab_size
+        logits = self.hf(input_ids=ids[None], use_cache=False).logits[0]
+        states = trunk_of(self.hf)(input_ids=ids[None], use_cache=False).last_hidden_state[0]
+        found, _ = self.hf.get_output_embeddings()(states[:-1], ids[1:], 1.0, self._scaling, False)
+        expected = torch.log_softmax(logits.float(), -1)[:-1].gather(-1, ids[1:, None]).squeeze(-1)
+        if not close(found.to(logits.dtype), expected.to(logits.dtype)):
+            raise ConfigError(
+                f"{type(self.hf).__name__} does more to its logits than scale and cap them: it cannot be trained here"
+            )
+
+
+class LogprobHead(nn.Linear):
+    """An output layer. Called with hidden states alone it is linear; with targets too it gives their log-probabilities.
+
+    That is one call however many chunks there are: under ZeRO-3 each call is a collective, and ranks may differ in the
+    number of their chunks.
+    """
+
+    max_logits = MAX_LOGITS
+
+    def forward(
+        self,
+        hidden: Tensor,
+        targets: Tensor | None = None,
+        temperature: float = 1.0,
+        scaling: LogitScaling | None = None,
+        with_entropy: bool = False,
+    ) -> Any:
+        """Logits, or (log-probabilities [n], entropies [n]) of `targets` [n] for `hidden` [n, H]."""
+        if targets is None:
+            return super().forward(hidden)
+        return hidden_logprobs(
+            hidden,
+            self.weight,
+            self.bias,
+            targets,
+            temperature,
+            scaling=scaling,
+            with_entropy=with_entropy,
+            max_logits=self.max_logits,
+        )
+
+
+def logit_scaling(config: Any) -> LogitScaling:
+    """What architectures do to logits after the output layer, by the names that their configurations use."""
+    scale = float(getattr(config, "logit_scale", None) or 1.0) / float(getattr(config, "logits_scaling", None) or 1.0)
+    cap = getattr(config, "final_logit_softcapping", None)
+    return LogitScaling(scale, None if cap is None else float(cap))
+
+
+def _exchange_head(hf: Any) -> None:
+    """Put a `LogprobHead` with the same parameters (tied ones stay tied) in the place of the output layer."""
+    linear = hf.get_output_embeddings()
+    if type(linear) is not nn.Linear:
+        raise ConfigError(f"{type(hf).__name__} has no linear output layer: it cannot be trained here")
+    head = LogprobHead(linear.in_features, linear.out_features, bias=linear.bias is not None, device="meta")
+    head.weight, head.bias = linear.weight, linear.bias
+    hf.set_output_embeddings(head.train(linear.training))

@@ -15,8 +15,9 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
-from cai_dist.config.training import Dtype
+from cai_dist.config.training import Dtype, Layout
 from cai_dist.errors import DataError
+from cai_dist.models.adapter import merge_adapter, read_adapter
 from cai_dist.models.causal import CausalModel
 from cai_dist.models.scalar import ScalarHeadModel, seed_head
 
@@ -44,25 +45,38 @@ def load_tokenizer(source: str) -> Any:
     return _pretrained(AutoTokenizer, source, "tokenizer")
 
 
-def load_causal(source: str, dtype: Dtype) -> CausalModel:
-    """A causal language model in `dtype` on the CPU, in evaluation mode. Raises DataError."""
+def load_causal(source: str, dtype: Dtype, layout: Layout = "packed") -> CausalModel:
+    """A causal language model to train or to score with; see `load_hf_causal`. Raises DataError, ConfigError."""
+    return CausalModel(load_hf_causal(source, dtype), layout)
+
+
+def load_hf_causal(source: str, dtype: Dtype) -> Any:
+    """A transformers causal language model in `dtype` on the CPU, in evaluation mode.
+
+    `source` may be the folder of a LoRA adapter: then its base (a local folder) with the adapter merged into it.
+    Raises DataError.
+    """
+    adapter = read_adapter(source)
+    base = adapter.base if adapter else source
     model, info = _pretrained(
         AutoModelForCausalLM,
-        source,
+        base,
         "causal language model",
         dtype=TORCH_DTYPES[dtype],
         use_safetensors=True,
         output_loading_info=True,
     )
-    _refuse_gaps(source, info, allowed=())
-    return CausalModel(model)
+    _refuse_gaps(base, info, allowed=())
+    if adapter:
+        merge_adapter(model, adapter)
+    return model
 
 
-def load_scalar(source: str, dtype: Dtype, seed: int) -> ScalarHeadModel:
-    """A trunk with one scalar per position in `dtype` on the CPU.
+def load_scalar(source: str, dtype: Dtype, seed: int, layout: Layout = "packed") -> ScalarHeadModel:
+    """A trunk with one scalar per token in `dtype` on the CPU.
 
     `source` is a causal language model (the head is drawn from `seed`, the same on every rank) or a saved scalar model
-    (the head is kept). Raises DataError.
+    (the head is kept). Raises DataError, ConfigError.
     """
     model, info = _pretrained(
         AutoModelForSequenceClassification,
@@ -76,7 +90,7 @@ def load_scalar(source: str, dtype: Dtype, seed: int) -> ScalarHeadModel:
     _refuse_gaps(source, info, allowed=("score.weight",))
     if "score.weight" in info["missing_keys"]:
         seed_head(model.score.weight, seed)
-    return ScalarHeadModel(model)
+    return ScalarHeadModel(model, layout)
 
 
 def longest_input(source: str) -> int | None:

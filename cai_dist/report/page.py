@@ -16,7 +16,14 @@ from cai_dist.tracking.atomic import write_text
 from cai_dist.tracking.manifest import read_manifest
 from cai_dist.tracking.metrics import read_metrics
 
-MODELS = {"base": "base", "sl": "SL-CAI", "rl": "RL-CAI"}
+MODELS = {"base": "base", "sl": "SL-CAI", "rl": "RL-CAI", "dpo": "DPO-CAI"}
+"""The models of an evaluation and what they are called; a run has one of the last two."""
+MEASURED = {
+    "labels": "AI labels",
+    "preference_model": "preference model",
+    "implicit_reward": "implicit reward of DPO-CAI",
+}
+"""What else an evaluation measured; a run has one of the last two."""
 FIRST = ("loss", "accuracy", "score", "kl_per_response", "reward", "policy_loss", "value_loss", "entropy")
 """Metrics that come first among a stage's charts."""
 MAX_CHARTS = 24
@@ -53,7 +60,7 @@ def write_report(run_dir: Path) -> Path:
 
 def _header(manifest: Mapping[str, Any], run_dir: Path) -> Iterator[str]:
     yield f"<h1>{escape(str(manifest.get('name', run_dir.name)))}</h1>"
-    yield '<p class="soft">Constitutional AI: a helpful-only model, its SL-CAI and its RL-CAI successor.</p>'
+    yield '<p class="soft">Constitutional AI: a helpful-only model and its harmless successors.</p>'
     yield f'<p class="soft">constitution <code>{escape(str(manifest.get("constitution", "not noted")))}</code></p>'
 
 
@@ -65,10 +72,10 @@ def _results(evaluation: Any) -> Iterator[str]:
     if judge := evaluation.get("judge"):
         yield f'<p class="soft">Judged by the {escape(str(judge))}; 95% intervals.</p>'
     yield _figures(evaluation["models"])
-    for key, name in (("labels", "AI labels"), ("preference_model", "Preference model")):
+    for key, name in MEASURED.items():
         if isinstance(pairs := evaluation.get(key), dict):
             shown = "; ".join(f"{escape(str(k))} {_value(v)}" for k, v in pairs.items() if v is not None)
-            yield f"<p>{name}: {shown or 'not measured'}</p>"
+            yield f"<p>{name[0].upper()}{name[1:]}: {shown or 'not measured'}</p>"
     harm = [h for h in evaluation.get("harm_by_revision") or [] if _is_number(h)]
     if harm:
         yield f'<div class="charts">{bar_chart("harm by revision round", harm, "round")}</div>'
@@ -190,6 +197,6 @@ def _read_lines(path: Path) -> list[dict[str, Any]]:
         except ValueError as error:
             raise DataError(f"{path}:{number}: not valid JSON: {error}") from None
         if not isinstance(one, dict):
-            raise DataError(f"{path}:{number}: must be a JSON object with prompt, base, sl and rl")
+            raise DataError(f"{path}:{number}: must be a JSON object with prompt and the answers of the models")
         found.append(one)
     return found

@@ -1,5 +1,6 @@
-"""Stage 6: base, SL-CAI and RL-CAI answer held-out prompts and are judged. On the micro-world the judge is its oracle;
-elsewhere it is the preference model and a detector of canned refusals."""
+"""Stage 6: base, SL-CAI and the aligned model (RL-CAI or DPO-CAI) answer held-out prompts and are judged. On the
+micro-world the judge is its oracle; elsewhere it is the reward that the run itself has learned and a detector of canned
+refusals."""
 
 from __future__ import annotations
 
@@ -8,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from cai_dist.config.run import RunConfig
-from cai_dist.stages import feedback, ppo, preference, prepare, revise, sft
+from cai_dist.stages import dpo, feedback, ppo, preference, prepare, revise, sft
 from cai_dist.stages.chats import chat_format
 from cai_dist.stages.context import RunContext, model_settings
 from cai_dist.stages.generation import Ask, generate
 from cai_dist.stages.judges import Judge, make_judge
+from cai_dist.stages.pairs import heldout
 from cai_dist.stages.records import Sampled, read_comparisons, read_prompts, read_revisions
 from cai_dist.stages.results import show_results
 from cai_dist.stages.transcripts import write_evaluation_transcripts
@@ -28,6 +30,8 @@ def settings(config: RunConfig) -> dict[str, Any]:
         "evaluate": config.evaluate.model_dump(mode="json", exclude={"workers"}),
         **model_settings(config),
         "world": config.world_seed if config.uses_world else None,
+        # The judge of DPO measures rewards in units of beta.
+        **({"beta": config.dpo.beta} if config.alignment == "dpo" else {}),
     }
 
 
@@ -40,10 +44,19 @@ def inputs(run: RunContext) -> list[Path]:
         before / "helpful.parquet",
         run.run_dir / revise.NAME / "revisions.parquet",
         run.run_dir / feedback.NAME / "comparisons.parquet",
+        run.run_dir / sft.NAME / "model",
+        *_aligned_by(run),
+    ]
+
+
+def _aligned_by(run: RunContext) -> list[Path]:
+    """The aligned model and what it was aligned by: of this run's `alignment` alone, whatever else is in the folder."""
+    if run.config.alignment == "dpo":
+        return [run.run_dir / dpo.NAME / "model", run.run_dir / dpo.NAME / "heldout.json"]
+    return [
+        run.run_dir / ppo.NAME / "model",
         run.run_dir / preference.NAME / "model",
         run.run_dir / preference.NAME / "heldout.json",
-        run.run_dir / sft.NAME / "model",
-        run.run_dir / ppo.NAME / "model",
     ]
 
 
@@ -56,13 +69,18 @@ def run(run: RunContext) -> list[Path]:
     judge = make_judge(run)
     revisions = read_revisions(run.run_dir / revise.NAME / "revisions.parquet")
     labelled = read_comparisons(run.run_dir / feedback.NAME / "comparisons.parquet")
-    pm = preference.heldout(run)
+    with_dpo = run.config.alignment == "dpo"
+    reward = heldout(run, dpo.NAME if with_dpo else preference.NAME)
     result = {
         "judge": judge.name,
         "models": judge.figures(samples),
         "harm_by_revision": judge.harm_by_revision(revisions),
         "labels": judge.labels(labelled),
-        "preference_model": {"heldout_accuracy": pm["accuracy"], "ece": pm["ece"], "n": pm["n"]},
+        "implicit_reward" if with_dpo else "preference_model": {
+            "heldout_accuracy": reward["accuracy"],
+            "ece": reward["ece"],
+            "n": reward["n"],
+        },
     }
     target = run.run_dir / "evaluation.json"
     write_json(target, result)
@@ -78,11 +96,12 @@ def show(run: RunContext) -> None:
 
 
 def models(run: RunContext) -> dict[str, str]:
-    """The three models that are compared."""
+    """The three models that are compared: `base`, `sl`, and `rl` or `dpo`."""
+    aligned, stage = ("dpo", dpo.NAME) if run.config.alignment == "dpo" else ("rl", ppo.NAME)
     return {
         "base": prepare.model_path(run, "assistant"),
         "sl": str(run.run_dir / sft.NAME / "model"),
-        "rl": str(run.run_dir / ppo.NAME / "model"),
+        aligned: str(run.run_dir / stage / "model"),
     }
 
 

@@ -31,22 +31,32 @@ def rollout_group(run: RunContext, role: str, workers: int) -> Iterator[WorkerGr
 
 @contextmanager
 def trained_model(
-    run: RunContext, role: str, kind: Literal["language", "preference"], model: str, config: TrainConfig, steps: int
+    run: RunContext,
+    role: str,
+    kind: Literal["language", "preference", "dpo"],
+    model: str,
+    config: TrainConfig,
+    steps: int,
+    **settings: Any,
 ) -> Iterator[WorkerGroup]:
-    """`config.sharding.ranks` processes that share one DeepSpeed engine and train `model`."""
+    """`config.sharding.ranks` processes that share one DeepSpeed engine and train `model`; `settings` go to the kind's
+    worker."""
     kwargs: dict[str, Any] = {
         "model": model,
         "dtype": run.config.models.dtype,
+        "layout": run.config.models.layout,
         "optimizer": config.optimizer,
         "sharding": config.sharding,
         "total_steps": steps,
         "seed": stable_seed(run.config.seed, role) % 2**31,
         "threads": run.config.cluster.threads,
         "timeouts": run.config.cluster.timeouts,
+        **settings,
     }
     target = {
         "language": "cai_dist.workers.language:LanguageWorker",
         "preference": "cai_dist.workers.preference:PreferenceWorker",
+        "dpo": "cai_dist.workers.dpo:DpoWorker",
     }[kind]
     with _group(run, role, WorkerSpec(target, kwargs), config.sharding.ranks, distributed=True) as group:
         yield group
@@ -65,12 +75,28 @@ def reward_group(run: RunContext, model: str, end_id: int, workers: int) -> Iter
     kwargs = {
         "model": model,
         "dtype": run.config.models.dtype,
+        "layout": run.config.models.layout,
         "end_id": end_id,
         "threads": run.config.cluster.threads,
         "timeouts": run.config.cluster.timeouts,
     }
     spec = WorkerSpec("cai_dist.workers.reward:RewardWorker", kwargs)
     with _group(run, "reward", spec, workers, distributed=False) as group:
+        yield group
+
+
+@contextmanager
+def reference_group(run: RunContext, model: str, workers: int) -> Iterator[WorkerGroup]:
+    """`workers` independent processes that give log-probabilities of answers under `model`."""
+    kwargs = {
+        "model": model,
+        "dtype": run.config.models.dtype,
+        "layout": run.config.models.layout,
+        "threads": run.config.cluster.threads,
+        "timeouts": run.config.cluster.timeouts,
+    }
+    spec = WorkerSpec("cai_dist.workers.reference:ReferenceWorker", kwargs)
+    with _group(run, "reference", spec, workers, distributed=False) as group:
         yield group
 
 
@@ -92,18 +118,20 @@ def _group(run: RunContext, role: str, spec: WorkerSpec, workers: int, *, distri
 
 @contextmanager
 def ppo_roles(run: RunContext, policy: str, preference: str, end_id: int) -> Iterator[PpoGroups]:
-    """The five roles of PPO, up and loaded: policy and reference from `policy`, reward from `preference`."""
+    """The roles that PPO's algorithm needs, up and loaded: policy and reference from `policy`, reward from
+    `preference`."""
     from cai_dist.cluster.ppo_groups import PpoGroups, PpoModels
 
     config, ppo = run.config, run.config.ppo
     value = preference if ppo.value_init == "preference" else policy
     updates = ppo.epochs * (ppo.prompts_per_iteration * ppo.samples_per_prompt // ppo.mini_batch)
-    run.console.say("starting the policy, value, reference, reward and rollout workers")
+    run.console.say(f"starting the {', '.join(ppo.roles[:-1])} and {ppo.roles[-1]} workers")
     with PpoGroups(
         run.cluster(),
         ppo,
         PpoModels(policy=policy, reference=policy, reward=preference, value=value),
         dtype=config.models.dtype,
+        layout=config.models.layout,
         end_id=end_id,
         policy_steps=max(1, updates * (ppo.iterations - ppo.value_warmup)),
         value_steps=updates * ppo.iterations,

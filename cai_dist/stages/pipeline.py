@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from cai_dist.config.load import dump_run
-from cai_dist.config.run import STAGES, RunConfig
+from cai_dist.config.run import RunConfig
 from cai_dist.constitution import load_constitution
 from cai_dist.errors import ConfigError, Interrupted
-from cai_dist.stages import evaluate, feedback, ppo, preference, prepare, revise, sft
+from cai_dist.stages import dpo, evaluate, feedback, ppo, preference, prepare, revise, sft
 from cai_dist.stages.context import RunContext
 from cai_dist.tracking.atomic import sha256_json, write_text
 from cai_dist.tracking.console import Console
@@ -42,7 +42,7 @@ class Stage:
 
 ALL = {
     m.NAME: Stage(m.NAME, m.run, m.settings, m.inputs)
-    for m in (prepare, revise, sft, feedback, preference, ppo, evaluate)
+    for m in (prepare, revise, sft, feedback, preference, ppo, dpo, evaluate)
 }
 
 
@@ -54,7 +54,7 @@ def run_pipeline(
 ) -> Path:
     """Run every stage that is not finished; returns the run folder. Raises CaiError."""
     with _open(config, console, should_stop, on_cluster_start) as run:
-        for name in ("prepare", *STAGES):
+        for name in ("prepare", *config.stages):
             run_one(run, ALL[name])
         evaluate.show(run)
         return run.run_dir
@@ -67,10 +67,16 @@ def run_stage(
     should_stop: Callable[[], bool] = lambda: False,
     on_cluster_start: Callable[[], None] = lambda: None,
 ) -> Path:
-    """Run one stage (and `prepare`, where it is not finished). Raises ConfigError where an earlier stage is missing."""
+    """Run one stage (and `prepare`, where it is not finished). Raises ConfigError where an earlier stage is missing or
+    the run has no such stage."""
+    if name not in config.stages:
+        raise ConfigError(
+            f"alignment={config.alignment}: stage {name} is no part of this run, whose stages are "
+            f"{', '.join(config.stages)}; choose one of them or another alignment"
+        )
     with _open(config, console, should_stop, on_cluster_start) as run:
         run_one(run, ALL["prepare"])
-        for before in STAGES[: STAGES.index(name)]:
+        for before in config.stages[: config.stages.index(name)]:
             if not _finished(run, ALL[before]):
                 raise ConfigError(
                     f"stage {name} needs the result of stage {before}, which {run.run_dir} does not hold for these "

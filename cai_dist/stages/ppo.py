@@ -42,7 +42,7 @@ def inputs(run: RunContext) -> list[Path]:
         before / "helpful.parquet",
         run.run_dir / "sft" / "model",
         run.run_dir / "preference" / "model",
-        *ds_files(run.config.ppo.policy, run.config.ppo.value),
+        *ds_files(*(getattr(run.config.ppo, role) for role in run.config.ppo.trained_roles)),
     ]
 
 

@@ -5,27 +5,26 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from cai_dist.report.page import MEASURED, MODELS
 from cai_dist.tracking.console import Console
 from cai_dist.tracking.manifest import read_manifest
 
-TITLES = {"base": "base", "sl": "SL-CAI", "rl": "RL-CAI"}
-
 
 def show_results(console: Console, run_dir: Path, evaluation: dict[str, Any]) -> None:
-    """base, SL-CAI and RL-CAI with 95% intervals, harm by revision, and where everything lies."""
+    """base, SL-CAI and the aligned model with 95% intervals, harm by revision, and where everything lies."""
     models = evaluation["models"]
     metrics = list(dict.fromkeys(m for figures in models.values() for m in figures))
-    rows = [[metric, *(_cell(models[name].get(metric)) for name in TITLES if name in models)] for metric in metrics]
+    rows = [[metric, *(_cell(models[name].get(metric)) for name in MODELS if name in models)] for metric in metrics]
     console.table(
         f"held-out prompts, judged by the {evaluation['judge']} (95% intervals)",
-        ["", *(title for name, title in TITLES.items() if name in models)],
+        ["", *(title for name, title in MODELS.items() if name in models)],
         rows,
     )
     harm = evaluation["harm_by_revision"]
     if harm:
         console.say("harm by revision round: " + "  ".join(f"{i}: {h:.2f}" for i, h in enumerate(harm)))
-    labels, pm = evaluation["labels"], evaluation["preference_model"]
-    console.say(f"AI labels: {_pairs(labels)};  preference model: {_pairs(pm)}")
+    told = (f"{title}: {_pairs(evaluation[key])}" for key, title in MEASURED.items() if key in evaluation)
+    console.say(";  ".join(told))
     console.say("written:")
     for path in written(run_dir):
         console.say(f"  {path}")

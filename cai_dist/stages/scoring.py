@@ -1,12 +1,13 @@
-"""Preference-model scores of texts, by the same reward workers that PPO uses."""
+"""What models say of given texts, by the same workers that PPO uses: preference-model scores, log-probabilities."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from cai_dist.data.chat import ChatFormat
 from cai_dist.stages.context import RunContext
-from cai_dist.stages.groups import reward_group
+from cai_dist.stages.groups import reference_group, reward_group
 from cai_dist.types import Generation, StepShard, Turn
 
 CHUNK = 64
@@ -28,6 +29,17 @@ def score_texts(
             scores[i] = found
             task.advance(len(found))
     return [s for i in range(len(shards)) for s in scores[i]]
+
+
+def answer_logprobs(
+    run: RunContext, model: str, chat: ChatFormat, texts: Sequence[tuple[Sequence[Turn], str]], phase: str
+) -> list[float]:
+    """Log-probability (nats) under `model` of each (conversation, answer), end token included, in order."""
+    samples = [as_sample(chat, turns, answer) for turns, answer in texts]
+    shards = [StepShard((tuple(samples[i : i + CHUNK]),)) for i in range(0, len(samples), CHUNK)]
+    with reference_group(run, model, run.config.evaluate.workers) as group:
+        found = dict(group.map(phase, "logprobs", shards, 1.0))
+    return [math.fsum(row) for i in range(len(shards)) for row in found[i]]
 
 
 def as_sample(chat: ChatFormat, turns: Sequence[Turn], answer: str) -> Generation:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from cai_dist.config.training import ShardingConfig, TrainConfig
-from cai_dist.data.batches import schedule, step_indices, steps_per_epoch
+from cai_dist.data.schedule import plan_items, step_indices, steps_per_epoch
 from cai_dist.errors import DataError
 from cai_dist.stages.context import RunContext, stable_seed
 from cai_dist.tracking.checkpoints import CheckpointStore
@@ -61,7 +61,8 @@ def train(
         for step in range(start, steps):
             batch = [examples[i] for i in step_indices(len(examples), config.batch_size, seed, step)]
             total = denominator(batch)
-            shards = [StepShard(micro, total) for micro in schedule(batch, sharding.ranks, sharding.micro_batch)]
+            plan = plan_items(batch, sharding.ranks, sharding, run.config.models.layout)
+            shards = [StepShard(micro, total) for micro in plan.split(batch)]
             metrics = group.scatter(f"{stage}: step {step + 1}", "train_step", shards)[0]
             run.log(stage, step + 1, **metrics)
             task.advance(1, loss=metrics["loss"])

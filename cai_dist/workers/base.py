@@ -10,11 +10,12 @@ from typing import Any
 import torch
 
 from cai_dist.config.run import TimeoutsConfig
-from cai_dist.config.training import Dtype, OptimizerConfig, ShardingConfig
+from cai_dist.config.training import Dtype, Layout, LoraConfig, OptimizerConfig, ShardingConfig
 from cai_dist.engines.distributed import init_process_group
 from cai_dist.engines.train import TrainEngine
 from cai_dist.models.causal import CausalModel
 from cai_dist.models.load import copy_tokenizer
+from cai_dist.models.lora import add_lora
 from cai_dist.models.scalar import ScalarHeadModel
 from cai_dist.types import RankInfo
 
@@ -39,7 +40,8 @@ class Worker:
 
 
 class TrainedWorker(Worker, ABC):
-    """A worker with a DeepSpeed engine; subclasses say which model and which loss.
+    """A worker with a DeepSpeed engine; subclasses say which model and which loss. With `lora` it trains adapters (and
+    a scalar head) instead of all weights.
 
     All its methods are collective over the ranks of the group.
     """
@@ -55,6 +57,8 @@ class TrainedWorker(Worker, ABC):
         optimizer: OptimizerConfig,
         sharding: ShardingConfig,
         total_steps: int,
+        layout: Layout = "packed",
+        lora: LoraConfig | None = None,
         seed: int = 0,
         timeouts: TimeoutsConfig | None = None,
         threads: int = 1,
@@ -65,10 +69,14 @@ class TrainedWorker(Worker, ABC):
         timeout = (timeouts or TimeoutsConfig()).collective
         init_process_group(info, timeout)
         self.source = model
-        self.engine = DeepSpeedEngine(self.build(model, dtype, seed), optimizer, sharding, dtype, total_steps, timeout)
+        built = self.build(model, dtype, seed, layout)
+        if lora is not None:
+            add_lora(built, lora, seed)
+        self._adapter_only = lora is not None and lora.save == "adapter"
+        self.engine = DeepSpeedEngine(built, optimizer, sharding, dtype, total_steps, timeout)
 
     @abstractmethod
-    def build(self, source: str, dtype: Dtype, seed: int) -> CausalModel | ScalarHeadModel:
+    def build(self, source: str, dtype: Dtype, seed: int, layout: Layout) -> CausalModel | ScalarHeadModel:
         """The model to train; the same on every rank."""
 
     def save(self, folder: str) -> None:
@@ -80,8 +88,12 @@ class TrainedWorker(Worker, ABC):
         self.engine.load(Path(folder))
 
     def export(self, folder: str) -> None:
-        """Write the model in the Hugging Face layout, with the tokenizer of the model that it started from."""
-        self.engine.export(Path(folder))
+        """Write the model in the Hugging Face layout, or the adapter alone in PEFT's (`lora.save`), with the tokenizer
+        of the model that it started from."""
+        if self._adapter_only:
+            self.engine.export_adapter(Path(folder), self.source)
+        else:
+            self.engine.export(Path(folder))
         if self.info.rank == 0:
             copy_tokenizer(self.source, Path(folder))
 

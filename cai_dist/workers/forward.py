@@ -1,4 +1,4 @@
-"""Forward passes that several roles share, on padded batches aligned as docs/architecture.md says."""
+"""Forward passes that several roles share, on flat batches aligned as docs/architecture.md says."""
 
 from __future__ import annotations
 
@@ -6,21 +6,34 @@ from torch import Tensor, nn
 
 from cai_dist.data.batches import TokenBatch
 from cai_dist.engines.train import Model
-from cai_dist.losses.logprobs import token_logprobs
 
 
-def batch_logprobs(model: Model, batch: TokenBatch, temperature: float) -> Tensor:
-    """Log-probability (nats) [B, T] of each token of the batch."""
-    return token_logprobs(model(batch.ids, batch.attention_mask), batch.ids, temperature)
+def batch_logprobs(model: Model, batch: TokenBatch, temperature: float, wanted: Tensor | None = None) -> Tensor:
+    """Log-probability (nats) [N] of the response tokens, or of the `wanted` ones (bool [N]); 0 elsewhere."""
+    wanted = batch.response_mask if wanted is None else wanted
+    logprobs: Tensor = model(batch.ids, batch.lengths, wanted, temperature, False)[0]
+    return logprobs
+
+
+def batch_logprobs_and_entropy(model: Model, batch: TokenBatch, temperature: float) -> tuple[Tensor, Tensor]:
+    """Log-probabilities [N] of the response tokens and entropies [N] of what they are from (nats); 0 elsewhere."""
+    found: tuple[Tensor, Tensor] = model(batch.ids, batch.lengths, batch.response_mask, temperature, True)
+    return found
 
 
 def batch_values(model: Model, batch: TokenBatch) -> Tensor:
-    """V [B, T] of the state before each token: the head at the token before; column 0 has none and is 0."""
-    heads = model(batch.ids, batch.attention_mask)
-    return nn.functional.pad(heads[:, :-1], (1, 0))
+    """V [N] of the state before each token: the head at the token before; 0 at the first token of a sequence."""
+    return values_and_last(model, batch)[0]
+
+
+def values_and_last(model: Model, batch: TokenBatch) -> tuple[Tensor, Tensor]:
+    """As `batch_values`, and V [B] of the state after the last token of each sequence."""
+    heads: Tensor = model(batch.ids, batch.lengths)
+    before = nn.functional.pad(heads[:-1], (1, 0)).masked_fill(batch.positions == 0, 0.0)
+    return before, heads[batch.last]
 
 
 def last_token_scores(model: Model, batch: TokenBatch) -> Tensor:
     """Head output [B] at the last token of each sequence."""
-    heads = model(batch.ids, batch.attention_mask)
-    return heads.gather(1, (batch.lengths - 1).unsqueeze(1)).squeeze(1)
+    heads: Tensor = model(batch.ids, batch.lengths)
+    return heads[batch.last]

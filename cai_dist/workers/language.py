@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from cai_dist.config.training import Dtype
+from cai_dist.config.training import Dtype, Layout
 from cai_dist.data.batches import sequence_batch
 from cai_dist.engines.train import Model
 from cai_dist.losses.language import language_loss
@@ -20,9 +20,9 @@ from cai_dist.workers.forward import batch_logprobs
 class LanguageWorker(TrainedWorker):
     """One rank of a causal LM that learns weighted tokens."""
 
-    def build(self, source: str, dtype: Dtype, seed: int) -> CausalModel:
+    def build(self, source: str, dtype: Dtype, seed: int, layout: Layout) -> CausalModel:
         """The causal LM in `source`."""
-        return load_causal(source, dtype)
+        return load_causal(source, dtype, layout)
 
     def train_step(self, shard: StepShard[TokenSequence]) -> dict[str, float]:
         """One optimiser step; `shard.denominator` is the global sum of the weights."""
@@ -32,5 +32,6 @@ class LanguageWorker(TrainedWorker):
         self, model: Model, items: Sequence[TokenSequence], denominator: float
     ) -> tuple[Tensor, dict[str, Tensor]]:
         batch, weights = sequence_batch(items)
-        logprobs = batch_logprobs(model, batch.to(self.engine.device), 1.0)
-        return language_loss(logprobs, weights.to(self.engine.device), denominator)
+        weights = weights.to(self.engine.device)
+        logprobs = batch_logprobs(model, batch.to(self.engine.device), 1.0, wanted=weights != 0)
+        return language_loss(logprobs, weights, denominator)

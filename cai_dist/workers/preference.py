@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from cai_dist.config.training import Dtype
+from cai_dist.config.training import Dtype, Layout
 from cai_dist.data.batches import pair_batch
 from cai_dist.engines.train import Model
 from cai_dist.losses.preference import soft_preference_loss
@@ -20,9 +20,9 @@ from cai_dist.workers.forward import last_token_scores
 class PreferenceWorker(TrainedWorker):
     """One rank of the preference model. A score is read at the last token of a side."""
 
-    def build(self, source: str, dtype: Dtype, seed: int) -> ScalarHeadModel:
+    def build(self, source: str, dtype: Dtype, seed: int, layout: Layout) -> ScalarHeadModel:
         """A scalar head (seeded, unless `source` has one) on the trunk in `source`."""
-        return load_scalar(source, dtype, seed)
+        return load_scalar(source, dtype, seed, layout)
 
     def train_step(self, shard: StepShard[ScoredPair]) -> dict[str, float]:
         """One optimiser step; `shard.denominator` is the global number of pairs."""

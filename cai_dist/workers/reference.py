@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from cai_dist.config.run import TimeoutsConfig
-from cai_dist.config.training import Dtype, ShardingConfig
+from cai_dist.config.training import Dtype, Layout, ShardingConfig
 from cai_dist.data.batches import response_rows, sample_batch
 from cai_dist.engines.scoring import build_scoring_engine
 from cai_dist.engines.train import Model
@@ -24,13 +24,14 @@ class ReferenceWorker(Worker):
         *,
         model: str,
         dtype: Dtype,
+        layout: Layout = "packed",
         sharding: ShardingConfig | None = None,
         timeouts: TimeoutsConfig | None = None,
         threads: int = 1,
     ) -> None:
         super().__init__(info, threads=threads)
         timeout = (timeouts or TimeoutsConfig()).collective
-        self._engine = build_scoring_engine(load_causal(model, dtype), info, sharding, dtype, timeout)
+        self._engine = build_scoring_engine(load_causal(model, dtype, layout), info, sharding, dtype, timeout)
 
     def logprobs(self, shard: StepShard[Generation], temperature: float) -> list[list[float]]:
         """Log-probabilities (nats) of the response tokens of each sample of this rank, in order."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from cai_dist.config.run import TimeoutsConfig
-from cai_dist.config.training import Dtype, ShardingConfig
+from cai_dist.config.training import Dtype, Layout, ShardingConfig
 from cai_dist.data.batches import sample_batch
 from cai_dist.engines.scoring import build_scoring_engine
 from cai_dist.engines.train import Model
@@ -26,6 +26,7 @@ class RewardWorker(Worker):
         model: str,
         dtype: Dtype,
         end_id: int,
+        layout: Layout = "packed",
         sharding: ShardingConfig | None = None,
         timeouts: TimeoutsConfig | None = None,
         threads: int = 1,
@@ -33,7 +34,7 @@ class RewardWorker(Worker):
         super().__init__(info, threads=threads)
         self._end_id = end_id
         timeout = (timeouts or TimeoutsConfig()).collective
-        self._engine = build_scoring_engine(load_scalar(model, dtype, seed=0), info, sharding, dtype, timeout)
+        self._engine = build_scoring_engine(load_scalar(model, dtype, 0, layout), info, sharding, dtype, timeout)
 
     def scores(self, shard: StepShard[Generation]) -> list[float]:
         """Raw score (logits) of each sample of this rank, in order, read at the last token of prompt + response.

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from cai_dist.config.training import Dtype
+from cai_dist.config.training import Dtype, Layout
 from cai_dist.data.batches import response_rows, sample_batch, trajectory_batch
 from cai_dist.engines.train import Model
 from cai_dist.losses.value import value_loss
@@ -15,7 +15,7 @@ from cai_dist.models.load import load_scalar
 from cai_dist.models.scalar import ScalarHeadModel
 from cai_dist.types import Generation, RankInfo, StepShard, Trajectory
 from cai_dist.workers.base import TrainedWorker
-from cai_dist.workers.forward import batch_values
+from cai_dist.workers.forward import batch_values, values_and_last
 
 
 class ValueWorker(TrainedWorker):
@@ -25,16 +25,17 @@ class ValueWorker(TrainedWorker):
         super().__init__(info, **kwargs)
         self._clip = value_clip
 
-    def build(self, source: str, dtype: Dtype, seed: int) -> ScalarHeadModel:
+    def build(self, source: str, dtype: Dtype, seed: int, layout: Layout) -> ScalarHeadModel:
         """A scalar head (seeded, unless `source` has one) on the trunk in `source`."""
-        return load_scalar(source, dtype, seed)
+        return load_scalar(source, dtype, seed, layout)
 
     def train_step(self, shard: StepShard[Trajectory]) -> dict[str, float]:
         """One optimiser step; `shard.denominator` is the global number of response tokens."""
         return self.engine.step(shard.micro_batches, self._loss, shard.denominator)
 
     def values(self, shard: StepShard[Generation]) -> list[list[float]]:
-        """V of the state before each response token of each sample of this rank, in order."""
+        """V of the state before each response token of each sample of this rank, in order, and, last, of the state
+        after them: one number more than tokens."""
         return [row for part in self.engine.infer(shard.micro_batches, self._values) for row in part]
 
     def _loss(self, model: Model, items: Sequence[Trajectory], denominator: float) -> tuple[Tensor, dict[str, Tensor]]:
@@ -45,4 +46,5 @@ class ValueWorker(TrainedWorker):
 
     def _values(self, model: Model, items: Sequence[Generation]) -> list[list[float]]:
         batch = sample_batch(items).to(self.engine.device)
-        return response_rows(batch, batch_values(model, batch))
+        before, after = values_and_last(model, batch)
+        return [[*row, last] for row, last in zip(response_rows(batch, before), after.tolist(), strict=False)]

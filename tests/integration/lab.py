@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from cai_dist.errors import DataError
+from cai_dist.models.tensors import to_numpy
 from cai_dist.types import RankInfo
 
 
@@ -37,6 +38,13 @@ class Bench:
     def my_steps(self, shards_per_rank: list[list[Any]]) -> list[dict[str, float]]:
         """`train_step` on each shard of this rank."""
         return [self.inner.train_step(shard) for shard in shards_per_rank[self.info.rank]]
+
+    def raw(self) -> dict[str, tuple[Any, bool]]:
+        """Every parameter of the trained model as it lies there, whole, and whether it is trained."""
+        engine = self.inner.engine
+        named = dict(engine._model.hf.named_parameters())
+        with engine._gathered(list(named.values())):
+            return {name: (to_numpy(p), p.requires_grad) for name, p in named.items()}
 
     def crash_in_step(self, shard: Any, rank: int) -> dict[str, float]:
         """`rank` is killed, the others wait for it in the collectives of a step."""

@@ -11,7 +11,7 @@ import pytest
 from cai_dist.cluster.group import WorkerGroup
 from cai_dist.cluster.runtime import Cluster, GroupSpec
 from cai_dist.config.run import ClusterConfig, TimeoutsConfig
-from cai_dist.data.batches import schedule
+from cai_dist.data.schedule import MicroBatchLimits, plan_schedule
 from cai_dist.errors import ConfigError, DataError, WorkerError, WorkerTimeout
 from cai_dist.types import StepShard, TokenSequence, WorkerSpec
 from tests.tiny import save_llama
@@ -109,7 +109,7 @@ def test_a_rank_killed_inside_a_collective_is_the_one_that_is_named(
 
         TrainBench({2: group}).make("language:LanguageWorker", model, ranks=2, zero=3, micro_batch=2)
         items = [TokenSequence((1, 2, 3), (0.0, 1.0, 1.0))] * 4
-        shards = [StepShard(micro, 8.0) for micro in schedule(items, 2, 2)]
+        shards = [StepShard(micro, 8.0) for micro in plan_schedule([3] * 4, 2, MicroBatchLimits(2)).split(items)]
         with pytest.raises(WorkerError, match=r"phase sft: ranks\[1\].*died") as caught:
             group.scatter("sft", "crash_in_step", shards, 1)
         assert caught.value.rank == 1

@@ -3,6 +3,7 @@ samples, the same losses, the same policy after it."""
 
 from __future__ import annotations
 
+import math
 import random
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from cai_dist.cluster.ppo_groups import PpoGroups, PpoModels
 from cai_dist.cluster.runtime import Cluster
-from cai_dist.config.run import PlacementConfig, PpoConfig, RoleShards
+from cai_dist.config.ppo import PlacementConfig, PpoConfig, RoleShards
 from cai_dist.config.training import OptimizerConfig, SamplingConfig, ShardingConfig
 from cai_dist.coordinator import loop
 from cai_dist.coordinator.prompts import TokenizedPrompt
@@ -32,14 +33,14 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> PpoModels:
 
 
 def one_iteration(
-    cluster: Cluster, models: PpoModels, folder: Path, zero: int, ranks: int
+    cluster: Cluster, models: PpoModels, folder: Path, zero: int, ranks: int, **settings: Any
 ) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
-    """Metrics and the policy's weights after one iteration of 6 ragged samples in two mini-batches."""
+    """Metrics and the policy's weights after one iteration of 8 ragged samples in two mini-batches."""
     few = PlacementConfig(cpus=0.1)
     shard = ShardingConfig(ranks=ranks, zero=zero, micro_batch=1)  # type: ignore[arg-type]
     config = PpoConfig(
         iterations=1,
-        prompts_per_iteration=8,
+        prompts_per_iteration=8 // settings.get("samples_per_prompt", 1),
         mini_batch=4,
         epochs=1,
         policy=shard,
@@ -48,6 +49,7 @@ def one_iteration(
         value_optimizer=OptimizerConfig(lr=0.01),
         sampling=SamplingConfig(max_new_tokens=8, temperature=0.7),
         placement=RoleShards(policy=few, value=few, reference=few, reward=few, rollout=few),
+        **settings,
     )
     rng = random.Random(0)
     prompts = [
@@ -60,6 +62,7 @@ def one_iteration(
         cluster, config, models, dtype="fp32", end_id=END, policy_steps=2, value_steps=2, seed=0, timeouts=TIMEOUTS
     )
     with made as roles:
+        assert set(made._groups) == set(config.roles), "no group is started that the algorithm does not need"
         loop.train(
             roles, prompts, config, seed=3, stop_ids=(END,),
             checkpoints=CheckpointStore(folder / "checkpoints"), log=lambda step, **numbers: logged.update(numbers),
@@ -86,3 +89,40 @@ def test_sharding_changes_nothing(cluster: Cluster, models: PpoModels, tmp_path:
         for name, tensor in weights.items():
             # Adam's first steps have the size of the rate, whatever the gradient: a tenth of it is rounding of signs
             torch.testing.assert_close(tensor, expected[1][name], rtol=1e-4, atol=1e-3)
+
+
+EVERYTHING = {
+    "clip_high": 0.28,
+    "dual_clip": 3.0,
+    "entropy_bonus": 0.01,
+    "importance_cap": 2.0,
+    "target_kl": 10.0,
+    "missing_eos_penalty": 0.1,
+    "score_normalization": "running",
+}
+"""Settings that every algorithm knows."""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("algorithm", ["gae", "rloo", "reinforce++", "reinforce++-group", "grpo", "dr-grpo"])
+def test_every_algorithm_trains_under_zero_2(
+    algorithm: str, cluster: Cluster, models: PpoModels, tmp_path: Path
+) -> None:
+    """With every term of the loss; GRPO, whose loss has them all (the KL too), is compared with a single rank."""
+    start = dict(AutoModelForCausalLM.from_pretrained(models.policy).named_parameters())
+    settings = EVERYTHING | {"algorithm": algorithm, "samples_per_prompt": 2}
+    metrics, weights = one_iteration(cluster, models, tmp_path / "two", zero=2, ranks=2, **settings)
+    assert all(not torch.equal(weights[name], start[name]) for name in start), "every tensor must have moved"
+    assert all(map(math.isfinite, metrics.values()))
+    assert metrics["policy_steps"] == 2 and metrics["policy_ratio"] == pytest.approx(1.0, abs=0.2)
+    assert ("value_loss" in metrics) == (algorithm == "gae")
+    assert ("policy_kl" in metrics) == (algorithm in ("reinforce++-group", "grpo", "dr-grpo"))
+    assert metrics["policy_entropy"] > 0 and metrics["importance_ess"] == pytest.approx(1.0, abs=1e-4)
+    if algorithm != "grpo":
+        return
+    alone, same = one_iteration(cluster, models, tmp_path / "one", zero=0, ranks=1, **settings)
+    for name in ("reward", "policy_loss", "policy_kl", "policy_entropy", "policy_approx_kl", "policy_grad_norm"):
+        assert metrics[name] == pytest.approx(alone[name], rel=1e-4, abs=1e-6), name
+    for name, tensor in weights.items():
+        torch.testing.assert_close(tensor, same[name], rtol=1e-4, atol=1e-3)

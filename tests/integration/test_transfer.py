@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from cai_dist.cluster.ppo_groups import PpoGroups, PpoModels
 from cai_dist.cluster.runtime import Cluster, GroupSpec
 from cai_dist.cluster.transfer import transfer_weights
-from cai_dist.config.run import PlacementConfig, PpoConfig, RoleShards
+from cai_dist.config.ppo import PlacementConfig, PpoConfig, RoleShards
 from cai_dist.config.training import OptimizerConfig, SamplingConfig, ShardingConfig
 from cai_dist.errors import WorkerError
 from cai_dist.models.load import load_scalar
@@ -82,13 +82,15 @@ def trajectories(samples: list[Generation], logprobs: list[list[float]], values:
             response_ids=s.response_ids,
             old_logprobs=tuple(lp),
             ref_logprobs=tuple(lp),
-            values=tuple(v),
+            values=tuple(v[:-1]),
             rewards=(0.0,) * len(lp),
             advantages=tuple(rng.gauss(0, 1) for _ in lp),
             returns=tuple(rng.gauss(0, 1) for _ in lp),
             score=0.0,
             finish=s.finish,
             weight_version=s.weight_version,
+            sampler_logprobs=tuple(lp),
+            weights=(1.0,) * len(lp),
         )
         for s, lp, v in zip(samples, logprobs, values, strict=True)
     ]
@@ -114,7 +116,7 @@ def test_every_role_computes_what_plain_transformers_does(
             hidden = trunk.model(torch.tensor([ids])).last_hidden_state
             heads = trunk.score(hidden)[0, :, 0].tolist()
         start = len(sample.prompt_ids)
-        assert value == pytest.approx(heads[start - 1 : start - 1 + len(sample.response_ids)], abs=1e-5)
+        assert value == pytest.approx(heads[start - 1 : start + len(sample.response_ids)], abs=1e-5)
         assert score == pytest.approx(heads[-1], abs=1e-5)
 
 
@@ -124,7 +126,8 @@ def test_updates_reach_the_rollout_workers_only_by_a_transfer(
     before = roles.generate(prompts, GREEDY, 0).result()
     samples = roles.generate(prompts, SAMPLING, 3).result()
     batch = trajectories(samples, roles.policy_logprobs(samples, TEMPERATURE).result(), roles.values(samples).result())
-    updates = roles.update_policy(batch), roles.update_value(batch)
+    tokens = float(sum(len(item.response_ids) for item in batch))
+    updates = roles.update_policy(batch, tokens, 0.1), roles.update_value(batch)
     policy, value = (update.result() for update in updates)
     assert policy["ratio"] == pytest.approx(1.0, abs=1e-4) and policy["grad_norm"] > 0
     assert value["clip_fraction"] == 0 and value["grad_norm"] > 0
@@ -149,9 +152,18 @@ def test_save_and_load_bring_back_both_engines(
     samples = roles.generate(prompts, SAMPLING, 4).result()
     batch = trajectories(samples, roles.policy_logprobs(samples, TEMPERATURE).result(), roles.values(samples).result())
     roles.save(tmp_path)
-    first = roles.update_policy(batch).result(), roles.update_value(batch).result(), roles.values(samples).result()
+    tokens = float(sum(len(item.response_ids) for item in batch))
+    first = (
+        roles.update_policy(batch, tokens, 0.1).result(),
+        roles.update_value(batch).result(),
+        roles.values(samples).result(),
+    )
     roles.load(tmp_path)
-    again = roles.update_policy(batch).result(), roles.update_value(batch).result(), roles.values(samples).result()
+    again = (
+        roles.update_policy(batch, tokens, 0.1).result(),
+        roles.update_value(batch).result(),
+        roles.values(samples).result(),
+    )
     assert again == first
 
 

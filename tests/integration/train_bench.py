@@ -9,7 +9,7 @@ from typing import Any
 from cai_dist.cluster.group import WorkerGroup
 from cai_dist.config.run import TimeoutsConfig
 from cai_dist.config.training import OptimizerConfig, ShardingConfig
-from cai_dist.data.batches import schedule, unschedule
+from cai_dist.data.schedule import plan_items
 from cai_dist.types import StepShard
 
 OPTIMIZER = OptimizerConfig(lr=3e-3, schedule="cosine", warmup_steps=3, final_lr_fraction=0.1, weight_decay=0.01)
@@ -34,7 +34,8 @@ class TrainBench:
             "timeouts": TimeoutsConfig(collective=60.0),
         }
         group = self.groups[ranks]
-        group.broadcast("make", "make", f"cai_dist.workers.{kind}", kwargs | extra)
+        target = kind if kind.startswith("tests.") else f"cai_dist.workers.{kind}"
+        group.broadcast("make", "make", target, kwargs | extra)
         return group
 
 
@@ -43,11 +44,13 @@ def run_steps(
     batches: Sequence[Sequence[Any]],
     micro_batch: int,
     denominator: Callable[[Sequence[Any]], float],
+    max_tokens: int | None = None,
 ) -> list[dict[str, float]]:
     """One optimiser step for each batch; the metrics, which are the same on every rank."""
+    limits = ShardingConfig(micro_batch=micro_batch, max_tokens_per_micro_batch=max_tokens)
     per_rank: list[list[StepShard[Any]]] = [[] for _ in range(len(group))]
     for batch in batches:
-        for rank, micro in enumerate(schedule(batch, len(group), micro_batch)):
+        for rank, micro in enumerate(plan_items(batch, len(group), limits, "packed").split(batch)):
             per_rank[rank].append(StepShard(micro, denominator(batch)))
     results = group.broadcast("steps", "my_steps", per_rank)
     assert all(result == results[0] for result in results)
@@ -61,5 +64,6 @@ def use(group: WorkerGroup, method: str, *args: Any) -> list[Any]:
 
 def split(group: WorkerGroup, method: str, items: Sequence[Any], micro_batch: int, *args: Any) -> list[Any]:
     """A scoring method of the worker on the bench, the items split over the ranks; one result per item."""
-    shards = [StepShard(micro) for micro in schedule(items, len(group), micro_batch)]
-    return unschedule(group.broadcast(method, "mine", method, shards, *args), len(items))
+    plan = plan_items(items, len(group), ShardingConfig(micro_batch=micro_batch), "packed")
+    shards = [StepShard(micro) for micro in plan.split(items)]
+    return plan.restore(group.broadcast(method, "mine", method, shards, *args))

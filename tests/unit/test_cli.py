@@ -217,6 +217,13 @@ def test_show_prints_stages_and_results(finished, capsys):
     assert cli.main(["show", str(finished)]) == 0
     shown = capsys.readouterr().out
     assert "RL-CAI" in shown and "0.90 (0.45–0.95)" in shown
+    evaluation["models"]["dpo"] = evaluation["models"].pop("rl")
+    evaluation["implicit_reward"] = evaluation.pop("preference_model")
+    (finished / "evaluation.json").write_text(json.dumps(evaluation))
+    assert cli.main(["show", str(finished)]) == 0
+    shown = capsys.readouterr().out
+    assert "DPO-CAI" in shown and "RL-CAI" not in shown
+    assert "implicit reward of DPO-CAI: heldout_accuracy 0.800" in " ".join(shown.split())
 
 
 def test_show_says_when_the_evaluation_is_older_than_the_run(finished, capsys):

@@ -1,5 +1,6 @@
 from cai_dist.cluster.placement import GroupSpec, needed_cpus
-from cai_dist.config.run import ClusterConfig, PlacementConfig, PpoConfig, ReviseConfig, RoleShards, RunConfig
+from cai_dist.config.ppo import PlacementConfig, PpoConfig, RoleShards
+from cai_dist.config.run import ClusterConfig, ReviseConfig, RunConfig
 from cai_dist.config.training import ShardingConfig
 from cai_dist.types import WorkerSpec
 

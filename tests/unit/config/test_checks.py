@@ -136,3 +136,21 @@ def test_missing_packages_are_warnings_until_the_run_starts(tmp_path, monkeypatc
     check_run(config, ready=False)
     with pytest.raises(ConfigError, match="pip install"):
         check_run(config)
+
+
+def test_a_token_cap_takes_the_longest_example(tmp_path):
+    """Two sequences for a comparison; in PPO one token more, where the reward model needs the end token."""
+
+    def cap(tokens: int) -> dict[str, Any]:
+        return {"sharding": {"max_tokens_per_micro_batch": tokens}}
+
+    accepted(tmp_path, sft={"train": cap(257)}, preference={"train": cap(512)})
+    [line] = refused(tmp_path, sft={"train": cap(256)})
+    assert line == "sft.train.sharding.max_tokens_per_micro_batch=256: must be at least models.context + 1 = 257"
+    [line] = refused(tmp_path, preference={"train": cap(511)})
+    assert line.startswith("preference.train.sharding.max_tokens_per_micro_batch=511: must be at least 2 x")
+    assert len(refused(tmp_path, ppo={"policy": cap(256)["sharding"]})) == 1
+
+
+def test_a_batch_need_not_divide_evenly(tmp_path):
+    accepted(tmp_path, sft={"train": {"batch_size": 33}}, ppo={"policy": {"ranks": 3}, "value": {"micro_batch": 7}})

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cai_dist.config.run import KlConfig, PpoConfig
+from cai_dist.config.ppo import KlConfig, PpoConfig
 from cai_dist.config.training import SamplingConfig, ShardingConfig
 from cai_dist.coordinator.loop import train
 from cai_dist.coordinator.prompts import TokenizedPrompt

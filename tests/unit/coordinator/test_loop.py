@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
-from cai_dist.config.run import KlConfig
+from cai_dist.config.ppo import KlConfig
 from cai_dist.coordinator.state import PpoState
 from cai_dist.coordinator.update_phase import explained_variance, mini_batches
 from cai_dist.coordinator.update_phase import run as update
@@ -17,7 +18,7 @@ from tests.unit.coordinator.small_run import Run, make_config, make_prompts
 
 def trajectory(value: float, target: float, prompt_id: str = "") -> Trajectory:
     return Trajectory(
-        (1,), (2,), (0.0,), (0.0,), (value,), (0.0,), (1.0,), (target,), 0.0, "stop", 0, prompt_id=prompt_id
+        (1,), (2,), (0.0,), (0.0,), (value,), (0.0,), (1.0,), (target,), 0.0, "stop", 0, (0.0,), (1.0,), prompt_id
     )
 
 
@@ -82,6 +83,51 @@ def test_the_controller_acts_on_the_next_iteration(run: Run) -> None:
     coefficients = [run.record.metrics[step]["kl_coefficient"] for step in (1, 2, 3)]
     assert coefficients == pytest.approx([0.1, 0.1 * 0.98, 0.1 * 0.98**2])
     assert state.kl.coefficient == pytest.approx(0.1 * 0.98**3)
+
+
+@pytest.mark.parametrize(
+    ("aggregate", "expected"),
+    [("token", 1 + 2 + 3 + 4), ("sequence", 4), ("constant", 4 * 6)],  # 6: max_new_tokens of the config
+)
+def test_the_policy_is_told_denominator_and_kl_coefficient(aggregate: str, expected: float) -> None:
+    roles = FakeRoles()
+    config = make_config(value_warmup=0, aggregate=aggregate, epochs=1, kl=KlConfig(coefficient=0.3, where="loss"))
+    items = [replace(trajectory(0.0, 1.0), response_ids=(1,) * n) for n in (1, 2, 3, 4)]
+    update(roles, items, config, PpoState.start(config), 0)
+    assert roles.policy_updates == [(expected, 0.3)]
+
+
+def test_the_controller_acts_on_a_kl_in_the_loss(run: Run) -> None:
+    roles = FakeRoles()
+    kl = KlConfig(coefficient=0.1, target=1e9, horizon=80, where="loss")
+    run.go(make_config(iterations=2, value_warmup=0, epochs=1, kl=kl), roles)
+    assert [coefficient for _, coefficient in roles.policy_updates] == pytest.approx([0.1] * 2 + [0.1 * 0.98] * 2)
+
+
+def test_a_policy_that_moved_too_far_stops_and_the_value_model_goes_on() -> None:
+    """The third of four steps finds 0.3 nats: it is the last. A report at the target itself does not stop."""
+    roles, config = FakeRoles(approx_kl=[0.0, 0.2, 0.3]), make_config(value_warmup=0, target_kl=0.2)
+    items = [trajectory(0.0, 1.0, str(n)) for n in range(8)]
+    metrics = update(roles, items, config, PpoState.start(config), 0)
+    assert [role for role, _ in roles.updates] == ["value", "policy"] * 3 + ["value"]
+    assert (metrics["policy_steps"], metrics["early_stop_step"]) == (3, 3)
+    assert metrics["policy_approx_kl"] == pytest.approx(0.5 / 3)
+
+
+def test_without_a_value_model_the_phase_ends_with_the_policy() -> None:
+    items = [trajectory(0.0, 1.0, str(n)) for n in range(8)]
+    for reports, steps in (([0.3], 1), ([], 4)):
+        roles = FakeRoles(approx_kl=reports)
+        config = make_config(algorithm="rloo", value_warmup=0, target_kl=0.2)
+        metrics = update(roles, items, config, PpoState.start(config), 0)
+        assert [role for role, _ in roles.updates] == ["policy"] * steps
+        assert ("early_stop_step" in metrics) == (steps == 1) and "explained_variance" not in metrics
+
+
+def test_no_target_no_early_stop() -> None:
+    roles, config = FakeRoles(approx_kl=[9.0] * 4), make_config(value_warmup=0)
+    metrics = update(roles, [trajectory(0.0, 1.0, str(n)) for n in range(8)], config, PpoState.start(config), 0)
+    assert metrics["policy_steps"] == 4 and "early_stop_step" not in metrics
 
 
 def test_metrics_name_their_role_and_average_over_steps(run: Run) -> None:

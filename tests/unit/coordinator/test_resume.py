@@ -65,6 +65,35 @@ def test_killed_in_the_middle_of_an_update(
     assert run.record.timeless() == expected.record.timeless()
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"algorithm": "rloo"},
+        {"algorithm": "reinforce++", "importance_cap": 2.0, "target_kl": 0.5},
+        {"algorithm": "reinforce++-group", "score_normalization": "running", "missing_eos_penalty": 0.5},
+        {"algorithm": "grpo", "score_length": "residual"},
+        {"algorithm": "dr-grpo", "score_normalization": "batch"},
+        {"algorithm": "gae", "score_normalization": "running", "bootstrap_truncated": True, "score_length": "residual"},
+    ],
+    ids=lambda changes: changes["algorithm"],
+)
+def test_every_algorithm_goes_on_where_it_was(changes: dict[str, object], tmp_path: Path) -> None:
+    """Controller (of a KL in reward or loss), running statistics and data: all of it is in the checkpoint."""
+    config = make_config(value_warmup=0, **changes)
+    whole, parts = Run(tmp_path / "whole"), Run(tmp_path / "parts")
+    expected_roles, roles = FakeRoles(), FakeRoles()
+    expected = whole.go(config, expected_roles)
+    assert expected.kl.coefficient != 0.1 and expected.scores.count == 8 * N
+    with pytest.raises(Interrupted):
+        parts.go(config, should_stop=after(2))
+    assert parts.go(config, roles) == expected
+    assert parts.record.trajectories == whole.record.trajectories
+    assert parts.record.timeless() == whole.record.timeless()
+    assert roles.policy == expected_roles.policy != FakeRoles().policy
+    if changes["algorithm"] != "gae":
+        assert roles.value == FakeRoles().value, "no value model was trained"
+
+
 def test_stopped_again_before_anything_new(run: Run, whole: tuple[Run, PpoState, FakeRoles]) -> None:
     for _ in range(2):
         with pytest.raises(Interrupted, match=f"after 2 of {N}"):
@@ -95,6 +124,8 @@ def test_a_checkpoint_of_another_run_is_refused(run: Run) -> None:
         run.go(seed=4)
     with pytest.raises(CheckpointError, match=r"different: prompts\)"):
         run.go(prompts=make_prompts(6, 3))
+    with pytest.raises(CheckpointError, match=r"different: algorithm\)"):
+        run.go(make_config(iterations=1, algorithm="rloo", value_warmup=0))
 
 
 @pytest.mark.parametrize("damage", ["{", "{}", '{"identity": {}, "kl": 3}', "[]"])

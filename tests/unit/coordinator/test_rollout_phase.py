@@ -12,9 +12,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cai_dist.config.run import KlConfig, PpoConfig
+from cai_dist.config.ppo import KlConfig, PpoConfig
 from cai_dist.config.training import SamplingConfig
-from cai_dist.coordinator.rewards import clipped, shape
+from cai_dist.coordinator.rewards import Shaped, shape
 from cai_dist.coordinator.rollout_phase import Rollout, collect
 from cai_dist.coordinator.state import PpoState
 from cai_dist.errors import CaiError, StaleEngineError
@@ -32,6 +32,27 @@ def collected(roles: FakeRoles | None = None, config: PpoConfig | None = None) -
     return collect(roles, make_prompts(7, 3), config, (STOP,), PpoState.start(config), 3)
 
 
+def shaped_by(
+    logprobs: list[list[float]],
+    reference: list[list[float]],
+    values: list[list[float]],
+    scores: list[float],
+    config: PpoConfig,
+    coefficient: float,
+) -> Shaped:
+    """`shape` of finished responses."""
+    after = [[*row, 0.0] for row in values]
+    return shape(
+        logprobs,
+        reference,
+        after,
+        torch.tensor(scores, dtype=torch.float64),
+        [False] * len(scores),
+        config,
+        coefficient,
+    )
+
+
 @settings(deadline=None, max_examples=60)
 @given(rows, st.data())
 def test_rewards_are_conserved_and_the_score_sits_on_the_last_token(
@@ -39,7 +60,7 @@ def test_rewards_are_conserved_and_the_score_sits_on_the_last_token(
 ) -> None:
     scores = data.draw(st.lists(finite, min_size=len(samples), max_size=len(samples)))
     logprobs, reference, values = ([[t[i] for t in sample] for sample in samples] for i in range(3))
-    shaped = shape(logprobs, reference, values, scores, make_config(), 0.1)
+    shaped = shaped_by(logprobs, reference, values, scores, make_config(), 0.1)
     for n, sample in enumerate(samples):
         kl = [logprob - ref for logprob, ref, _ in sample]
         rewards = shaped.rewards[n].tolist()
@@ -56,7 +77,8 @@ def test_shaping_by_hand() -> None:
     # KL 0.5 and -1 at 0.2 each token: -0.1 and 0.2; the score of 2 is added to the last.
     # gamma = lambda = 1, no values: advantages are sums to the end. Row 2 is one token long.
     config = make_config(gamma=1.0, gae_lambda=1.0, whiten_advantages=False)
-    shaped = shape([[-1.0, -2.0], [-1.0]], [[-1.5, -1.0], [-1.0]], [[0.0, 0.0], [4.0]], [2.0, 0.0], config, 0.2)
+    shaped = shaped_by([[-1.0, -2.0], [-1.0]], [[-1.5, -1.0], [-1.0]], [[0.0, 0.0], [4.0]], [2.0, 0.0], config, 0.2)
+    assert shaped.returns is not None
     assert shaped.rewards.flatten().tolist() == pytest.approx([-0.1, 2.2, 0.0, 0.0])
     assert shaped.advantages.flatten().tolist() == pytest.approx([2.1, 2.2, -4.0, 0.0])
     assert shaped.returns.flatten().tolist() == pytest.approx([2.1, 2.2, 0.0, 0.0])
@@ -64,22 +86,32 @@ def test_shaping_by_hand() -> None:
 
 def test_a_score_of_zero_is_a_score() -> None:
     config = make_config(whiten_advantages=False)
-    shaped = shape([[0.0]], [[0.0]], [[2.0]], [0.0], config, 0.1)
+    shaped = shaped_by([[0.0]], [[0.0]], [[2.0]], [0.0], config, 0.1)
     assert shaped.rewards.tolist() == [[0.0]]
     assert shaped.advantages.tolist() == [[-2.0]]
 
 
 def test_returns_are_of_unwhitened_advantages() -> None:
     numbers = ([[-1.0, -2.0]], [[-1.5, -1.0]], [[0.5, 0.25]], [3.0])
-    plain = shape(*numbers, make_config(whiten_advantages=False), 0.2)
-    whitened = shape(*numbers, make_config(), 0.2)
+    plain = shaped_by(*numbers, make_config(whiten_advantages=False), 0.2)
+    whitened = shaped_by(*numbers, make_config(), 0.2)
+    assert plain.returns is not None and whitened.returns is not None
     assert torch.equal(plain.returns, whitened.returns)
     assert not torch.allclose(plain.advantages, whitened.advantages)
 
 
-def test_scores_are_raw_or_clipped() -> None:
-    assert clipped([-9.0, 0.5, 9.0], 1.0).tolist() == [-1.0, 0.5, 1.0]
-    assert clipped([9.0], None).tolist() == [9.0]
+@pytest.mark.parametrize(("estimator", "kl"), [("k1", -1.0), ("k2", 0.5), ("k3", math.e - 2)])
+def test_the_penalty_of_each_estimator_by_hand(estimator: str, kl: float) -> None:
+    config = make_config(whiten_advantages=False, kl=KlConfig(estimator=estimator))  # type: ignore[arg-type]
+    shaped = shaped_by([[-2.0]], [[-1.0]], [[0.0]], [3.0], config, 0.2)
+    assert shaped.rewards.tolist() == [pytest.approx([3.0 - 0.2 * kl])]
+    assert shaped.kl.tolist() == [[-1.0]], "what is logged and steers the controller is k1, whatever the penalty"
+
+
+def test_a_kl_in_the_loss_is_not_in_the_rewards_too() -> None:
+    config = make_config(whiten_advantages=False, kl=KlConfig(where="loss"))
+    shaped = shaped_by([[-2.0, -1.0]], [[-1.0, -3.0]], [[0.0, 0.0]], [3.0], config, 0.2)
+    assert shaped.rewards.tolist() == [[0.0, 3.0]]
 
 
 def test_scoring_roles_run_at_the_same_time() -> None:
@@ -117,7 +149,7 @@ def test_metrics_by_another_way() -> None:
     tokens = sum(len(item.response_ids) for item in items)
     assert metrics["kl_per_response"] == pytest.approx(fmean(kl)) and metrics["kl_per_response"] != 0
     assert metrics["kl_per_token"] == pytest.approx(sum(kl) / tokens)
-    assert metrics["score"] == pytest.approx(fmean(rollout.scores))
+    assert metrics["score"] == pytest.approx(fmean(item.score for item in items))
     assert metrics["score_helpful"] == pytest.approx(fmean(i.score for i in items if i.prompt_kind == "helpful"))
     assert metrics["score_red_team"] == pytest.approx(fmean(i.score for i in items if i.prompt_kind == "red_team"))
     assert metrics["entropy"] == pytest.approx(-sum(sum(i.old_logprobs) for i in items) / tokens)
@@ -155,13 +187,60 @@ def test_policy_and_reference_are_asked_at_the_temperature_of_the_sampler() -> N
     assert roles.temperatures == {"policy": 0.7, "reference": 0.7}
 
 
-def test_truncated_responses_are_not_bootstrapped() -> None:
-    """Their score is of the response as it stands: the last return is the last reward, as for a finished one."""
-    config = make_config(kl=KlConfig(coefficient=0.0))
-    truncated = [item for item in collected(config=config).trajectories if item.finish == "length"]
-    assert truncated
-    for item in truncated:
-        assert item.returns[-1] == pytest.approx(item.score)
+@pytest.mark.parametrize("bootstrap", [False, True])
+def test_what_follows_a_truncated_response(bootstrap: bool) -> None:
+    """Nothing by default: it was scored as it stands. Or the value of the state after its last token (the fake's is
+    0.25 x (tokens + 1)), discounted. A finished response is over in either case."""
+    config = make_config(kl=KlConfig(coefficient=0.0), gamma=0.5, bootstrap_truncated=bootstrap)
+    trajectories = collected(config=config).trajectories
+    assert {item.finish for item in trajectories} == {"stop", "length"}
+    for item in trajectories:
+        assert len(item.values) == len(item.response_ids)
+        more = 0.5 * 0.25 * (len(item.response_ids) + 1) if bootstrap and item.finish == "length" else 0.0
+        assert item.returns[-1] == pytest.approx(item.score + more)
+
+
+def test_shaping_of_scores_reaches_the_rewards_and_leaves_the_raw_score() -> None:
+    config = make_config(kl=KlConfig(coefficient=0.0), missing_eos_penalty=0.75, score_clip=0.5)
+    rollout = collected(config=config)
+    for item in rollout.trajectories:
+        clipped = min(max(item.score, -0.5), 0.5)
+        assert item.rewards[-1] == pytest.approx(clipped - 0.75 * (item.finish == "length"))
+    assert rollout.metrics["score"] == pytest.approx(fmean(item.score for item in rollout.trajectories))
+    assert rollout.metrics["score_shaped"] == pytest.approx(fmean(item.rewards[-1] for item in rollout.trajectories))
+
+
+def test_the_loss_weighs_tokens_by_aggregation_and_importance() -> None:
+    roles = FakeRoles()
+    roles.sync_weights(0)
+    roles.policy += 0.5  # the trainer is less sure of its tokens than the sampler was: ratios exp(-0.05 (token + 1))
+    config = make_config(aggregate="sequence", importance_cap=0.8)
+    rollout = collect(roles, make_prompts(7, 3), config, (STOP,), PpoState.start(config), 3)
+    ratios = []
+    for item in rollout.trajectories:
+        ours = [math.exp(-0.05 * (token + 1)) for token in item.response_ids]
+        assert item.weights == pytest.approx([min(ratio, 0.8) / len(ours) for ratio in ours])
+        ratios += ours
+    assert rollout.metrics["importance_mean"] == pytest.approx(fmean(ratios))
+    assert rollout.metrics["importance_max"] == pytest.approx(max(ratios))
+    assert rollout.metrics["importance_capped"] == pytest.approx(fmean(ratio > 0.8 for ratio in ratios))
+    assert 0 < rollout.metrics["importance_capped"] < 1
+
+
+def test_importance_is_logged_where_both_are_known_and_weighs_nothing_unless_asked() -> None:
+    rollout = collected()
+    assert rollout.metrics["importance_ess"] == rollout.metrics["importance_mean"] == 1.0
+    assert all(set(item.weights) == {1.0} for item in rollout.trajectories)
+    assert "importance_ess" not in collected(config=make_config(old_logprobs="sampler")).metrics
+
+
+@pytest.mark.parametrize("algorithm", ["rloo", "reinforce++", "reinforce++-group", "grpo", "dr-grpo"])
+def test_without_a_value_model_none_is_asked(algorithm: str) -> None:
+    roles = FakeRoles()
+    rollout = collected(roles, make_config(algorithm=algorithm, value_warmup=0))
+    assert "start values" not in roles.calls
+    assert all(item.values == item.returns == () for item in rollout.trajectories)
+    assert all(len(item.advantages) == len(item.response_ids) for item in rollout.trajectories)
 
 
 class Broken(FakeRoles):
@@ -186,9 +265,16 @@ def first(change: Callable[[Generation], Generation]) -> Callable[[list[Generati
         ("generate", lambda samples: samples[::-1], "do not belong"),
         ("generate", first(lambda s: replace(s, prompt_ids=(1,))), "do not belong"),
         ("generate", first(lambda s: replace(s, response_ids=(), logprobs=())), "sample 0 has no token"),
+        ("generate", first(lambda s: replace(s, logprobs=s.logprobs[1:])), "rollout: its numbers do not match"),
+        (
+            "generate",
+            first(lambda s: replace(s, logprobs=(math.nan,) * len(s.logprobs))),
+            "rollout: a number of sample 0",
+        ),
         ("policy_logprobs", lambda rows: [rows[0][1:], *rows[1:]], "policy: its numbers do not match"),
         ("reference_logprobs", lambda rows: rows[1:], "reference: its numbers do not match"),
         ("values", lambda rows: [*rows[:-1], [math.nan] * len(rows[-1])], "value: a number of sample 7"),
+        ("values", lambda rows: [row[:-1] for row in rows], "value: its numbers do not match"),
         ("scores", lambda scores: scores[1:], "reward: 7 scores for 8"),
         ("scores", lambda scores: [scores[0], math.inf, *scores[2:]], "reward: the score of sample 1"),
     ],

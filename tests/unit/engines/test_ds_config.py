@@ -21,7 +21,7 @@ def test_every_stage_has_a_complete_file(zero: int) -> None:
     assert config["zero_optimization"]["stage"] == zero
     assert config["optimizer"] == {
         "type": "AdamW",
-        "params": {"lr": 0.5, "betas": [0.8, 0.9], "eps": 1e-6, "weight_decay": 0.1, "torch_adam": True},
+        "params": {"lr": 0.5, "betas": [0.8, 0.9], "eps": 1e-6, "weight_decay": 0.1, "torch_adam": True, "fused": True},
     }
     assert config["gradient_clipping"] == 2.0
     assert (config["train_batch_size"], config["gradient_accumulation_steps"]) == (6, 1)

@@ -12,9 +12,8 @@ from transformers import AutoModelForCausalLM
 from cai_dist.engines.factory import build_rollout_engine
 from cai_dist.engines.hf_rollout import HfRolloutEngine
 from cai_dist.errors import ConfigError, DataError, StaleEngineError
-from cai_dist.losses.logprobs import token_logprobs
 from cai_dist.types import GenerateRequest, LabelRequest, SamplingParams
-from tests.tiny import END, VOCAB, save_llama
+from tests.tiny import END, VOCAB, plain_logprobs, save_llama
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +44,7 @@ def test_recomputed_logprobs_equal_the_samplers(
     for sample in engine.generate(request_):
         ids = torch.tensor([sample.prompt_ids + sample.response_ids])
         with torch.no_grad():
-            found = token_logprobs(net(input_ids=ids).logits, ids, 0.7)[0, len(sample.prompt_ids) :]
+            found = plain_logprobs(net(input_ids=ids).logits[0], ids[0], 0.7)[len(sample.prompt_ids) :]
         assert sample.logprobs == pytest.approx(found.tolist(), abs=1e-5)
 
 
@@ -110,7 +109,7 @@ def test_labels_of_one_and_of_several_tokens(engine: HfRolloutEngine, folder: st
         for label, score in zip(labels, scores, strict=True):
             ids = torch.tensor([prompt + label])
             with torch.no_grad():
-                expected = token_logprobs(net(input_ids=ids).logits, ids)[0, len(prompt) :].sum()
+                expected = plain_logprobs(net(input_ids=ids).logits[0], ids[0])[len(prompt) :].sum()
             assert score == pytest.approx(expected.item(), abs=1e-4)
 
 

@@ -1,4 +1,5 @@
-"""Rows 4, 20, 21, 23, 25 and 27: GAE against a quadratic reference, padding, other parties, truncation, whitening."""
+"""Rows 4, 20, 21, 23, 25 and 27: GAE against a quadratic reference, padding, other parties, truncation,
+groups, whitening."""
 
 from __future__ import annotations
 
@@ -10,7 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from cai_dist.losses.advantages import gae, whiten
+from cai_dist.losses.advantages import (
+    gae,
+    group_centred,
+    group_standardised,
+    leave_one_out,
+    returns_to_go,
+    whiten,
+)
 
 
 def row(*numbers: float) -> Tensor:
@@ -103,6 +111,60 @@ def test_misfitting_shapes_are_refused() -> None:
         whiten(row(1, 2), row(1).bool())
 
 
+def test_returns_to_go_by_hand() -> None:
+    # gamma 1/2, a turn of the other party in between takes no time: 4; 2 + 4/2; 1 + (2 + 4/2)/2.
+    ours = row(1, 0, 1, 1, 0).bool()
+    assert returns_to_go(row(1, 9, 2, 4, math.nan), ours, 0.5).tolist() == [[3.0, 0.0, 4.0, 4.0, 0.0]]
+
+
+GROUPS = torch.tensor([1.0, 2.0, 6.0, 0.0, 0.0, 3.0], dtype=torch.float64)
+"""Two prompts x three samples: means 3 and 1."""
+
+
+def test_group_baselines_by_hand() -> None:
+    assert group_centred(GROUPS, 3).tolist() == [-2.0, -1.0, 3.0, -1.0, -1.0, 2.0]
+    # The mean of the two others: 4, 3.5, 1.5 and 1.5, 1.5, 0.
+    assert leave_one_out(GROUPS, 3).tolist() == pytest.approx([-3.0, -1.5, 4.5, -1.5, -1.5, 3.0])
+    # Sample deviations: sqrt((4 + 1 + 9) / 2) = sqrt 7 and sqrt((1 + 1 + 4) / 2) = sqrt 3.
+    expected = [x / math.sqrt(7) for x in (-2, -1, 3)] + [x / math.sqrt(3) for x in (-1, -1, 2)]
+    assert group_standardised(GROUPS, 3, epsilon=0.0).tolist() == pytest.approx(expected)
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.floats(-1e3, 1e3), st.integers(2, 9), st.integers(1, 4))
+def test_a_group_of_equal_scores_teaches_nothing(score: float, size: int, groups: int) -> None:
+    """Row 20: 0 exactly, neither NaN nor rounding over a tiny deviation."""
+    scores = torch.full((size * groups,), score, dtype=torch.float64)
+    for baseline in (group_centred, leave_one_out, group_standardised):
+        assert baseline(scores, size).tolist() == [0.0] * (size * groups)
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(st.floats(-50, 50), min_size=12, max_size=12), st.sampled_from([2, 3, 4, 6]), st.floats(-9, 9))
+def test_a_groups_baseline_is_its_own(scores: list[float], size: int, shift: float) -> None:
+    """Advantages of a group sum to 0, and no other group's scores have a part in them, nor a constant."""
+    x = torch.tensor(scores, dtype=torch.float64)
+    for baseline in (group_centred, leave_one_out, group_standardised):
+        found = baseline(x, size)
+        assert found.view(-1, size).sum(dim=1).abs().max() < 1e-9
+        assert torch.equal(found[:size], baseline(x[:size], size))
+        # scores that are not equal, but nearly, may lose what distinguishes them beside a large constant
+        torch.testing.assert_close(baseline(x + shift, size), found, rtol=1e-6, atol=1e-6)
+    others = [(sum(scores[:size]) - scores[i]) / (size - 1) for i in range(size)]
+    assert leave_one_out(x, size)[:size].tolist() == pytest.approx(
+        [scores[i] - others[i] for i in range(size)], abs=1e-9
+    )
+
+
+@pytest.mark.parametrize("size", [0, 1, 4])
+def test_a_group_of_one_or_a_broken_group_is_refused(size: int) -> None:
+    for baseline in (group_centred, leave_one_out, group_standardised):
+        with pytest.raises(ValueError, match="multiple of the group size"):
+            baseline(GROUPS, size)
+    with pytest.raises(ValueError, match="must be"):
+        group_centred(GROUPS.view(2, 3), 3)
+
+
 def test_whitened_by_hand() -> None:
     # (1, 3, 5): mean 3, population variance 8/3.
     result = whiten(row(1, 3, 5, 1e9), row(1, 1, 1, 0).bool())
@@ -117,7 +179,7 @@ def test_whitened_mean_is_zero_and_spread_one(entries: list[tuple[float, bool]])
     valid = result[mask]
     assert (result[~mask] == 0).all() and torch.isfinite(result).all()
     if len(valid):
-        assert valid.mean().item() == pytest.approx(0.0, abs=1e-6)
+        assert valid.mean().item() == pytest.approx(0.0, abs=1e-9)
     if len(valid) and x[mask].std(correction=0) > 0.1:
         assert valid.std(correction=0).item() == pytest.approx(1.0, rel=1e-5)
 
@@ -127,7 +189,7 @@ def test_whitened_mean_is_zero_and_spread_one(entries: list[tuple[float, bool]])
 def test_constant_or_single_advantages_become_zero(count: int, dtype: torch.dtype) -> None:
     x = torch.full((1, 1000), 10_000 / 3, dtype=dtype)
     result = whiten(x, (torch.arange(1000) < count)[None])
-    assert result.abs().max() < 1e-6
+    assert result.abs().max() == 0
 
 
 def test_whitening_is_of_the_whole_batch() -> None:

@@ -1,14 +1,17 @@
-"""Row 11: estimators against the exact KL on a vocabulary of four tokens; row 12: the controller's state."""
+"""Row 11: estimators and their gradients against the exact KL on a vocabulary of four tokens; row 12: the controller's
+state."""
 
 from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
 
-from cai_dist.losses.kl import AdaptiveKl, FixedKl, controller_from_dict, k1, k2, k3, make_controller
+from cai_dist.losses.kl import ESTIMATORS, AdaptiveKl, FixedKl, controller_from_dict, k1, k2, k3, make_controller
+from cai_dist.losses.policy import PolicyObjective, policy_loss
 
 LOGITS = torch.tensor([0.3, -0.7, 1.1, 0.0], dtype=torch.float64)
 REFERENCE = torch.log_softmax(torch.tensor([0.0, 0.5, 0.4, -1.0], dtype=torch.float64), dim=-1)
@@ -41,18 +44,54 @@ def test_k3_by_hand() -> None:
     assert k3(torch.tensor(math.log(2))).item() == pytest.approx(-0.5 + math.log(2))
 
 
-def test_k1_as_a_reward_gives_the_gradient_of_the_kl() -> None:
+def reverse_kl(logits: torch.Tensor) -> torch.Tensor:
+    return (REFERENCE.exp() * (REFERENCE - torch.log_softmax(logits, dim=-1))).sum()
+
+
+def gradient(of: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
     logits = LOGITS.clone().requires_grad_()
-    (wanted,) = torch.autograd.grad(exact_kl(logits), logits)
+    (found,) = torch.autograd.grad(of(logits), logits)
+    return found
 
-    def score_function(estimator) -> torch.Tensor:
+
+def as_reward(estimator: str) -> torch.Tensor:
+    """Expected gradient of REINFORCE on the estimator, held fixed, over all four tokens."""
+
+    def objective(logits: torch.Tensor) -> torch.Tensor:
         logp = torch.log_softmax(logits, dim=-1)
-        reward = estimator(logp - REFERENCE).detach()
-        (gradient,) = torch.autograd.grad((logp.exp().detach() * logp * reward).sum(), logits)
-        return gradient
+        return (logp.exp().detach() * logp * ESTIMATORS[estimator](logp - REFERENCE).detach()).sum()
 
-    torch.testing.assert_close(score_function(k1), wanted)
-    assert (score_function(k3) - wanted).abs().max() > 0.01
+    return gradient(objective)
+
+
+def in_loss(estimator: str) -> torch.Tensor:
+    """Expected gradient of the KL term of the real policy loss, every token weighted by its probability."""
+
+    def objective(logits: torch.Tensor) -> torch.Tensor:
+        logp = torch.log_softmax(logits, dim=-1)
+        zero = torch.zeros(4, dtype=torch.float64)
+        loss, _ = policy_loss(
+            logp, logp.detach(), zero, logp.exp(), zero == 0, 1.0, PolicyObjective(0.2, kl=estimator),
+            ref_logprobs=REFERENCE, kl_coefficient=1.0,
+        )  # fmt: skip
+        return loss
+
+    return gradient(objective)
+
+
+def test_as_a_reward_only_k1_has_the_gradient_of_the_kl() -> None:
+    wanted = gradient(exact_kl)
+    torch.testing.assert_close(as_reward("k1"), wanted)
+    for other in ("k2", "k3"):
+        assert (as_reward(other) - wanted).abs().max() > 0.01
+
+
+def test_in_the_loss_only_k2_has_the_gradient_of_the_kl() -> None:
+    wanted = gradient(exact_kl)
+    torch.testing.assert_close(in_loss("k2"), wanted)
+    torch.testing.assert_close(in_loss("k1"), torch.zeros_like(wanted))
+    torch.testing.assert_close(in_loss("k3"), gradient(reverse_kl))
+    assert (gradient(reverse_kl) - wanted).abs().max() > 0.01
 
 
 def test_adaptive_controller_by_hand() -> None:

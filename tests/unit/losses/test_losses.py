@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from cai_dist.losses.language import language_loss
-from cai_dist.losses.policy import ppo_policy_loss
 from cai_dist.losses.preference import soft_preference_loss
 from cai_dist.losses.value import value_loss
 
@@ -96,53 +95,8 @@ def test_scores_of_shape_b_1_are_refused() -> None:
         soft_preference_loss(torch.zeros(3, 1), torch.zeros(3), torch.zeros(3), 3.0)
     with pytest.raises(ValueError, match="values"):
         value_loss(torch.zeros(3, 1), torch.zeros(3), torch.zeros(3), torch.ones(3).bool(), 0.2, 3.0)
-    with pytest.raises(ValueError, match="advantages"):
-        ppo_policy_loss(torch.zeros(1, 3), torch.zeros(1, 3), torch.zeros(1, 1), mask(1, 1, 1), 0.2, 3.0)
     with pytest.raises(ValueError, match="weights"):
         language_loss(torch.zeros(1, 3), torch.zeros(3), 3.0)
-
-
-# policy
-
-
-@pytest.mark.parametrize(
-    ("ratio", "advantage", "objective", "cut"),
-    [
-        (1.5, 1.0, 1.2, 1.0),  # better and already 1.5 x as likely: capped at 1 + clip
-        (0.5, 1.0, 0.5, 0.0),  # better but less likely: full pull
-        (1.5, -1.0, -1.5, 0.0),  # worse and more likely: full push
-        (0.5, -1.0, -0.8, 1.0),  # worse and already half as likely: capped at 1 - clip
-        (1.1, 1.0, 1.1, 0.0),  # inside the interval
-    ],
-)
-def test_policy_loss_in_every_corner(ratio: float, advantage: float, objective: float, cut: float) -> None:
-    old = tensor(-1.0)
-    new = (old + math.log(ratio)).requires_grad_()
-    loss, metrics = ppo_policy_loss(new, old, tensor(advantage), mask(1), 0.2, 1.0)
-    loss.backward()
-    assert loss.item() == pytest.approx(-objective)
-    assert metrics["clip_fraction"].item() == cut
-    assert metrics["ratio"].item() == pytest.approx(ratio)
-    assert metrics["ratio_deviation"].item() == pytest.approx((ratio - 1) ** 2)
-    # KL(old || new) sampled from old, k3: ratio - 1 - ln ratio.
-    assert metrics["approx_kl"].item() == pytest.approx(ratio - 1 - math.log(ratio))
-    assert new.grad is not None
-    assert new.grad.item() == pytest.approx(0.0 if cut else -advantage * ratio)
-
-
-def test_at_the_old_policy_the_gradient_is_the_advantage() -> None:
-    logprobs = random(2, 3, seed=3).requires_grad_()
-    advantages = random(2, 3, seed=4)
-    ppo_policy_loss(logprobs, logprobs.detach(), advantages, torch.ones(2, 3).bool(), 0.2, 6.0)[0].backward()
-    assert logprobs.grad is not None
-    torch.testing.assert_close(logprobs.grad, -advantages / 6)
-
-
-def test_a_huge_ratio_stays_finite() -> None:
-    new = tensor(0.0, 0.0).requires_grad_()
-    loss, _ = ppo_policy_loss(new, tensor(-2000.0, 2000.0), tensor(-1.0, 1.0), mask(1, 1), 0.2, 2.0)
-    loss.backward()
-    assert torch.isfinite(loss) and new.grad is not None and torch.isfinite(new.grad).all()
 
 
 # value
@@ -177,7 +131,6 @@ def test_gradients_agree_with_finite_differences() -> None:
     old = x.detach() + torch.tensor([0.03, -0.03, 0.5, -0.5], dtype=torch.float64)
     other, bits = random(3, 4, seed=6), random(3, 4, seed=7) > -0.5
     check = torch.autograd.gradcheck
-    assert check(lambda v: ppo_policy_loss(v, old, other, bits, 0.2, 5.0)[0], x)
     assert check(lambda v: value_loss(v, old, other, bits, 0.2, 5.0)[0], x)
     assert check(lambda v: language_loss(v, bits.double(), 5.0)[0], x)
     assert check(lambda v: soft_preference_loss(v[:, 0], v[:, 1], torch.sigmoid(other[:, 0]), 3.0)[0], x)
@@ -187,23 +140,19 @@ def test_gradients_agree_with_finite_differences() -> None:
 @pytest.mark.parametrize("junk", [100.0, math.nan, math.inf])
 def test_padding_changes_neither_loss_nor_gradient(junk: float, dirty: tuple[int, ...]) -> None:
     bits = mask(0, 1, 1, 0)
-    for loss_fn in (ppo_policy_loss, value_loss):
-        results = []
-        for filling in (0.0, junk):
-            x, old, other = (
-                torch.where(bits, random(1, 4, seed=8 + n), filling if n in dirty else 0.0) for n in range(3)
-            )
-            x.requires_grad_()
-            loss, metrics = loss_fn(x, old, other, bits, 0.2, 2.0)
-            loss.backward()
-            assert x.grad is not None
-            results.append((loss.item(), x.grad.tolist(), {name: value.item() for name, value in metrics.items()}))
-        assert results[0] == results[1]
+    results = []
+    for filling in (0.0, junk):
+        x, old, other = (torch.where(bits, random(1, 4, seed=8 + n), filling if n in dirty else 0.0) for n in range(3))
+        x.requires_grad_()
+        loss, metrics = value_loss(x, old, other, bits, 0.2, 2.0)
+        loss.backward()
+        assert x.grad is not None
+        results.append((loss.item(), x.grad.tolist(), {name: value.item() for name, value in metrics.items()}))
+    assert results[0] == results[1]
 
 
 def test_an_empty_mask_gives_zero_and_keeps_the_graph() -> None:
-    for loss_fn in (ppo_policy_loss, value_loss):
-        x = random(1, 2, seed=11).requires_grad_()
-        loss, _ = loss_fn(x, tensor(0, 0), tensor(1, 1), mask(0, 0), 0.2, 7.0)
-        loss.backward()
-        assert loss.item() == 0.0 and x.grad is not None and x.grad.tolist() == [[0.0, 0.0]]
+    x = random(1, 2, seed=11).requires_grad_()
+    loss, _ = value_loss(x, tensor(0, 0), tensor(1, 1), mask(0, 0), 0.2, 7.0)
+    loss.backward()
+    assert loss.item() == 0.0 and x.grad is not None and x.grad.tolist() == [[0.0, 0.0]]

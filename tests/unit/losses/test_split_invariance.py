@@ -8,16 +8,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cai_dist.data.batches import (
-    loss_weight,
-    pair_batch,
-    schedule,
-    sequence_batch,
-    trajectory_batch,
-)
+from cai_dist.data.batches import TokenBatch, loss_weight, pair_batch, sequence_batch, trajectory_batch
+from cai_dist.data.schedule import MicroBatchLimits, plan_schedule, token_count
 from cai_dist.losses.language import language_loss
-from cai_dist.losses.logprobs import token_logprobs
-from cai_dist.losses.policy import ppo_policy_loss
+from cai_dist.losses.logprobs import hidden_logprobs
+from cai_dist.losses.policy import PolicyObjective, policy_loss
 from cai_dist.losses.preference import soft_preference_loss
 from cai_dist.losses.value import value_loss
 from cai_dist.types import ScoredPair, TokenSequence, Trajectory
@@ -27,7 +22,7 @@ Loss = tuple[Tensor, dict[str, Tensor]]
 
 
 class TinyModel(nn.Module):
-    """Logits from the last two tokens, scores and values from the running mean: causal, no attention."""
+    """Logits, scores and values from the running mean of a sequence: causal, no attention."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -36,37 +31,48 @@ class TinyModel(nn.Module):
         self.head = nn.Linear(6, VOCABULARY, dtype=torch.float64)
         self.scalar = nn.Linear(6, 1, dtype=torch.float64)
 
-    def states(self, ids: Tensor) -> Tensor:
-        steps = torch.arange(1, ids.shape[1] + 1, dtype=torch.float64)[:, None]
-        return torch.tanh(self.embed(ids).cumsum(dim=1) / steps)
+    def states(self, batch: TokenBatch) -> Tensor:
+        parts = []
+        for ids in batch.ids.split(batch.lengths.tolist()):
+            steps = torch.arange(1, len(ids) + 1, dtype=torch.float64)[:, None]
+            parts.append(torch.tanh(self.embed(ids).cumsum(dim=0) / steps))
+        return torch.cat(parts)
 
-    def values(self, ids: Tensor) -> Tensor:
-        """V before token t comes from the state of t - 1."""
-        return torch.nn.functional.pad(self.scalar(self.states(ids)).squeeze(-1)[:, :-1], (1, 0))
+    def logprobs(self, batch: TokenBatch, temperature: float) -> Tensor:
+        """log p of token n from the state of n - 1."""
+        before = torch.nn.functional.pad(self.states(batch)[:-1], (0, 0, 1, 0))
+        found, _ = hidden_logprobs(before, self.head.weight, self.head.bias, batch.ids, temperature)
+        return found.masked_fill(batch.positions == 0, 0.0)
+
+    def values(self, batch: TokenBatch) -> Tensor:
+        """V before token n comes from the state of n - 1."""
+        heads = self.scalar(self.states(batch)).squeeze(-1)
+        return torch.nn.functional.pad(heads[:-1], (1, 0)).masked_fill(batch.positions == 0, 0.0)
 
 
 def language(model: TinyModel, items: tuple[TokenSequence, ...], denominator: float) -> Loss:
     batch, weights = sequence_batch(items)
-    return language_loss(token_logprobs(model.head(model.states(batch.ids)), batch.ids), weights, denominator)
+    return language_loss(model.logprobs(batch, 1.0), weights.double(), denominator)
 
 
 def preference(model: TinyModel, items: tuple[ScoredPair, ...], denominator: float) -> Loss:
     batch = pair_batch(items)
-    states = model.states(batch.tokens.ids)
-    scores = model.scalar(states[torch.arange(len(states)), batch.tokens.lengths - 1]).squeeze(-1)
+    scores = model.scalar(model.states(batch.tokens)[batch.tokens.last]).squeeze(-1)
     return soft_preference_loss(*batch.split(scores), batch.p_a.double(), denominator, batch.valid)
 
 
 def policy(model: TinyModel, items: tuple[Trajectory, ...], denominator: float) -> Loss:
     batch = trajectory_batch(items)
-    logprobs = token_logprobs(model.head(model.states(batch.tokens.ids)), batch.tokens.ids, 0.7)
-    mask = batch.tokens.response_mask
-    return ppo_policy_loss(logprobs, batch.old_logprobs.double(), batch.advantages.double(), mask, 0.2, denominator)
+    logprobs = model.logprobs(batch.tokens, 0.7)
+    return policy_loss(
+        logprobs, batch.old_logprobs.double(), batch.advantages.double(), batch.weights.double(),
+        batch.tokens.response_mask, denominator, PolicyObjective(clip=0.2),
+    )  # fmt: skip
 
 
 def value(model: TinyModel, items: tuple[Trajectory, ...], denominator: float) -> Loss:
     batch = trajectory_batch(items)
-    values, mask = model.values(batch.tokens.ids), batch.tokens.response_mask
+    values, mask = model.values(batch.tokens), batch.tokens.response_mask
     return value_loss(values, batch.old_values.double(), batch.returns.double(), mask, 0.2, denominator)
 
 
@@ -88,6 +94,8 @@ def trajectories() -> list[Trajectory]:
                 score=1.0,
                 finish="stop",
                 weight_version=0,
+                sampler_logprobs=tuple(numbers),
+                weights=tuple(1.0 + 0.1 * t for t in range(n)),
             )
         )
     return made
@@ -118,12 +126,13 @@ CASES: dict[str, tuple[Callable[..., Loss], list, float]] = {
 }
 
 
-def whole(name: str, ranks: int, micro_batch: int) -> tuple[dict[str, float], dict[str, Tensor]]:
+def whole(name: str, ranks: int, limits: MicroBatchLimits) -> tuple[dict[str, float], dict[str, Tensor]]:
     """Metrics and gradients added up over every micro-batch of every rank."""
     loss_fn, items, denominator = CASES[name]
     model = TinyModel()
     totals: dict[str, float] = {}
-    for micro_batches in schedule(items, ranks, micro_batch):
+    plan = plan_schedule([token_count(item) for item in items], ranks, limits)
+    for micro_batches in plan.split(items):
         for part in micro_batches:
             loss, metrics = loss_fn(model, part, denominator)
             loss.backward()
@@ -134,11 +143,12 @@ def whole(name: str, ranks: int, micro_batch: int) -> tuple[dict[str, float], di
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 4])
-@pytest.mark.parametrize("micro_batch", [6, 3, 2, 1])
+@pytest.mark.parametrize("limits", [*map(MicroBatchLimits, (6, 3, 2, 1)), *(MicroBatchLimits(1, t) for t in (14, 25))])
 @pytest.mark.parametrize("name", list(CASES))
-def test_splits_change_nothing(name: str, micro_batch: int, ranks: int) -> None:
-    metrics, gradients = whole(name, ranks, micro_batch)
-    expected_metrics, expected_gradients = whole(name, 1, 6)
+def test_splits_change_nothing(name: str, limits: MicroBatchLimits, ranks: int) -> None:
+    """Micro-batches by count and by tokens, some of them empty."""
+    metrics, gradients = whole(name, ranks, limits)
+    expected_metrics, expected_gradients = whole(name, 1, MicroBatchLimits(6))
     assert metrics == pytest.approx(expected_metrics, rel=1e-12, abs=1e-14)
     assert gradients.keys() == expected_gradients.keys() and gradients
     for key, gradient in gradients.items():
@@ -153,6 +163,6 @@ def test_the_denominator_is_the_true_token_count() -> None:
 @pytest.mark.parametrize("name", ["policy", "value"])
 def test_the_model_moves(name: str) -> None:
     """Row 8: a detached graph would train nothing."""
-    _, gradients = whole(name, 1, 6)
+    _, gradients = whole(name, 1, MicroBatchLimits(6))
     for key in ("embed.weight", "head.weight" if name == "policy" else "scalar.weight"):
         assert gradients[key].abs().max() > 1e-3

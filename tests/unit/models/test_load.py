@@ -10,8 +10,9 @@ from cai_dist.errors import DataError
 from cai_dist.models.load import copy_tokenizer, load_causal, load_scalar, load_tokenizer
 from tests.tiny import save_llama
 
-IDS = torch.tensor([[3, 4, 5, 6], [7, 8, 0, 0]])
+PADDED = torch.tensor([[3, 4, 5, 6], [7, 8, 0, 0]])
 MASK = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]])
+IDS, LENGTHS = torch.tensor([3, 4, 5, 6, 7, 8]), torch.tensor([4, 2])
 
 
 @pytest.fixture(scope="module")
@@ -35,9 +36,9 @@ def test_a_saved_scalar_model_is_the_same_in_plain_transformers(folder: str, tmp
     plain = AutoModelForSequenceClassification.from_pretrained(tmp_path)
     assert plain.config.num_labels == 1
     with torch.no_grad():
-        heads, logits = model(IDS, MASK), plain(input_ids=IDS, attention_mask=MASK).logits
+        heads, logits = model(IDS, LENGTHS), plain(input_ids=PADDED, attention_mask=MASK).logits
     assert heads.shape == IDS.shape and heads.dtype == torch.float32
-    assert torch.allclose(logits[:, 0], torch.stack([heads[0, 3], heads[1, 1]]), atol=1e-6)
+    assert torch.allclose(logits[:, 0], torch.stack([heads[3], heads[5]]), atol=1e-6)
 
 
 def test_dtype(folder: str) -> None:

@@ -101,6 +101,19 @@ def test_what_a_reader_looks_for_is_there(run_dir):
         assert outside not in text
 
 
+def test_a_run_of_dpo_has_its_own_names(run_dir):
+    evaluation = {
+        "models": {name: {"danger": figure(v)} for name, v in {"base": 0.9, "sl": 0.2, "dpo": 0.1}.items()},
+        "implicit_reward": {"heldout_accuracy": 0.8},
+    }
+    (run_dir / "evaluation.json").write_text(json.dumps(evaluation))
+    said = {"prompt": "p", "base": "b", "sl": "s", "dpo": "spoken by the third"}
+    (run_dir / "evaluate" / "transcripts.jsonl").write_text(json.dumps(said) + "\n")
+    words = Page(write_report(run_dir).read_text(encoding="utf-8")).words
+    assert words.count("DPO-CAI") >= 3 and "RL-CAI" not in words  # table, transcript, implicit reward
+    assert "Implicit reward of DPO-CAI: heldout_accuracy 0.800" in words and "spoken by the third" in words
+
+
 def test_an_unfinished_run_has_a_report(tmp_path):
     Manifest(tmp_path).set_constitution("c")
     assert "has not run yet" in Page(write_report(tmp_path).read_text()).words

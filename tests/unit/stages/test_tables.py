@@ -9,7 +9,8 @@ import pytest
 
 from cai_dist.config.run import ReviseConfig, SftConfig
 from cai_dist.errors import DataError
-from cai_dist.stages import preference, prepare, sft
+from cai_dist.stages import prepare, sft
+from cai_dist.stages.pairs import mix
 from cai_dist.stages.records import (
     Labelled,
     Revision,
@@ -78,12 +79,12 @@ def test_what_opens_like_a_held_out_prompt_trains_nothing() -> None:
 def test_the_mixture_has_the_asked_share_of_human_comparisons() -> None:
     ai = [Comparison(PROMPT, "x", "y", 0.5, "ai")] * 30
     human = [Comparison(PROMPT, "x", "y", 1.0, "human")] * 100
-    mixed = preference.mix(ai, human, 0.4, seed=0)
+    mixed = mix(ai, human, 0.4, 0, "preference")
     # 20 of 50 are 40%
     assert Counter(c.source for c in mixed) == Counter(ai=30, human=20)
-    assert Counter(c.source for c in preference.mix(ai, human, 0.0, seed=0)) == Counter(ai=30)
-    with pytest.raises(DataError, match="helpful_fraction"):
-        preference.mix(ai, human[:5], 0.5, seed=0)
+    assert Counter(c.source for c in mix(ai, human, 0.0, 0, "preference")) == Counter(ai=30)
+    with pytest.raises(DataError, match="dpo.helpful_fraction"):
+        mix(ai, human[:5], 0.5, 0, "dpo")
 
 
 def test_model_text_cannot_leave_its_block(tmp_path) -> None:

@@ -47,7 +47,7 @@ def test_a_score_is_read_at_the_last_token_and_a_cut_answer_is_closed_first(rewa
     expected = []
     for ids in [(3, 4, 5, 6, END), (3, 4, 5, 6, 7, 8, END), (9, END)]:
         with torch.no_grad():
-            expected.append(model(torch.tensor([ids]), torch.ones(1, len(ids)))[0, -1].item())
+            expected.append(model(torch.tensor(ids), torch.tensor([len(ids)]))[-1].item())
     assert reward.scores(StepShard((SAMPLES,))) == pytest.approx(expected, abs=1e-5)
 
 
@@ -62,9 +62,11 @@ def test_values_belong_to_the_state_before_the_token(folder: str) -> None:
     model = load_scalar(folder, "fp32", 0)
     batch = sample_batch(SAMPLES)
     with torch.no_grad():
-        values, heads = batch_values(model, batch), model(batch.ids, batch.attention_mask)
-    assert torch.equal(values[:, 0], torch.zeros(3))
-    assert torch.equal(values[:, 1:], heads[:, :-1])
+        values, heads = batch_values(model, batch), model(batch.ids, batch.lengths)
+    # 5, 6 and 2 tokens: the first of each has no state before it, each other one that of its neighbour
+    assert batch.lengths.tolist() == [5, 6, 2]
+    expected = [0.0, *heads[0:4], 0.0, *heads[5:10], 0.0, heads[11]]
+    assert values.tolist() == torch.tensor(expected).tolist()
 
 
 def test_reference_logprobs_cover_the_response_only(tmp_path: Path) -> None:

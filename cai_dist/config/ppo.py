@@ -1,0 +1,177 @@
+"""Stage 5: reinforcement learning, with PPO's loop and one of several algorithms.
+
+`auto` is resolved by properties: what an algorithm means by it stands in `cai_dist.config.algorithms`.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from cai_dist.config.algorithms import DEFAULTS, Aggregation, Algorithm, AlgorithmDefaults, KlEstimator, KlWhere
+from cai_dist.config.base import Section
+from cai_dist.config.training import LoraConfig, OptimizerConfig, SamplingConfig, ShardingConfig
+
+
+class KlConfig(Section):
+    """KL penalty against the reference (the SL-CAI model)."""
+
+    coefficient: float = Field(0.05, ge=0)
+    """beta of r = score - beta * (logprob - ref_logprob), or of the penalty in the loss; the paper's 0.001 collapses
+    tiny models."""
+    target: float | None = Field(None, gt=0)
+    """nats per response: an adaptive controller steers beta towards it; default: beta is fixed."""
+    horizon: int = Field(10_000, ge=1)
+    """Samples over which the adaptive controller acts."""
+    where: Literal["auto"] | KlWhere = "auto"
+    """Part of each token's `reward`, or a term of the policy's `loss`."""
+    estimator: Literal["auto"] | KlEstimator = "auto"
+    """Of the KL from a sampled token; with x = logprob - ref_logprob, k1 = x, k2 = x² / 2, k3 = exp(-x) - 1 + x. As a
+    reward only k1 has the KL's gradient, in the loss only k2."""
+
+
+class PlacementConfig(Section):
+    """Resources of one worker of a role."""
+
+    workers: int = Field(1, ge=1)
+    cpus: float = Field(0.25, gt=0)
+    gpus: float = Field(0.0, ge=0)
+
+
+class RoleShards(Section):
+    """Placement of the five roles of PPO. Ranks of the trained roles come from their `sharding`."""
+
+    policy: PlacementConfig = PlacementConfig()
+    value: PlacementConfig = PlacementConfig()
+    reference: PlacementConfig = PlacementConfig()
+    reward: PlacementConfig = PlacementConfig()
+    rollout: PlacementConfig = PlacementConfig(workers=2)
+
+
+class PpoConfig(Section):
+    """Stage 5: PPO on Ray (2204.05862, section 4.1), or another algorithm in its place."""
+
+    algorithm: Algorithm = "gae"
+    """Where advantages come from: `gae` is PPO with a value model; the others need none."""
+    iterations: int = Field(20, ge=1)
+    prompts_per_iteration: int = Field(64, ge=1)
+    samples_per_prompt: int = Field(1, ge=1)
+    helpful_fraction: float = Field(0.5, ge=0, le=1)
+    """Share of helpful prompts among the prompts of an iteration."""
+    epochs: int = Field(2, ge=1)
+    """Passes over each iteration's samples."""
+    mini_batch: int = Field(64, ge=1)
+    """Samples per optimiser step over all ranks."""
+    policy: ShardingConfig = ShardingConfig()
+    value: ShardingConfig = ShardingConfig()
+    policy_optimizer: OptimizerConfig = OptimizerConfig()
+    value_optimizer: OptimizerConfig = OptimizerConfig()
+    lora: LoraConfig | None = None
+    """Train low-rank adapters of policy and value instead of all weights; the policy without its adapter then is the
+    reference, and no reference workers are started. Default: all weights."""
+    kl: KlConfig = KlConfig()
+    gamma: float = Field(1.0, gt=0, le=1)
+    gae_lambda: float = Field(0.95, ge=0, le=1)
+    whiten_advantages: Literal["auto"] | bool = "auto"
+    aggregate: Literal["auto"] | Aggregation = "auto"
+    """What the policy's loss is a mean over: every response `token`, every `sequence` (each the mean of its tokens), or
+    a `constant` number of tokens (`max_new_tokens` a sequence)."""
+    clip: float = Field(0.2, gt=0, lt=1)
+    clip_high: float | None = Field(None, gt=0)
+    """Upper half width of the trust interval; default: `clip` on both sides."""
+    dual_clip: float | None = Field(None, gt=1)
+    """Bounds the loss of a token with a negative advantage at this many times the advantage; default: no bound."""
+    entropy_bonus: float = Field(0.0, ge=0)
+    """Weight of the policy's entropy, nats per token, in its loss."""
+    target_kl: float | None = Field(None, gt=0)
+    """nats per token: once a step has found the policy further than this from the one that sampled, it takes no more
+    steps in that iteration; default: it takes all."""
+    importance_cap: float | None = Field(None, gt=0)
+    """Tokens are weighted by min(p_trainer / p_sampler, this); default: no weights."""
+    value_clip: float = Field(0.2, gt=0)
+    value_init: Literal["preference", "sl"] = "preference"
+    """Trunk of the value model."""
+    value_warmup: int = Field(0, ge=0)
+    """First iterations that train the value model alone."""
+    bootstrap_truncated: bool = False
+    """A response cut off at the token limit is followed by the value model's estimate of what would have come; default:
+    it is over, like a finished one."""
+    score_length: Literal["raw", "residual"] = "raw"
+    """`residual`: the least-squares slope of score on response length is taken out, over each iteration."""
+    score_normalization: Literal["none", "running", "batch"] = "none"
+    """Subtract the mean and divide by the deviation: of the whole run so far, or of each iteration."""
+    score_clip: float | None = Field(None, gt=0)
+    """Clip scores to +- this; default: no clip."""
+    missing_eos_penalty: float = Field(0.0, ge=0)
+    """Taken off the score of a response that was cut off at the token limit."""
+    engine: Literal["hf", "vllm"] = "hf"
+    """Rollout engine."""
+    old_logprobs: Literal["trainer", "sampler"] = "trainer"
+    """Where the ratio's denominator comes from: recomputed by the policy ranks, or as the sampler gave it."""
+    sampling: SamplingConfig = SamplingConfig()
+    transfer_bucket_mb: float = Field(64.0, gt=0)
+    checkpoint_every: int = Field(5, ge=1)
+    """Iterations between checkpoints."""
+    placement: RoleShards = RoleShards()
+
+    @property
+    def defaults(self) -> AlgorithmDefaults:
+        """What the algorithm needs, and its meaning of `auto`."""
+        return DEFAULTS[self.algorithm]
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """The roles that are started."""
+        value = ("value",) if self.defaults.needs_value else ()
+        reference = ("reference",) if self.lora is None else ()
+        return ("policy", *value, *reference, "reward", "rollout")
+
+    @property
+    def trained_roles(self) -> tuple[str, ...]:
+        """Those with an optimiser."""
+        return tuple(role for role in self.roles if role in ("policy", "value"))
+
+    @property
+    def kl_where(self) -> KlWhere:
+        """`kl.where` without `auto`."""
+        return self.defaults.kl_where if self.kl.where == "auto" else self.kl.where
+
+    @property
+    def kl_estimator(self) -> KlEstimator:
+        """`kl.estimator` without `auto`. An algorithm's own belongs to its own place: elsewhere it would not have the
+        KL's gradient, so there it is k1 for a reward and k2 for a loss."""
+        if self.kl.estimator != "auto":
+            return self.kl.estimator
+        if self.kl_where == self.defaults.kl_where:
+            return self.defaults.kl_estimator
+        return "k1" if self.kl_where == "reward" else "k2"
+
+    @property
+    def aggregation(self) -> Aggregation:
+        """`aggregate` without `auto`."""
+        return self.defaults.aggregate if self.aggregate == "auto" else self.aggregate
+
+    @property
+    def whitens(self) -> bool:
+        """`whiten_advantages` without `auto`."""
+        return self.defaults.whiten if self.whiten_advantages == "auto" else self.whiten_advantages
+
+    @model_validator(mode="after")
+    def _group(self) -> PpoConfig:
+        if self.defaults.needs_group and self.samples_per_prompt < 2:
+            raise ValueError(
+                f"samples_per_prompt={self.samples_per_prompt}: must be at least 2 for algorithm={self.algorithm}, "
+                "whose baseline is the other samples of the same prompt"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _divisible(self) -> PpoConfig:
+        samples = self.prompts_per_iteration * self.samples_per_prompt
+        if samples % self.mini_batch:
+            raise ValueError(
+                f"mini_batch={self.mini_batch}: must divide prompts_per_iteration x samples_per_prompt = "
+                f"{self.prompts_per_iteration} x {self.samples_per_prompt} = {samples}"
+            )
+        return self

@@ -1,0 +1,68 @@
+"""Settings of `ppo` that are fine alone and wrong, or odd, together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from cai_dist.config.ppo import PlacementConfig, PpoConfig
+
+
+def ppo_problems(ppo: PpoConfig) -> Iterator[str]:
+    """One line for each contradiction, with the way out."""
+    if ppo.sampling.temperature == 0:
+        yield "ppo.sampling.temperature=0: must be greater than 0; PPO needs samples that differ"
+    if ppo.sampling.top_p < 1:
+        yield (
+            f"ppo.sampling.top_p={ppo.sampling.top_p:g}: must be 1; PPO's ratio and KL are those of the whole "
+            "distribution, samples of a cut one are not drawn from it"
+        )
+    if ppo.value_warmup >= ppo.iterations:
+        yield (
+            f"ppo.value_warmup={ppo.value_warmup}: must be smaller than ppo.iterations={ppo.iterations}; "
+            "the policy would never be trained"
+        )
+    if ppo.importance_cap is not None and ppo.old_logprobs == "sampler":
+        yield (
+            f"ppo.importance_cap={ppo.importance_cap:g}: needs ppo.old_logprobs=trainer; it weighs the trainer's "
+            "log-probabilities against the sampler's, and with ppo.old_logprobs=sampler only those are known"
+        )
+    yield from _unused(ppo)
+
+
+def _unused(ppo: PpoConfig) -> Iterator[str]:
+    """Settings that the algorithm would not look at."""
+    if ppo.lora is not None and ppo.placement.reference != PlacementConfig():
+        yield (
+            "ppo.placement.reference: leave it out; with ppo.lora there are no reference workers, the policy ranks "
+            "answer with the adapter off"
+        )
+    if not ppo.defaults.needs_value:
+        if ppo.value_warmup:
+            yield (
+                f"ppo.value_warmup={ppo.value_warmup}: must be 0 with ppo.algorithm={ppo.algorithm}, which has no "
+                "value model to warm up"
+            )
+        if ppo.bootstrap_truncated:
+            yield (
+                f"ppo.bootstrap_truncated=true: must be false with ppo.algorithm={ppo.algorithm}, which has no "
+                "value model to estimate what is missing"
+            )
+    if ppo.gamma < 1 and not ppo.defaults.discounts:
+        yield (
+            f"ppo.gamma={ppo.gamma:g}: must be 1 with ppo.algorithm={ppo.algorithm}, which gives a whole response one "
+            "advantage and discounts nothing"
+        )
+
+
+def ppo_warnings(ppo: PpoConfig) -> Iterator[str]:
+    """One line for each setting that runs and does something other than its name suggests."""
+    where, estimator, beta = ppo.kl_where, ppo.kl_estimator, ppo.kl.coefficient
+    if beta == 0:
+        return
+    if where == "loss" and estimator == "k1":
+        yield "ppo.kl.estimator=k1: has an expected gradient of zero in the loss; k2 there has the KL's gradient"
+    if where == "reward" and estimator != "k1":
+        yield (
+            f"ppo.kl.estimator={estimator}: as a reward it does not have the KL's gradient; k1 has it "
+            "(or set ppo.kl.where=loss)"
+        )

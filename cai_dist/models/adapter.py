@@ -1,0 +1,122 @@
+"""Adapter folders in PEFT's layout: written without the base model, read by merging into it.
+
+`adapter_config.json` says what kind of adapter and which base, `adapter_model.safetensors` holds A and B. Only plain
+LoRA on linear layers is read; any variant that computes something else is refused, since merging it would be wrong.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from cai_dist.errors import DataError
+from cai_dist.models.lora import ADAPTER, LoraFactors, merged
+
+CONFIG_FILE = "adapter_config.json"
+WEIGHTS_FILE = "adapter_model.safetensors"
+_PREFIX = "base_model.model."
+_PLAIN: dict[str, tuple[Any, ...]] = {
+    "peft_type": ("LORA",),
+    "bias": ("none",),
+    "use_dora": (False, None),
+    "use_rslora": (False, None),
+    "fan_in_fan_out": (False, None),
+    "rank_pattern": ({}, None),
+    "alpha_pattern": ({}, None),
+    "modules_to_save": ([], None),
+    "trainable_token_indices": ([], None),
+}
+"""Settings of an adapter and what they are in plain LoRA (the last value is that of an absent key)."""
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """An adapter as read from `folder`; `factors` by the name of the weight that they change in the base."""
+
+    folder: str
+    base: str
+    factors: dict[str, LoraFactors]
+
+
+def write_adapter(folder: Path, base: str, hf: Any, factors: Mapping[str, LoraFactors]) -> None:
+    """Write the adapter of `hf` with its whole `factors`; `base` is the folder or hub name of the model under it."""
+    config = hf.peft_config[ADAPTER]
+    settings = {
+        "base_model_name_or_path": str(Path(base).absolute()) if Path(base).is_dir() else base,
+        "bias": "none",
+        "inference_mode": True,
+        "lora_alpha": config.lora_alpha,
+        "lora_dropout": config.lora_dropout,
+        "peft_type": "LORA",
+        "r": config.r,
+        "target_modules": sorted(config.target_modules),
+        "task_type": "CAUSAL_LM",
+    }
+    tensors: dict[str, Tensor] = {}
+    for name, one in factors.items():
+        layer = _PREFIX + name.removesuffix(".weight")
+        tensors[f"{layer}.lora_A.weight"] = one.a.detach().cpu().contiguous()
+        tensors[f"{layer}.lora_B.weight"] = one.b.detach().cpu().contiguous()
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+    (folder / CONFIG_FILE).write_text(json.dumps(settings, indent=2) + "\n", "utf-8")
+
+
+def read_adapter(source: str) -> Adapter | None:
+    """The adapter in the folder `source`; None where there is none. Raises DataError for one that cannot be used."""
+    folder = Path(source)
+    if not (folder / CONFIG_FILE).is_file():
+        return None
+    try:
+        settings = json.loads((folder / CONFIG_FILE).read_text("utf-8"))
+        tensors = load_file(folder / WEIGHTS_FILE)
+        for key, allowed in _PLAIN.items():
+            if settings.get(key, allowed[-1]) not in allowed:
+                raise DataError(f"adapter {source}: {key}={settings[key]!r} is not supported; only plain LoRA is")
+        base, scaling = str(settings["base_model_name_or_path"]), float(settings["lora_alpha"]) / int(settings["r"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError, SafetensorError) as error:
+        if isinstance(error, DataError):
+            raise
+        line = " ".join(str(error).split())[:200]
+        raise DataError(f"adapter {source}: not a PEFT adapter folder: {type(error).__name__}: {line}") from error
+    if not (Path(base) / "config.json").is_file():
+        raise DataError(
+            f"adapter {source}: its base model {base!r} is no local model folder; put the base there or correct "
+            f"base_model_name_or_path in {CONFIG_FILE}"
+        )
+    return Adapter(source, base, _factors(source, tensors, scaling))
+
+
+def merge_adapter(hf: Any, adapter: Adapter) -> None:
+    """Add the adapter to the weights of its freshly loaded base, in place. Raises DataError where they do not fit."""
+    parameters = dict(hf.named_parameters())
+    for name, factors in adapter.factors.items():
+        weight = parameters.get(name)
+        shape = (factors.b.shape[0], factors.a.shape[1])
+        if weight is None or tuple(weight.shape) != shape:
+            raise DataError(
+                f"adapter {adapter.folder}: {name} {list(shape)} does not fit the base model {adapter.base}"
+            )
+        with torch.no_grad():
+            weight.copy_(merged(weight, factors))
+
+
+def _factors(source: str, tensors: Mapping[str, Tensor], scaling: float) -> dict[str, LoraFactors]:
+    layers = {key.removeprefix(_PREFIX).rpartition(".lora_")[0] for key in tensors}
+    factors = {}
+    for layer in sorted(layers):
+        a, b = (tensors.get(f"{_PREFIX}{layer}.lora_{side}.weight") for side in "AB")
+        if a is None or b is None or a.dim() != 2 or b.dim() != 2 or a.shape[0] != b.shape[1]:
+            raise DataError(f"adapter {source}: {WEIGHTS_FILE} has no A [r, in] and B [out, r] for {layer!r}")
+        factors[f"{layer}.weight"] = LoraFactors(a, b, scaling)
+    if not factors or len(tensors) != 2 * len(factors):
+        raise DataError(f"adapter {source}: {WEIGHTS_FILE} holds something else than A and B of linear layers")
+    return factors

@@ -1,0 +1,113 @@
+"""In place of preference and ppo (`alignment: dpo`): SL-CAI learns the same comparisons without a reward model
+(Rafailov et al. 2023, 2305.18290; Azar et al. 2023, 2310.12036). The result is DPO-CAI."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from cai_dist.config.run import RunConfig
+from cai_dist.data.schedule import plan_items
+from cai_dist.data.tables import Shards
+from cai_dist.stages import prepare
+from cai_dist.stages.chats import chat_format
+from cai_dist.stages.context import RunContext, model_settings
+from cai_dist.stages.groups import export_model, trained_model
+from cai_dist.stages.pairs import ai_comparisons, decided, fitting, log_heldout, scored_pair, training_pairs
+from cai_dist.stages.training import ds_files, total_steps, train
+from cai_dist.tracking.atomic import write_json
+from cai_dist.types import DpoPair, ScoredPair, StepShard
+
+if TYPE_CHECKING:
+    from cai_dist.cluster.group import WorkerGroup
+
+NAME = "dpo"
+SHARD = 512
+"""Pairs whose reference log-probabilities make one durable file."""
+REFERENCE = pa.schema([("ref_a", pa.float64()), ("ref_b", pa.float64())])
+
+
+def settings(config: RunConfig) -> dict[str, Any]:
+    """What decides the result of this stage."""
+    return {
+        "dpo": config.dpo.model_dump(mode="json", exclude={"train": {"checkpoint_every"}}),
+        **model_settings(config),
+    }
+
+
+def inputs(run: RunContext) -> list[Path]:
+    """Comparisons, SL-CAI (policy and reference start from it), and the user's DeepSpeed file."""
+    return [
+        run.run_dir / "feedback" / "comparisons.parquet",
+        run.run_dir / prepare.NAME / "human.parquet",
+        run.run_dir / "sft" / "model",
+        *ds_files(run.config.dpo.train.sharding),
+    ]
+
+
+def run(run: RunContext) -> list[Path]:
+    """Train and export `dpo/model`; measure its implicit reward on held-out comparisons in `heldout.json`."""
+    folder = run.folder(NAME)
+    target, measured = folder / "model", folder / "heldout.json"
+    if not target.is_dir():
+        _train(run, folder, target, measured)
+    for scratch in ("checkpoints", "reference", "reference-heldout"):
+        shutil.rmtree(folder / scratch, ignore_errors=True)
+    return [target, measured]
+
+
+def _train(run: RunContext, folder: Path, target: Path, measured: Path) -> None:
+    """From SL-CAI (or the newest checkpoint) to the exported model; the held-out measurement comes before the export,
+    so that a model that is there is a measured one."""
+    config = run.config.dpo
+    model = str(run.run_dir / "sft" / "model")
+    chat = chat_format(run, model)
+    pairs = training_pairs(run, NAME, chat, config.helpful_fraction)
+    known = [scored_pair(chat, c) for c in decided(ai_comparisons(run, "heldout"))]
+    heldout = fitting(known, run.config.models.context)
+    steps = total_steps(len(pairs), config.train, "dpo.train")
+    with trained_model(run, NAME, "dpo", model, config.train, steps, loss=config.loss, beta=config.beta) as group:
+        # The group is SL-CAI until its first step or checkpoint.
+        examples = _with_reference(run, group, pairs, folder / "reference")
+        compared = _with_reference(run, group, heldout, folder / "reference-heldout")
+        train(run, NAME, group, examples, config.train, lambda batch: float(len(batch)), folder)
+        logprobs = _logprobs(run, group, heldout, "dpo: held-out")
+        rewards = [
+            (config.beta * (a - pair.ref_a), config.beta * (b - pair.ref_b))
+            for (a, b), pair in zip(logprobs, compared, strict=True)
+        ]
+        write_json(measured, log_heldout(run, NAME, rewards, [pair.p_a for pair in heldout]))
+        export_model(lambda folder: group.broadcast("dpo: export", "export", str(folder)), target)
+
+
+def _with_reference(run: RunContext, group: WorkerGroup, pairs: Sequence[ScoredPair], folder: Path) -> list[DpoPair]:
+    """The pairs with the log-probabilities of both answers under SL-CAI; shards that are in `folder` are read, not made
+    again. Call it before the group's first step. Raises Interrupted between shards."""
+    pieces = [pairs[i : i + SHARD] for i in range(0, len(pairs), SHARD)]
+    shards = Shards(folder, len(pieces))
+    missing = shards.missing()
+    with run.console.task(f"dpo: {folder.name}", total=len(pairs), unit="pairs") as task:
+        task.advance(len(pairs) - sum(len(pieces[i]) for i in missing))
+        for i in missing:
+            found = _logprobs(run, group, pieces[i], f"dpo: {folder.name}")
+            shards.write(i, [{"ref_a": a, "ref_b": b} for a, b in found], REFERENCE)
+            task.advance(len(pieces[i]))
+            run.check_stop()
+    return [
+        DpoPair(p.ids_a, p.ids_b, p.p_a, p.source, p.prompt_tokens, r["ref_a"], r["ref_b"])
+        for p, r in zip(pairs, shards.rows(), strict=True)
+    ]
+
+
+def _logprobs(
+    run: RunContext, group: WorkerGroup, pairs: Sequence[ScoredPair], phase: str
+) -> list[tuple[float, float]]:
+    """Summed log-probabilities of both answers of each pair under the group's present weights."""
+    sharding = run.config.dpo.train.sharding
+    plan = plan_items(pairs, sharding.ranks, sharding, run.config.models.layout)
+    shards = [StepShard(micro) for micro in plan.split(pairs)]
+    return plan.restore(group.scatter(phase, "pair_logprobs", shards))

@@ -1,0 +1,96 @@
+"""The comparisons that a stage learns from, and how it does on held-out ones: shared by `preference` and `dpo`."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from cai_dist.data.chat import ChatFormat
+from cai_dist.errors import DataError
+from cai_dist.losses.calibration import expected_calibration_error
+from cai_dist.stages import prepare
+from cai_dist.stages.context import RunContext, stable_seed
+from cai_dist.stages.records import read_comparisons
+from cai_dist.types import Comparison, ScoredPair
+
+
+def ai_comparisons(run: RunContext, split: str) -> list[Comparison]:
+    """The AI's comparisons of answers to prompts of `split`."""
+    found = read_comparisons(run.run_dir / "feedback" / "comparisons.parquet")
+    return [x.comparison for x in found if x.comparison.prompt.split == split]
+
+
+def training_pairs(run: RunContext, stage: str, chat: ChatFormat, helpful_fraction: float) -> list[ScoredPair]:
+    """AI comparisons of training prompts mixed with human ones, as token ids; those with a side longer than the context
+    are left out and counted in the metrics of `STAGE_data`. Raises DataError."""
+    human = [x.comparison for x in read_comparisons(run.run_dir / prepare.NAME / "human.parquet")]
+    mixture = mix(ai_comparisons(run, "train"), human, helpful_fraction, run.config.seed, stage)
+    kept = fitting([scored_pair(chat, c) for c in mixture], run.config.models.context)
+    run.tracker.rewind(f"{stage}_data", -1)
+    run.log(f"{stage}_data", 0, pairs=len(kept), too_long=len(mixture) - len(kept))
+    return kept
+
+
+def mix(
+    ai: Sequence[Comparison], human: Sequence[Comparison], fraction: float, seed: int, stage: str
+) -> list[Comparison]:
+    """All AI comparisons and as many human ones as make `fraction` of the whole, drawn without replacement.
+
+    Raises DataError where there are too few human comparisons (none at all are needed for fraction 0).
+    """
+    if not ai:
+        raise DataError(f"{stage}: no AI comparison on a training prompt; stage feedback left none")
+    wanted = round(len(ai) * fraction / (1.0 - fraction))
+    if wanted > len(human):
+        raise DataError(
+            f"{stage}.helpful_fraction={fraction} asks for {wanted} human comparisons beside {len(ai)} AI ones, but "
+            f"there are {len(human)}; lower it or give more in data.helpful_comparisons"
+        )
+    order = sorted(range(len(human)), key=lambda i: stable_seed(seed, "human", i))
+    return [*ai, *(human[i] for i in order[:wanted])]
+
+
+def scored_pair(chat: ChatFormat, c: Comparison) -> ScoredPair:
+    """Both sides as token ids: the whole conversation, the answer, the end token."""
+    a, b = (chat.example(c.prompt.turns, r).ids for r in (c.response_a, c.response_b))
+    return ScoredPair(a, b, c.p_a, c.source, len(chat.prompt_ids(c.prompt.turns)))
+
+
+def fitting(pairs: Sequence[ScoredPair], context: int) -> list[ScoredPair]:
+    """Those of which both sides have at most `context` tokens."""
+    return [p for p in pairs if max(len(p.ids_a), len(p.ids_b)) <= context]
+
+
+def decided(comparisons: Sequence[Comparison]) -> list[Comparison]:
+    """Those whose label is no tie."""
+    return [c for c in comparisons if c.p_a != 0.5]
+
+
+def log_heldout(
+    run: RunContext, stage: str, scores: Sequence[tuple[float, float]], p_a: Sequence[float]
+) -> dict[str, Any]:
+    """How scores of both sides agree with labels p(A) other than 1/2, also as metrics of `STAGE_heldout`.
+
+    Returns: `n`; `accuracy`, how often sigma(score of A - score of B) is on the label's side of one half; `ece`, its
+    calibration against the label itself (a probability, as in training); `mean_score` over all sides.
+    """
+    if not p_a:
+        return {"n": 0, "accuracy": None, "ece": None, "mean_score": 0.0}
+    margins = [a - b for a, b in scores]
+    chance = [1.0 / (1.0 + math.exp(-max(-500.0, min(500.0, m)))) for m in margins]
+    numbers = {
+        "n": len(p_a),
+        "accuracy": sum((m > 0) == (p > 0.5) for m, p in zip(margins, p_a, strict=True)) / len(p_a),
+        "ece": expected_calibration_error(chance, p_a),
+        "mean_score": sum(s for pair in scores for s in pair) / (2 * len(p_a)),
+    }
+    run.tracker.rewind(f"{stage}_heldout", -1)
+    run.log(f"{stage}_heldout", 0, **numbers)
+    return numbers
+
+
+def heldout(run: RunContext, stage: str) -> dict[str, Any]:
+    """What `STAGE/heldout.json` holds: the result of `log_heldout`."""
+    return dict(json.loads((run.run_dir / stage / "heldout.json").read_text()))

@@ -1,0 +1,114 @@
+"""Settings of `ppo` that belong to an algorithm: refused where it would ignore them, warned of where they mislead."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cai_dist.config.algorithms import DEFAULTS
+from cai_dist.config.checks import check_run
+from cai_dist.config.load import load_run
+from cai_dist.config.ppo_checks import ppo_warnings
+from cai_dist.config.run import RunConfig
+from cai_dist.errors import ConfigError
+
+
+def run_of(**ppo: Any) -> RunConfig:
+    return RunConfig.model_validate({"name": "x", "ppo": ppo})
+
+
+@pytest.mark.parametrize("algorithm", ["rloo", "reinforce++-group", "grpo", "dr-grpo"])
+def test_a_group_of_one_is_refused_in_one_line(algorithm: str, tmp_path: Path) -> None:
+    (path := tmp_path / "run.yaml").write_text(f"name: x\nppo: {{algorithm: {algorithm}}}\n")
+    with pytest.raises(ConfigError) as caught:
+        load_run(path, [])
+    line = str(caught.value)
+    assert "\n" not in line
+    assert f"ppo.samples_per_prompt=1: must be at least 2 for algorithm={algorithm}" in line
+    load_run(path, ["ppo.samples_per_prompt=2"])
+
+
+@pytest.mark.parametrize("algorithm", ["gae", "reinforce++"])
+def test_one_sample_a_prompt_is_enough_for_a_baseline_over_the_batch(algorithm: str) -> None:
+    check_run(run_of(algorithm=algorithm))
+
+
+@pytest.mark.parametrize("algorithm", [name for name, defaults in DEFAULTS.items() if not defaults.needs_value])
+def test_a_value_model_that_is_not_there_is_not_configured(algorithm: str) -> None:
+    common = {"algorithm": algorithm, "samples_per_prompt": 2}
+    with pytest.raises(ConfigError, match="ppo.value_warmup=2: must be 0 with ppo.algorithm=.*has no value model"):
+        check_run(run_of(**common, value_warmup=2))
+    with pytest.raises(ConfigError, match="ppo.bootstrap_truncated=true: must be false with ppo.algorithm="):
+        check_run(run_of(**common, bootstrap_truncated=True))
+    # Its sharding and its place do not count either.
+    check_run(run_of(**common, value={"ranks": 7}))
+    placed = RunConfig.model_validate(
+        {
+            "name": "x",
+            "ppo": common | {"placement": {"value": {"cpus": 90.0}}},
+            "cluster": {"num_cpus": 1.5},
+        }
+    )
+    check_run(placed)
+    with pytest.raises(ConfigError, match="num_cpus=1.5: must be at least"):
+        check_run(RunConfig.model_validate(placed.model_dump() | {"ppo": {"placement": {"value": {"cpus": 90.0}}}}))
+
+
+def test_importance_weights_need_both_log_probabilities() -> None:
+    check_run(run_of(importance_cap=2.0))
+    with pytest.raises(ConfigError, match="ppo.importance_cap=2: needs ppo.old_logprobs=trainer"):
+        check_run(run_of(importance_cap=2.0, old_logprobs="sampler"))
+
+
+@pytest.mark.parametrize("algorithm", list(DEFAULTS))
+def test_a_discount_is_refused_where_nothing_is_discounted(algorithm: str) -> None:
+    config = run_of(algorithm=algorithm, samples_per_prompt=2, gamma=0.99)
+    if DEFAULTS[algorithm].discounts:  # type: ignore[index]
+        check_run(config)
+    else:
+        with pytest.raises(ConfigError, match="ppo.gamma=0.99: must be 1 with ppo.algorithm="):
+            check_run(config)
+
+
+@pytest.mark.parametrize("algorithm", list(DEFAULTS))
+def test_defaults_raise_no_warning(algorithm: str) -> None:
+    config = run_of(algorithm=algorithm, samples_per_prompt=2)
+    check_run(config)
+    assert list(ppo_warnings(config.ppo)) == []
+
+
+@pytest.mark.parametrize(
+    ("kl", "warning"),
+    [
+        ({"where": "loss", "estimator": "k1"}, "k1: has an expected gradient of zero in the loss"),
+        ({"where": "reward", "estimator": "k3"}, "k3: as a reward it does not have the KL's gradient"),
+        ({"where": "reward", "estimator": "k2"}, "k2: as a reward it does not have the KL's gradient"),
+        ({"where": "loss", "estimator": "k1", "coefficient": 0.0}, None),
+        ({"where": "loss", "estimator": "k2"}, None),
+    ],
+)
+def test_estimators_in_the_wrong_place_run_with_a_warning(kl: dict[str, Any], warning: str | None) -> None:
+    config = run_of(kl=kl)
+    check_run(config)
+    lines = list(ppo_warnings(config.ppo))
+    assert len(lines) == (warning is not None) and all(warning in line for line in lines if warning)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("ppo.algorithm=ppo", "ppo.algorithm='ppo': must be one of 'gae', 'rloo'"),
+        ("ppo.whiten_advantages=maybe", "ppo.whiten_advantages='maybe': must be 'auto' or true or false"),
+        ("ppo.aggregate=mean", "ppo.aggregate='mean': must be 'auto' or one of 'token', 'sequence' or 'constant'"),
+        ("ppo.dual_clip=1.0", "ppo.dual_clip=1.0: must be greater than 1"),
+        ("ppo.target_kl=0", "ppo.target_kl=0: must be greater than 0"),
+        ("ppo.kl.estimator=k4", "ppo.kl.estimator='k4': must be 'auto' or one of 'k1', 'k2' or 'k3'"),
+    ],
+)
+def test_mistakes_are_one_line(override: str, message: str, tmp_path: Path) -> None:
+    (path := tmp_path / "run.yaml").write_text("name: x\n")
+    with pytest.raises(ConfigError) as caught:
+        load_run(path, [override])
+    assert message in str(caught.value) and "\n" not in str(caught.value)

@@ -1,0 +1,65 @@
+"""What a token counts for: aggregation against the definitions, and importance weights by hand."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cai_dist.coordinator.weights import aggregation_weight, denominator, importance
+from cai_dist.types import Trajectory
+from tests.unit.coordinator.small_run import make_config
+
+
+def trajectory(length: int) -> Trajectory:
+    zeros = (0.0,) * length
+    return Trajectory((1,), (2,) * length, zeros, zeros, (), zeros, zeros, (), 0.0, "stop", 0, zeros, zeros)
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.lists(st.lists(st.floats(-5, 5), min_size=1, max_size=6), min_size=1, max_size=5))
+def test_weights_over_denominator_are_the_means_of_their_names(losses: list[list[float]]) -> None:
+    batch = [trajectory(len(row)) for row in losses]
+    count, tokens = len(losses), sum(map(len, losses))
+    expected = {
+        "token": sum(map(sum, losses)) / tokens,
+        "sequence": sum(sum(row) / len(row) for row in losses) / count,
+        "constant": sum(sum(row) / 6 for row in losses) / count,  # max_new_tokens of the config
+    }
+    for aggregate, wanted in expected.items():
+        config = make_config(aggregate=aggregate)
+        total = sum(aggregation_weight(len(row), config) * number for row in losses for number in row)
+        assert total / denominator(batch, config) == pytest.approx(wanted, abs=1e-12)
+
+
+def test_importance_by_hand() -> None:
+    # Ratios 2, 1/2 and 1; capped at 1.5.
+    trainer, sampler = [[math.log(2) - 1, -2.0], [-3.0]], [[-1.0, math.log(2) - 2], [-3.0]]
+    capped = importance(trainer, sampler, 1.5)
+    assert capped.ratios[0] == pytest.approx((2.0, 0.5)) and capped.ratios[1] == (1.0,)
+    assert capped.weights[0] == pytest.approx((1.5, 0.5)) and capped.weights[1] == (1.0,)
+    assert capped.metrics() == pytest.approx(
+        {
+            "importance_mean": 3.5 / 3,
+            "importance_max": 2.0,
+            "importance_capped": 1 / 3,
+            "importance_ess": 3.0**2 / (3 * (2.25 + 0.25 + 1)),
+        }
+    )
+    free = importance(trainer, sampler, None)
+    assert free.weights == ((1.0, 1.0), (1.0,))
+    assert free.metrics()["importance_ess"] == pytest.approx(3.5**2 / (3 * (4 + 0.25 + 1)))
+    assert free.metrics()["importance_capped"] == 0.0
+
+
+def test_far_apart_log_probabilities_stay_finite() -> None:
+    far = importance([[0.0, -2000.0]], [[-2000.0, 0.0]], 2.0)
+    assert far.weights[0][0] == 2.0 and 0 < far.weights[0][1] < 1e-8
+    assert all(map(math.isfinite, far.metrics().values()))
+
+
+def test_the_same_log_probabilities_weigh_one() -> None:
+    same = importance([[-0.1, -7.3]], [[-0.1, -7.3]], 1.0)
+    assert same.weights == ((1.0, 1.0),) and same.metrics()["importance_ess"] == 1.0

@@ -43,7 +43,9 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=list(ALGORITHMS), default=list(ALGORITHMS))
     arguments = parser.parse_args()
     chosen = [name for name in ALGORITHMS if name in arguments.only or name == "PPO"]
-    rows = [row(name, {seed: run(name, seed, arguments.runs_dir) for seed in arguments.seeds}) for name in chosen]
+    folders = {name: {seed: run(name, seed, arguments.runs_dir) for seed in arguments.seeds} for name in chosen}
+    rows = [row(name, found) for name, found in folders.items()]
+    rows.insert(0, row("SL-CAI", folders["PPO"], key="sl"))
     results = Path(__file__).parent / "results"
     content = {"date": time.strftime("%Y-%m-%d"), "python": platform.python_version(), "rows": rows}
     (results / "algorithms.json").write_text(json.dumps(content, indent=1) + "\n")
@@ -58,7 +60,9 @@ def run(name: str, seed: int, runs_dir: Path) -> Path:
     slug = "".join(c if c.isalnum() else "-" for c in name.lower())
     folder, source = runs_dir / f"{slug}-{seed}", runs_dir / f"ppo-{seed}"
     if folder != source and not folder.exists():
-        shutil.copytree(source, folder, ignore=shutil.ignore_patterns("wandb", "ppo", "evaluate", "report"))
+        shutil.copytree(
+            source, folder, ignore=shutil.ignore_patterns("wandb", "ppo", "evaluate", "evaluation.json", "report")
+        )
     settings = [f"name={folder.name}", f"runs_dir={runs_dir}", f"seed={seed}", "tracking.wandb=off", *overrides]
     command = [sys.executable, "-m", "cai_dist", "run", str(RUNS / f"{file}.yaml"), *settings]
     if done := subprocess.run(command, check=False).returncode:
@@ -66,11 +70,11 @@ def run(name: str, seed: int, runs_dir: Path) -> Path:
     return folder
 
 
-def row(name: str, folders: dict[int, Path]) -> dict[str, Any]:
-    """The measures of one algorithm, a list over seeds each."""
+def row(name: str, folders: dict[int, Path], key: str | None = None) -> dict[str, Any]:
+    """The measures of one model (of the aligned one, without a key), a list over seeds each."""
     evaluations = [json.loads((folder / "evaluation.json").read_text())["models"] for folder in folders.values()]
     stages = [json.loads((folder / "manifest.json").read_text())["stages"] for folder in folders.values()]
-    models = [evaluation[aligned(evaluation)] for evaluation in evaluations]
+    models = [evaluation[key or aligned(evaluation)] for evaluation in evaluations]
     return {
         "algorithm": name,
         "base_help_safe": [evaluation["base"]["help_safe"]["value"] for evaluation in evaluations],
@@ -85,8 +89,8 @@ def aligned(models: dict[str, Any]) -> str:
 
 
 def training_seconds(name: str, stages: dict[str, Any]) -> float:
-    """From the comparisons to the aligned model."""
-    used = ("dpo",) if name in ("DPO", "IPO") else ("preference", "ppo")
+    """From the comparisons to the aligned model; SL-CAI is where all of them start."""
+    used = {"SL-CAI": (), "DPO": ("dpo",), "IPO": ("dpo",)}.get(name, ("preference", "ppo"))
     return sum(stages[stage]["seconds"] for stage in used)
 
 

@@ -107,6 +107,9 @@ def main(task_file: str) -> None:
 
 def ppo_config(task: dict[str, Any]) -> PpoConfig:
     """The settings of the task; what it does not name stays at its default."""
+    # A checkout from before this setting sends at most 32 prompts in a request.
+    rows = {"rollout_batch": -(-task["samples"] // task["rollout_workers"])}
+    rows = rows if "rollout_batch" in PpoConfig.model_fields else {}
     role = {"ranks": task["ranks"], "zero": task["zero"], "micro_batch": task["micro_batch"]}
     return PpoConfig.model_validate(
         {
@@ -122,6 +125,7 @@ def ppo_config(task: dict[str, Any]) -> PpoConfig:
             "kl": {"coefficient": task["kl"]},
             "sampling": {"max_new_tokens": task["response_tokens"], "temperature": task["temperature"]},
             "checkpoint_every": task["iterations"],
+            **rows,
             "placement": {"rollout": {"workers": task["rollout_workers"]}},
         }
     )

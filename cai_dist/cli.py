@@ -136,13 +136,13 @@ def _load(arguments: argparse.Namespace, ready: bool) -> RunConfig:
 
 
 def _check(arguments: argparse.Namespace) -> int:
-    from cai_dist.config.checks import missing_packages
-    from cai_dist.config.ppo_checks import ppo_warnings
+    from cai_dist.config.checks import missing_packages, run_warnings
 
     config = _load(arguments, ready=False)
-    for line in (*missing_packages(config), *ppo_warnings(config.ppo)):
+    for line in (*missing_packages(config), *run_warnings(config)):
         _complain(f"cai-dist: warning: {line}")
     print(f"{arguments.file}: in order; it writes to {Path(config.runs_dir) / config.name}")
+    print(f"stages: {' -> '.join(config.stages)}")
     return EXIT_OK
 
 
@@ -174,7 +174,7 @@ def _run_stages(config: RunConfig, stage: str | None, console: Console, stop: St
     else:
         run_dir = run_stage(config, stage, console, stop, stop.install)
     # Once more now that the manifest holds the time of the last stage, too.
-    console.say(f"report: {write_report(run_dir)}")
+    console.say(f"report: {write_report(run_dir, config.stages)}")
 
 
 def _show(arguments: argparse.Namespace) -> int:

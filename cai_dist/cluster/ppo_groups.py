@@ -25,9 +25,6 @@ from cai_dist.errors import ConfigError
 from cai_dist.losses.policy import PolicyObjective
 from cai_dist.types import GenerateRequest, Generation, SamplingParams, StepShard, Trajectory, WorkerSpec
 
-ROLLOUT_CHUNK = 32
-"""Prompts of one request to a rollout worker; fixed, so that samples do not depend on the number of workers."""
-
 
 @dataclass(frozen=True)
 class PpoModels:
@@ -103,9 +100,10 @@ class PpoGroups:
         self, prompts: Sequence[tuple[int, ...]], sampling: SamplingParams, seed: int
     ) -> Pending[list[Generation]]:
         """One response per prompt. The samples depend on prompts, sampling, seed and weights alone."""
+        rows = self._ppo.rollout_batch
         requests = [
-            GenerateRequest(tuple(prompts[start : start + ROLLOUT_CHUNK]), sampling, _chunk_seed(seed, start))
-            for start in range(0, len(prompts), ROLLOUT_CHUNK)
+            GenerateRequest(tuple(prompts[start : start + rows]), sampling, _chunk_seed(seed, start))
+            for start in range(0, len(prompts), rows)
         ]
         return self._groups["rollout"].deal("generate", "generate", requests).then(_flat)
 

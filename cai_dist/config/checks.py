@@ -16,8 +16,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from cai_dist.config.ppo_checks import ppo_problems
-from cai_dist.config.run import RunConfig
+from cai_dist.config.ppo_checks import ppo_problems, ppo_warnings
+from cai_dist.config.run import DpoConfig, RunConfig
 from cai_dist.config.training import ShardingConfig
 from cai_dist.errors import ConfigError
 
@@ -49,6 +49,16 @@ def missing_packages(config: RunConfig) -> list[str]:
     if config.ppo.engine == "vllm":
         lines.append("ppo.engine=vllm: the vLLM engine is not part of this version; set ppo.engine=hf")
     return lines
+
+
+def run_warnings(config: RunConfig) -> Iterator[str]:
+    """One line for each setting that a run may have and that is likely not meant. (A run of dpo that extends one of ppo
+    has settings of `preference` and `ppo` with good reason.)"""
+    if config.alignment == "dpo":
+        return
+    yield from ppo_warnings(config.ppo)
+    if config.dpo != DpoConfig():
+        yield f"dpo: not looked at with alignment={config.alignment}; set alignment=dpo or leave the section out"
 
 
 def _models(config: RunConfig) -> list[tuple[str, str]]:

@@ -107,6 +107,9 @@ class PpoConfig(Section):
     """Taken off the score of a response that was cut off at the token limit."""
     engine: Literal["hf", "vllm"] = "hf"
     """Rollout engine."""
+    rollout_batch: int = Field(32, ge=1)
+    """Prompts of one request to a rollout worker; requests are dealt out over the workers in turn. It does not follow
+    from their number, so that the samples do not depend on it."""
     old_logprobs: Literal["trainer", "sampler"] = "trainer"
     """Where the ratio's denominator comes from: recomputed by the policy ranks, or as the sampler gave it."""
     sampling: SamplingConfig = SamplingConfig()

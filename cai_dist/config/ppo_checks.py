@@ -26,6 +26,11 @@ def ppo_problems(ppo: PpoConfig) -> Iterator[str]:
             f"ppo.importance_cap={ppo.importance_cap:g}: needs ppo.old_logprobs=trainer; it weighs the trainer's "
             "log-probabilities against the sampler's, and with ppo.old_logprobs=sampler only those are known"
         )
+    if ppo.kl.target is not None and ppo.kl.coefficient == 0:
+        yield (
+            f"ppo.kl.coefficient=0: must be greater than 0 with ppo.kl.target={ppo.kl.target:g}; the controller "
+            "multiplies the coefficient, and 0 stays 0"
+        )
     yield from _unused(ppo)
 
 
@@ -37,6 +42,11 @@ def _unused(ppo: PpoConfig) -> Iterator[str]:
             "answer with the adapter off"
         )
     if not ppo.defaults.needs_value:
+        if ppo.placement.value != PlacementConfig():
+            yield (
+                f"ppo.placement.value: leave it out; with ppo.algorithm={ppo.algorithm} there is no value model and "
+                "no worker to place"
+            )
         if ppo.value_warmup:
             yield (
                 f"ppo.value_warmup={ppo.value_warmup}: must be 0 with ppo.algorithm={ppo.algorithm}, which has no "
@@ -56,8 +66,19 @@ def _unused(ppo: PpoConfig) -> Iterator[str]:
 
 def ppo_warnings(ppo: PpoConfig) -> Iterator[str]:
     """One line for each setting that runs and does something other than its name suggests."""
-    where, estimator, beta = ppo.kl_where, ppo.kl_estimator, ppo.kl.coefficient
-    if beta == 0:
+    yield from _misplaced_estimator(ppo)
+    samples = ppo.prompts_per_iteration * ppo.samples_per_prompt
+    if ppo.target_kl is not None and ppo.epochs * samples == ppo.mini_batch:
+        yield (
+            f"ppo.target_kl={ppo.target_kl:g}: stops nothing; with ppo.epochs=1 and ppo.mini_batch={ppo.mini_batch}, "
+            "all samples of an iteration, there is only one step to take"
+        )
+
+
+def _misplaced_estimator(ppo: PpoConfig) -> Iterator[str]:
+    """Estimators of the KL whose gradient, where they stand, is not the KL's."""
+    where, estimator = ppo.kl_where, ppo.kl_estimator
+    if ppo.kl.coefficient == 0:
         return
     if where == "loss" and estimator == "k1":
         yield "ppo.kl.estimator=k1: has an expected gradient of zero in the loss; k2 there has the KL's gradient"

@@ -74,11 +74,6 @@ class TokenBatch:
         """bool [N], true for position >= prompt_length; all false in a stand-in."""
         return self.positions >= self._per_token(self.prompt_lengths)
 
-    @property
-    def valid(self) -> Tensor:
-        """bool [B], false for the stand-in."""
-        return torch.full_like(self.lengths, not self.empty, dtype=torch.bool)
-
     def to(self, device: torch.device | str) -> TokenBatch:
         """The same batch on a device."""
         return _moved(self, device)

@@ -8,12 +8,16 @@ expected gradient is zero, k3's is that of KL(q || p).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
+
+MAX_EXPONENT = 20.0
+"""exp() of much more would soon overflow."""
 
 
 def k1(log_ratio: Tensor) -> Tensor:
@@ -27,8 +31,14 @@ def k2(log_ratio: Tensor) -> Tensor:
 
 
 def k3(log_ratio: Tensor) -> Tensor:
-    """q/p - 1 - log(q/p): unbiased, low variance, never negative. Same shape as the input, nats."""
-    return torch.expm1(-log_ratio) + log_ratio
+    """q/p - 1 - log(q/p): unbiased, low variance, never negative. Same shape as the input, nats.
+
+    Where log(q/p) is above `MAX_EXPONENT`, q/p goes on as the tangent of exp there: finite, and its gradient still
+    pulls p towards q, which that of a constant would not.
+    """
+    exponent = (-log_ratio).clamp(max=MAX_EXPONENT)
+    beyond = torch.relu(-log_ratio - MAX_EXPONENT)
+    return torch.expm1(exponent) + log_ratio + math.exp(MAX_EXPONENT) * beyond
 
 
 ESTIMATORS: dict[str, Callable[[Tensor], Tensor]] = {"k1": k1, "k2": k2, "k3": k3}

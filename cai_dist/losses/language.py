@@ -11,8 +11,8 @@ def language_loss(logprobs: Tensor, weights: Tensor, denominator: float) -> tupl
     """Weighted negative log-likelihood, -sum(weights * logprobs) / denominator.
 
     Args:
-        logprobs: [B, T] nats, from `token_logprobs`.
-        weights: [B, T] weight of predicting each token; 0 for prompt and padding.
+        logprobs: any shape (flat [N] in training), nats; of tokens without a weight they are never read.
+        weights: same shape, weight of predicting each token; 0 for a prompt.
         denominator: sum of the weights over all micro-batches and ranks of the step.
 
     Returns: the scalar loss (nats per token once summed over micro-batches and ranks) and {"loss"}.

@@ -79,9 +79,9 @@ def policy_loss(
     Raises: ValueError if the shapes differ, or a tensor is missing that the objective needs.
     """
     same_shape(logprobs=logprobs, old_logprobs=old_logprobs, advantages=advantages, weights=weights, mask=mask)
-    # The input is masked, not only the sum: 0 * NaN on the way back through padding would be NaN.
+    # The input is masked, not only the sum: 0 * NaN on the way back would be NaN.
     logprobs = logprobs.masked_fill(~mask, 0.0)
-    log_ratio = _bounded(logprobs - old_logprobs)
+    log_ratio = (logprobs - old_logprobs).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
     ratio = log_ratio.exp()
     surrogate, cut = _surrogate(ratio, advantages, objective)
     per_token = -surrogate
@@ -93,7 +93,7 @@ def policy_loss(
     }
     if objective.kl is not None:
         reference = _needed(ref_logprobs, mask, "ref_logprobs", "a KL term")
-        sums["kl"] = ESTIMATORS[objective.kl](_bounded(logprobs - reference))
+        sums["kl"] = ESTIMATORS[objective.kl](logprobs - reference)
         per_token = per_token + kl_coefficient * sums["kl"]
     if objective.entropy:
         sums["entropy"] = _needed(entropy, mask, "entropy", "an entropy bonus").masked_fill(~mask, 0.0)
@@ -125,10 +125,6 @@ def _surrogate(ratio: Tensor, advantages: Tensor, objective: PolicyObjective) ->
         below = (advantages < 0) & (surrogate < floor)
         surrogate, cut = torch.where(below, floor, surrogate), cut | below
     return surrogate, cut
-
-
-def _bounded(log_ratio: Tensor) -> Tensor:
-    return log_ratio.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
 
 
 def _needed(tensor: Tensor | None, mask: Tensor, name: str, purpose: str) -> Tensor:

@@ -16,10 +16,11 @@ def value_loss(
     V_clipped moves at most `clip` away from the value that the rollout phase saw.
 
     Args:
-        values: [B, T] under the model being trained, V of the state before each token.
-        old_values: [B, T] of the rollout phase.
-        returns: [B, T] targets.
-        mask: bool [B, T], true for response tokens.
+        values: any shape (flat [N] in training; the rest has the same), under the model being trained: V of the state
+            before each token.
+        old_values: of the rollout phase.
+        returns: targets.
+        mask: bool, true for response tokens.
         clip: largest move that is rewarded.
         denominator: response tokens over all micro-batches and ranks of the step.
 
@@ -29,7 +30,7 @@ def value_loss(
     Raises: ValueError if the shapes differ.
     """
     same_shape(values=values, old_values=old_values, returns=returns, mask=mask)
-    # The input is masked, not only the sum: 0 * NaN on the way back through padding would be NaN.
+    # The input is masked, not only the sum: 0 * NaN on the way back would be NaN.
     values = values.masked_fill(~mask, 0.0)
     clipped_values = old_values + (values - old_values).clamp(-clip, clip)
     unclipped = (values - returns) ** 2

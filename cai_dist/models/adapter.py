@@ -1,7 +1,8 @@
 """Adapter folders in PEFT's layout: written without the base model, read by merging into it.
 
-`adapter_config.json` says what kind of adapter and which base, `adapter_model.safetensors` holds A and B. Only plain
-LoRA on linear layers is read; any variant that computes something else is refused, since merging it would be wrong.
+`adapter_config.json` says what kind of adapter and which base, `adapter_model.safetensors` holds A and B;
+`base_model.json`, a file of our own that PEFT does not look at, holds the hash of the base's weights. Only plain LoRA
+on linear layers is read; any variant that computes something else is refused, since merging it would be wrong.
 """
 
 from __future__ import annotations
@@ -19,9 +20,11 @@ from torch import Tensor
 
 from cai_dist.errors import DataError
 from cai_dist.models.lora import ADAPTER, LoraFactors, merged
+from cai_dist.tracking.atomic import sha256_file, sha256_json, write_json
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
+BASE_FILE = "base_model.json"
 _PREFIX = "base_model.model."
 _PLAIN: dict[str, tuple[Any, ...]] = {
     "peft_type": ("LORA",),
@@ -67,11 +70,22 @@ def write_adapter(folder: Path, base: str, hf: Any, factors: Mapping[str, LoraFa
         tensors[f"{layer}.lora_B.weight"] = one.b.detach().cpu().contiguous()
     folder.mkdir(parents=True, exist_ok=True)
     save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+    if Path(base).is_dir():
+        write_json(folder / BASE_FILE, {"weights_sha256": weights_sha256(Path(base))})
     (folder / CONFIG_FILE).write_text(json.dumps(settings, indent=2) + "\n", "utf-8")
 
 
+def weights_sha256(model: Path) -> str:
+    """Hex SHA-256 of the names and contents of a model folder's weight files, whatever else lies beside them."""
+    return sha256_json({path.name: sha256_file(path) for path in model.glob("*.safetensors")})
+
+
 def read_adapter(source: str) -> Adapter | None:
-    """The adapter in the folder `source`; None where there is none. Raises DataError for one that cannot be used."""
+    """The adapter in the folder `source`; None where there is none.
+
+    Raises DataError for one that cannot be used, and for a base with other weights than the adapter was trained on
+    (an adapter that others wrote does not say: any base of its shape is taken).
+    """
     folder = Path(source)
     if not (folder / CONFIG_FILE).is_file():
         return None
@@ -82,6 +96,8 @@ def read_adapter(source: str) -> Adapter | None:
             if settings.get(key, allowed[-1]) not in allowed:
                 raise DataError(f"adapter {source}: {key}={settings[key]!r} is not supported; only plain LoRA is")
         base, scaling = str(settings["base_model_name_or_path"]), float(settings["lora_alpha"]) / int(settings["r"])
+        noted = folder / BASE_FILE
+        expected = json.loads(noted.read_text("utf-8"))["weights_sha256"] if noted.is_file() else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError, SafetensorError) as error:
         if isinstance(error, DataError):
             raise
@@ -91,6 +107,11 @@ def read_adapter(source: str) -> Adapter | None:
         raise DataError(
             f"adapter {source}: its base model {base!r} is no local model folder; put the base there or correct "
             f"base_model_name_or_path in {CONFIG_FILE}"
+        )
+    if expected is not None and weights_sha256(Path(base)) != expected:
+        raise DataError(
+            f"adapter {source}: its base model {base!r} has other weights than those it was trained on "
+            f"({BASE_FILE}); correct base_model_name_or_path in {CONFIG_FILE}"
         )
     return Adapter(source, base, _factors(source, tensors, scaling))
 

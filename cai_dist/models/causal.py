@@ -98,9 +98,11 @@ class LogprobHead(nn.Linear):
 
 
 def logit_scaling(config: Any) -> LogitScaling:
-    """What architectures do to logits after the output layer, by the names that their configurations use."""
-    scale = float(getattr(config, "logit_scale", None) or 1.0) / float(getattr(config, "logits_scaling", None) or 1.0)
-    cap = getattr(config, "final_logit_softcapping", None)
+    """What architectures do to logits after the output layer, by the names that the configurations of their language
+    models use."""
+    text = config.get_text_config()
+    scale = float(getattr(text, "logit_scale", None) or 1.0) / float(getattr(text, "logits_scaling", None) or 1.0)
+    cap = getattr(text, "final_logit_softcapping", None)
     return LogitScaling(scale, None if cap is None else float(cap))
 
 

@@ -50,10 +50,15 @@ def trunk_states(hf: Any, ids: Tensor, lengths: Tensor, layout: Layout) -> Tenso
 
 
 def attention_window(config: Any) -> float:
-    """How many tokens back the narrowest attention layer sees; infinite where the configuration names no limit."""
-    limits = [getattr(config, "attention_chunk_size", None)]
-    if getattr(config, "use_sliding_window", True):
-        limits.append(getattr(config, "sliding_window", None))
+    """How many tokens back the narrowest attention layer sees; infinite where the configuration names no limit.
+
+    A model of several parts (text and vision) has the settings of its language model in a configuration of their own.
+    """
+    limits = []
+    for part in (config, config.get_text_config()):
+        limits.append(getattr(part, "attention_chunk_size", None))
+        if getattr(part, "use_sliding_window", True):
+            limits.append(getattr(part, "sliding_window", None))
     return min((float(limit) for limit in limits if limit), default=float("inf"))
 
 

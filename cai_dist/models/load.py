@@ -93,10 +93,9 @@ def load_scalar(source: str, dtype: Dtype, seed: int, layout: Layout = "packed")
     return ScalarHeadModel(model, layout)
 
 
-def longest_input(source: str) -> int | None:
-    """`max_position_embeddings` of a model; None where its configuration does not say. Raises DataError."""
-    limit = getattr(_pretrained(AutoConfig, source, "model"), "max_position_embeddings", None)
-    return None if limit is None else int(limit)
+def load_config(source: str) -> Any:
+    """The transformers configuration of a model. Raises DataError."""
+    return _pretrained(AutoConfig, source, "model")
 
 
 def copy_tokenizer(source: str, folder: Path) -> None:
@@ -118,10 +117,15 @@ def _pretrained(auto: Any, source: str, what: str, **kwargs: Any) -> Any:
     elif not (folder / "config.json").is_file() and what != "tokenizer":
         raise DataError(f"{what}: {source} holds no config.json; give a folder in the Hugging Face layout")
     try:
-        return auto.from_pretrained(source, trust_remote_code=False, **kwargs)
+        loaded = auto.from_pretrained(source, trust_remote_code=False, **kwargs)
     except Exception as error:  # transformers raises anything from OSError to KeyError for a broken folder
         line = " ".join(str(error).split())[:300]
         raise DataError(f"{what}: cannot load {source!r}: {type(error).__name__}: {line}") from error
+    # Transformers follows an adapter_config.json by itself and puts live adapters, of any kind, into the base.
+    model = loaded[0] if isinstance(loaded, tuple) else loaded
+    if getattr(model, "_hf_peft_config_loaded", False):
+        raise DataError(f"{what}: {source!r} is an adapter on another model; merge it and give the whole model")
+    return loaded
 
 
 def _refuse_gaps(source: str, info: dict[str, Any], allowed: tuple[str, ...]) -> None:

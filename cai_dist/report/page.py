@@ -9,6 +9,7 @@ from html import escape
 from pathlib import Path
 from typing import Any, TypeGuard
 
+from cai_dist.config.run import STAGES
 from cai_dist.errors import DataError
 from cai_dist.report.charts import bar_chart, interval_bar, line_chart
 from cai_dist.report.style import STYLE
@@ -31,19 +32,23 @@ MAX_TRANSCRIPTS = 100
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 
 
-def write_report(run_dir: Path) -> Path:
+def write_report(run_dir: Path, stages: Sequence[str]) -> Path:
     """Write the report of what is in `run_dir` so far and return its path.
 
-    Parts whose files do not exist yet are left out. Raises DataError for a missing manifest or a malformed file.
+    Parts whose files do not exist yet are left out, and so are stages other than `stages` (those of the run) that the
+    folder holds because it has also seen a run of the other `alignment`.
+    Raises DataError for a missing manifest or a malformed file.
     """
     manifest = read_manifest(run_dir)
+    others = set(STAGES) - set(stages)
     evaluation = _read_json(run_dir / "evaluation.json")
     sections = [
         *_header(manifest, run_dir),
         *_results(evaluation),
-        *_curves(read_metrics(run_dir)),
+        # A series is named after its stage: preference, preference_data, preference_heldout.
+        *_curves([line for line in read_metrics(run_dir) if line["stage"].partition("_")[0] not in others]),
         *_transcripts(_read_lines(run_dir / "evaluate" / "transcripts.jsonl")),
-        *_stages(manifest["stages"]),
+        *_stages({name: entry for name, entry in manifest["stages"].items() if name not in others}),
         *_versions(manifest.get("versions")),
     ]
     title = escape(str(manifest.get("name", run_dir.name)))

@@ -26,9 +26,11 @@ if TYPE_CHECKING:
     from cai_dist.cluster.group import WorkerGroup
 
 NAME = "dpo"
-SHARD = 512
-"""Pairs whose reference log-probabilities make one durable file."""
-REFERENCE = pa.schema([("ref_a", pa.float64()), ("ref_b", pa.float64())])
+SHARD = 64
+"""Pairs whose log-probabilities make one call and one durable file: few enough for the deadline of a call."""
+LOGPROBS = pa.schema([("logprob_a", pa.float64()), ("logprob_b", pa.float64())])
+SCRATCH = ("checkpoints", "reference", "reference-heldout", "measured")
+"""Folders that are of no use once the stage is done."""
 
 
 def settings(config: RunConfig) -> dict[str, Any]:
@@ -55,7 +57,7 @@ def run(run: RunContext) -> list[Path]:
     target, measured = folder / "model", folder / "heldout.json"
     if not target.is_dir():
         _train(run, folder, target, measured)
-    for scratch in ("checkpoints", "reference", "reference-heldout"):
+    for scratch in SCRATCH:
         shutil.rmtree(folder / scratch, ignore_errors=True)
     return [target, measured]
 
@@ -72,42 +74,37 @@ def _train(run: RunContext, folder: Path, target: Path, measured: Path) -> None:
     steps = total_steps(len(pairs), config.train, "dpo.train")
     with trained_model(run, NAME, "dpo", model, config.train, steps, loss=config.loss, beta=config.beta) as group:
         # The group is SL-CAI until its first step or checkpoint.
-        examples = _with_reference(run, group, pairs, folder / "reference")
-        compared = _with_reference(run, group, heldout, folder / "reference-heldout")
+        examples = [
+            DpoPair(p.ids_a, p.ids_b, p.p_a, p.source, p.prompt_tokens, a, b)
+            for p, (a, b) in zip(pairs, _logprobs(run, group, pairs, folder / "reference"), strict=True)
+        ]
+        before = _logprobs(run, group, heldout, folder / "reference-heldout")
         train(run, NAME, group, examples, config.train, lambda batch: float(len(batch)), folder)
-        logprobs = _logprobs(run, group, heldout, "dpo: held-out")
+        after = _logprobs(run, group, heldout, folder / "measured")
         rewards = [
-            (config.beta * (a - pair.ref_a), config.beta * (b - pair.ref_b))
-            for (a, b), pair in zip(logprobs, compared, strict=True)
+            (config.beta * (a - ref_a), config.beta * (b - ref_b))
+            for (a, b), (ref_a, ref_b) in zip(after, before, strict=True)
         ]
         write_json(measured, log_heldout(run, NAME, rewards, [pair.p_a for pair in heldout]))
         export_model(lambda folder: group.broadcast("dpo: export", "export", str(folder)), target)
 
 
-def _with_reference(run: RunContext, group: WorkerGroup, pairs: Sequence[ScoredPair], folder: Path) -> list[DpoPair]:
-    """The pairs with the log-probabilities of both answers under SL-CAI; shards that are in `folder` are read, not made
-    again. Call it before the group's first step. Raises Interrupted between shards."""
+def _logprobs(
+    run: RunContext, group: WorkerGroup, pairs: Sequence[ScoredPair], folder: Path
+) -> list[tuple[float, float]]:
+    """Summed log-probabilities of both answers of each pair under the group's present weights; shards that are in
+    `folder` are read, not made again. Raises Interrupted between shards."""
     pieces = [pairs[i : i + SHARD] for i in range(0, len(pairs), SHARD)]
     shards = Shards(folder, len(pieces))
     missing = shards.missing()
+    sharding = run.config.dpo.train.sharding
     with run.console.task(f"dpo: {folder.name}", total=len(pairs), unit="pairs") as task:
         task.advance(len(pairs) - sum(len(pieces[i]) for i in missing))
         for i in missing:
-            found = _logprobs(run, group, pieces[i], f"dpo: {folder.name}")
-            shards.write(i, [{"ref_a": a, "ref_b": b} for a, b in found], REFERENCE)
+            plan = plan_items(pieces[i], sharding.ranks, sharding, run.config.models.layout)
+            parts = [StepShard(micro) for micro in plan.split(pieces[i])]
+            found = plan.restore(group.scatter(f"dpo: {folder.name}", "pair_logprobs", parts))
+            shards.write(i, [{"logprob_a": a, "logprob_b": b} for a, b in found], LOGPROBS)
             task.advance(len(pieces[i]))
             run.check_stop()
-    return [
-        DpoPair(p.ids_a, p.ids_b, p.p_a, p.source, p.prompt_tokens, r["ref_a"], r["ref_b"])
-        for p, r in zip(pairs, shards.rows(), strict=True)
-    ]
-
-
-def _logprobs(
-    run: RunContext, group: WorkerGroup, pairs: Sequence[ScoredPair], phase: str
-) -> list[tuple[float, float]]:
-    """Summed log-probabilities of both answers of each pair under the group's present weights."""
-    sharding = run.config.dpo.train.sharding
-    plan = plan_items(pairs, sharding.ranks, sharding, run.config.models.layout)
-    shards = [StepShard(micro) for micro in plan.split(pairs)]
-    return plan.restore(group.scatter(phase, "pair_logprobs", shards))
+    return [(row["logprob_a"], row["logprob_b"]) for row in shards.rows()]

@@ -22,6 +22,8 @@ from cai_dist.tracking.atomic import write_json
 from cai_dist.types import Prompt
 
 NAME = "evaluate"
+RESULT = "evaluation.json"
+"""Lies in the run folder itself."""
 
 
 def settings(config: RunConfig) -> dict[str, Any]:
@@ -82,17 +84,16 @@ def run(run: RunContext) -> list[Path]:
             "n": reward["n"],
         },
     }
-    target = run.run_dir / "evaluation.json"
+    target = run.run_dir / RESULT
     write_json(target, result)
     _log(run, judge, result)
     transcripts = write_evaluation_transcripts(folder, samples, run.config.evaluate.transcripts)
-    return [target, *transcripts, write_report(run.run_dir)]
+    return [target, *transcripts, write_report(run.run_dir, run.config.stages)]
 
 
 def show(run: RunContext) -> None:
     """The table at the end of a run."""
-    path = run.run_dir / "evaluation.json"
-    show_results(run.console, run.run_dir, json.loads(path.read_text()))
+    show_results(run.console, run.run_dir, json.loads((run.run_dir / RESULT).read_text()))
 
 
 def models(run: RunContext) -> dict[str, str]:

@@ -44,6 +44,8 @@ ALL = {
     m.NAME: Stage(m.NAME, m.run, m.settings, m.inputs)
     for m in (prepare, revise, sft, feedback, preference, ppo, dpo, evaluate)
 }
+_BESIDE = {evaluate.NAME: evaluate.RESULT}
+"""What a stage writes beside its folder and goes with it when it is set aside."""
 
 
 def run_pipeline(
@@ -132,6 +134,8 @@ def _set_aside(run: RunContext, stage: Stage, fingerprint: str) -> None:
     folder = run.run_dir / stage.name
     if begun is None or begun == fingerprint or not folder.exists():
         return
+    if (beside := _BESIDE.get(stage.name)) and (run.run_dir / beside).exists():
+        (run.run_dir / beside).rename(folder / beside)
     number = 1
     while (aside := run.run_dir / f"{stage.name}.old-{number}").exists():
         number += 1

@@ -18,7 +18,8 @@ from cai_dist.data.comparisons import load_comparison_set
 from cai_dist.data.prompts import load_prompt_set, opening
 from cai_dist.errors import ConfigError
 from cai_dist.models.cache import cache_root
-from cai_dist.models.load import longest_input
+from cai_dist.models.limits import context_problem
+from cai_dist.models.load import load_config
 from cai_dist.models.resolve import resolve_model
 from cai_dist.stages.context import RunContext, stable_seed
 from cai_dist.stages.groups import export_model, trained_model
@@ -33,7 +34,8 @@ NAME = "prepare"
 def settings(config: RunConfig) -> dict[str, Any]:
     """What decides the result of this stage."""
     return {
-        "models": config.models.model_dump(mode="json", exclude={"context", "chat"}),
+        # With the context, which every other stage depends on, too: it is checked against the models here.
+        "models": config.models.model_dump(mode="json", exclude={"chat"}),
         "data": config.data.model_dump(mode="json"),
         "world": _world_settings(config) if config.uses_world else None,
     }
@@ -69,12 +71,11 @@ def run(run: RunContext) -> list[Path]:
 
 def check_context(run: RunContext, role: str, path: str) -> None:
     """Refuse a context that the model was not made for. Raises ConfigError."""
-    limit = longest_input(path)
-    if limit is not None and run.config.models.context > limit:
-        raise ConfigError(
-            f"models.context={run.config.models.context}: models.{role} ({getattr(run.config.models, role)}) takes at "
-            f"most {limit} tokens"
-        )
+    models = run.config.models
+    # Every model that is trained, and whatever scores, descends from the pretrained one; the others generate.
+    layout = models.layout if role == "pretrained" else None
+    if problem := context_problem(load_config(path), models.context, layout):
+        raise ConfigError(f"models.context={models.context}: models.{role} ({getattr(models, role)}) {problem}")
 
 
 def model_path(run: RunContext, role: str) -> str:

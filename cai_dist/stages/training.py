@@ -1,4 +1,4 @@
-"""The loop shared by everything that is trained with labels: pretraining, SL-CAI, the preference model."""
+"""The loop shared by everything that is trained with labels: pretraining, SL-CAI, the preference model, DPO-CAI."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ from typing import Any
 from cai_dist.errors import DataError
 from cai_dist.tracking.atomic import sha256_path, write_json
 
-PACKAGES = ("cai_dist", "torch", "transformers", "ray", "deepspeed", "vllm", "safetensors", "pyarrow", "numpy")
+PACKAGES = ("cai_dist", "torch", "transformers", "peft", "ray", "deepspeed", "vllm", "safetensors", "pyarrow", "numpy")
 MAX_ERROR = 500
 
 

@@ -17,6 +17,8 @@ column is a change of one line that puts the bug in, and with it the test beside
 A mutation counts as killed only where each of its tests runs and *fails*: code that no longer imports or ends in a
 NameError, or a run past its deadline (unless the bug is a deadlock), is reported as broken. First all tests must pass
 unmutated. This page is made from `tests/mutants/mutants.toml` (`python -m tests.mutants.page`); a test compares them.
+Rows 14 to 17 and 29 of the list are about weight transfer and engines (`tests/integration/test_transfer.py`,
+`tests/unit/engines/test_weights.py`) and not in the table.
 
 Besides the tests of single rows there are independent references, which share no code with what they check:
 
@@ -41,6 +43,11 @@ REFERENCES = (
         "KL summed over every sequence of a tiny vocabulary",
         "estimators, the shaped reward and its gradient",
         "tests/unit/correctness/test_kl_reference.py",
+    ),
+    (
+        "passes of plain transformers over one sequence at a time",
+        "log-probs, entropies, values and scores of packed and of padded batches",
+        "tests/unit/correctness/test_model_passes.py",
     ),
     (
         "central differences in float64",

@@ -206,6 +206,6 @@ def run_all(mutants: Sequence[Mutant], say: Callable[[str], None], root: Path = 
             counts[verdict.outcome] += 1
             rows = ",".join(map(str, mutant.rows))
             reason = f"  {verdict.reason}" if verdict.reason else ""
-            say(f"{verdict.outcome:<8}  row {rows:<6} {mutant.name:<34} {verdict.seconds:5.1f} s{reason}")
+            say(f"{verdict.outcome:<8}  row {rows:<6} {mutant.name:<40} {verdict.seconds:5.1f} s{reason}")
     say(", ".join(f"{count} {outcome.lower()}" for outcome, count in counts.items()))
     return counts[Outcome.KILLED] == len(mutants)

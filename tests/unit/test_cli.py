@@ -97,6 +97,21 @@ def test_check_warns_of_missing_packages_and_run_refuses(run_file, capsys, monke
     assert "cai-dist: error: ppo.engine=vllm" in capsys.readouterr().err
 
 
+def test_check_prints_the_stages_and_warns_of_a_section_that_is_not_looked_at(run_file, capsys):
+    assert cli.main(["check", str(run_file)]) == 0
+    captured = capsys.readouterr()
+    assert "stages: revise -> sft -> feedback -> preference -> ppo -> evaluate\n" in captured.out
+    assert captured.err == ""
+    assert cli.main(["check", str(run_file), "alignment=dpo", "dpo.beta=0.3", "preference.helpful_fraction=0.1"]) == 0
+    captured = capsys.readouterr()
+    assert "stages: revise -> sft -> feedback -> dpo -> evaluate\n" in captured.out
+    assert captured.err == ""
+    assert cli.main(["check", str(run_file), "dpo.beta=0.3"]) == 0
+    assert capsys.readouterr().err == (
+        "cai-dist: warning: dpo: not looked at with alignment=ppo; set alignment=dpo or leave the section out\n"
+    )
+
+
 def test_run_and_stage_call_the_pipeline_and_write_the_report(run_file, pipeline, tmp_path, capsys):
     assert cli.main(["run", str(run_file)]) == 0
     assert cli.main(["stage", "ppo", str(run_file), "seed=3"]) == 0

@@ -1,4 +1,4 @@
-"""REINFORCE leave-one-out (Ahmadian et al. 2024, 2402.14740, section 4.2)."""
+"""REINFORCE leave-one-out (Ahmadian et al. 2024, 2402.14740)."""
 
 from __future__ import annotations
 

@@ -42,18 +42,16 @@ def test_a_value_model_that_is_not_there_is_not_configured(algorithm: str) -> No
         check_run(run_of(**common, value_warmup=2))
     with pytest.raises(ConfigError, match="ppo.bootstrap_truncated=true: must be false with ppo.algorithm="):
         check_run(run_of(**common, bootstrap_truncated=True))
-    # Its sharding and its place do not count either.
+    placed = {"placement": {"value": {"cpus": 90.0}}}
+    with pytest.raises(ConfigError, match="^ppo.placement.value: leave it out; with ppo.algorithm=.* no value model"):
+        check_run(run_of(**common, **placed))
+    check_run(run_of(**placed))
+    # Its sharding does not count, and its default place takes no room.
     check_run(run_of(**common, value={"ranks": 7}))
-    placed = RunConfig.model_validate(
-        {
-            "name": "x",
-            "ppo": common | {"placement": {"value": {"cpus": 90.0}}},
-            "cluster": {"num_cpus": 1.5},
-        }
-    )
-    check_run(placed)
-    with pytest.raises(ConfigError, match="num_cpus=1.5: must be at least"):
-        check_run(RunConfig.model_validate(placed.model_dump() | {"ppo": {"placement": {"value": {"cpus": 90.0}}}}))
+    tight = {"name": "x", "cluster": {"num_cpus": 1.5}}
+    check_run(RunConfig.model_validate(tight | {"ppo": common}))
+    with pytest.raises(ConfigError, match="num_cpus=1.5: must be at least 2,"):
+        check_run(RunConfig.model_validate(tight))
 
 
 def test_importance_weights_need_both_log_probabilities() -> None:
@@ -94,6 +92,35 @@ def test_estimators_in_the_wrong_place_run_with_a_warning(kl: dict[str, Any], wa
     check_run(config)
     lines = list(ppo_warnings(config.ppo))
     assert len(lines) == (warning is not None) and all(warning in line for line in lines if warning)
+
+
+def test_a_controller_that_could_never_leave_zero_is_refused() -> None:
+    check_run(run_of(kl={"coefficient": 0.0}))
+    check_run(run_of(kl={"coefficient": 0.01, "target": 3.0}))
+    with pytest.raises(ConfigError) as caught:
+        check_run(run_of(kl={"coefficient": 0.0, "target": 3.0}))
+    assert "ppo.kl.coefficient=0: must be greater than 0 with ppo.kl.target=3" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("epochs", "mini_batch", "samples_per_prompt", "warns"),
+    [(1, 8, 1, True), (1, 16, 2, True), (2, 8, 1, False), (1, 4, 1, False), (1, 8, 2, False)],
+)
+def test_an_early_stop_of_a_single_step_runs_with_a_warning(
+    epochs: int, mini_batch: int, samples_per_prompt: int, warns: bool
+) -> None:
+    common: dict[str, Any] = {
+        "prompts_per_iteration": 8,
+        "samples_per_prompt": samples_per_prompt,
+        "epochs": epochs,
+        "mini_batch": mini_batch,
+    }
+    config = run_of(**common, target_kl=0.1, kl={"coefficient": 0.0})
+    check_run(config)
+    lines = list(ppo_warnings(config.ppo))
+    assert len(lines) == warns and all("ppo.target_kl=0.1: stops nothing" in line for line in lines)
+    assert list(ppo_warnings(run_of(**common).ppo)) == []
 
 
 @pytest.mark.parametrize(

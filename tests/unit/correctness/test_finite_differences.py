@@ -27,8 +27,9 @@ IDS = torch.randint(0, V, (N,), generator=torch.Generator().manual_seed(0))
 MASK = torch.tensor([False, True, True, True, False, True, True, False])
 LOGITS, REFERENCE, ADVANTAGES = draw(N, V, seed=1), draw(N, V, seed=2), draw(N, seed=3)
 WEIGHTS = draw(N, seed=4).abs() + 0.5
-# Well inside or well outside the interval of the ratio, so that no kink lies within a step.
-OFFSETS = torch.tensor([0.05, -0.05, 0.6, -0.6, 0.6, -0.6, 0.05, 0.6], dtype=torch.float64)
+# Well inside or well outside the interval of the ratio, so that no kink lies within a step. The last two of the mask: a
+# bad token with a ratio above 1.5, where the dual clip counts, a good one between 1.2 and 1.4, where the upper does.
+OFFSETS = torch.tensor([0.05, -0.05, 0.6, -0.6, 0.6, 0.6, 0.3, 0.6], dtype=torch.float64)
 
 
 def logprobs(logits: Tensor) -> Tensor:
@@ -112,6 +113,16 @@ def test_gradients(name: str) -> None:
     (gradient,) = torch.autograd.grad(function(point), point)
     torch.testing.assert_close(gradient, central_differences(function, start), rtol=1e-6, atol=1e-9)
     assert gradient.abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if name.startswith("policy, ")])
+def test_each_option_of_the_policy_loss_is_met(name: str) -> None:
+    """Its gradient is another than the plain loss's: the comparison above is not one of two equal numbers."""
+    gradients = []
+    for function, start in (CASES[name], CASES["policy"]):
+        point = start.clone().requires_grad_()
+        gradients += torch.autograd.grad(function(point), point)
+    assert (gradients[0] - gradients[1]).abs().max() > 1e-2
 
 
 def test_what_the_mask_leaves_out_has_no_gradient() -> None:

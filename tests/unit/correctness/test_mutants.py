@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -86,7 +87,7 @@ def test_a_table_with_a_mistake_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def tree() -> Path:
+def tree() -> Iterator[Path]:
     with copied_tree() as folder:
         yield folder
 

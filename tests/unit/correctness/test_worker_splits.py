@@ -3,6 +3,7 @@ ranks and micro-batches, empty ones too, the gradients add up to those of the wh
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from cai_dist.config.training import OptimizerConfig, ShardingConfig
 from cai_dist.data.batches import loss_weight
-from cai_dist.data.schedule import plan_items
+from cai_dist.data.schedule import plan_items, token_count
 from cai_dist.engines.train import LossFn, Model
 from cai_dist.losses.policy import PolicyObjective
 from cai_dist.types import DpoPair, Generation, RankInfo, ScoredPair, StepShard, TokenSequence, Trajectory
@@ -134,6 +135,9 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Case]:
             "plain policy": Case(
                 worker(PolicyWorker, objective=PolicyObjective(0.2), temperature=0.7), trajectories, tokens, (0.2,)
             ),
+            "policy with k2": Case(
+                worker(PolicyWorker, objective=PolicyObjective(0.2, kl="k2"), temperature=0.7), trajectories, tokens
+            ),
             "value": Case(worker(ValueWorker, value_clip=0.2), trajectories, tokens),
             "dpo": Case(worker(DpoWorker, loss="dpo", beta=0.3), dpo_pairs, len),
         }
@@ -172,14 +176,18 @@ def gradients(
     count=st.integers(1, 9),
     ranks=st.integers(1, 8),
     micro_batch=st.integers(1, 4),
+    spare=st.none() | st.integers(0, 40),
     seed=st.integers(0, 10**6),
 )
 def test_gradients_add_up_to_those_of_the_whole_batch(
-    cases: dict[str, Case], name: str, count: int, ranks: int, micro_batch: int, seed: int
+    cases: dict[str, Case], name: str, count: int, ranks: int, micro_batch: int, spare: int | None, seed: int
 ) -> None:
+    """Cut by their number, or under a cap of the longest item's tokens and some to spare."""
     case = cases[name]
     items = case.items(random.Random(seed), count)
-    loss, found, passes = gradients(case, items, ranks, ShardingConfig(ranks=ranks, micro_batch=micro_batch))
+    cap = None if spare is None else max(map(token_count, items)) + spare
+    sharding = ShardingConfig(ranks=ranks, micro_batch=micro_batch, max_tokens_per_micro_batch=cap)
+    loss, found, passes = gradients(case, items, ranks, sharding)
     expected_loss, expected, _ = gradients(case, items, 1, ShardingConfig(ranks=1, micro_batch=count))
     assert loss == pytest.approx(expected_loss, rel=1e-5, abs=1e-6)
     assert len(passes) == 1, "every rank makes as many passes"
@@ -208,3 +216,21 @@ def test_the_policy_is_trained_at_the_temperature_that_it_is_asked_at(cases: dic
         same = [replace(item, old_logprobs=tuple(row)) for item, row in zip(items, rows, strict=True)]
         metrics = worker.train_step(StepShard((tuple(same),), tokens(same)), 0.0)
         assert (metrics["ratio_deviation"] < 1e-9) == is_one
+
+
+@pytest.mark.parametrize("beta", [0.05, 0.7])
+def test_the_policy_loss_is_the_sum_by_hand_of_what_the_trajectories_say(cases: dict[str, Case], beta: float) -> None:
+    """Old and reference log-probabilities, advantages, weights and beta are all different: none can stand in another's
+    place."""
+    worker: Any = cases["policy with k2"].worker
+    items = trajectories(random.Random(5), 4)
+    samples = [Generation(i.prompt_ids, i.response_ids, i.sampler_logprobs, "stop", 0) for i in items]
+    expected = 0.0
+    for item, row in zip(items, worker.logprobs(StepShard((tuple(samples),)), 0.7), strict=True):
+        columns = (row, item.old_logprobs, item.ref_logprobs, item.advantages, item.weights)
+        for logprob, old, reference, advantage, weight in zip(*columns, strict=True):
+            ratio = math.exp(logprob - old)
+            surrogate = min(ratio * advantage, min(max(ratio, 0.8), 1.2) * advantage)
+            expected += weight * (-surrogate + beta * (logprob - reference) ** 2 / 2) / 7.0
+    shard = StepShard((tuple(items[:3]), tuple(items[3:])), 7.0)
+    assert worker.train_step(shard, beta)["loss"] == pytest.approx(expected, rel=1e-4)

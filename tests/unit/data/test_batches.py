@@ -54,7 +54,7 @@ def test_where_sequences_are_by_hand() -> None:
 def test_masks_follow_lengths_and_rows_come_back(samples: list[tuple[tuple[int, ...], tuple[int, ...]]]) -> None:
     """The id 0 of the stand-in also occurs as a token: no mask may tell by the id."""
     batch = sample_batch([generation(*sample) for sample in samples])
-    assert len(batch) == len(samples) and batch.valid.all()
+    assert len(batch) == len(samples)
     for row, (prompt, response) in enumerate(samples):
         here = slice(int(batch.starts[row]), int(batch.last[row]) + 1)
         assert batch.ids[here].tolist() == [*prompt, *response]
@@ -119,7 +119,7 @@ def test_an_empty_micro_batch_is_a_sequence_in_no_mask() -> None:
     batches = [sample_batch([]), sequence_batch([])[0], trajectory_batch([]).tokens, pair_batch([]).tokens]
     for batch in batches:
         assert len(batch) == 0 and int(batch.lengths.sum()) == len(batch.ids) >= 1
-        assert not batch.response_mask.any() and not batch.valid.any()
+        assert not batch.response_mask.any()
         assert response_rows(batch, batch.ids.float()) == []
         assert len(batch.to("cpu")) == 0
     assert sequence_batch([])[1].sum() == 0

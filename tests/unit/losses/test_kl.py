@@ -44,6 +44,15 @@ def test_k3_by_hand() -> None:
     assert k3(torch.tensor(math.log(2))).item() == pytest.approx(-0.5 + math.log(2))
 
 
+def test_k3_has_its_own_slope_in_single_precision_too() -> None:
+    """1 - exp(-x), the slope of its tangent below x = -20."""
+    log_ratio = torch.tensor([25.0, 0.5, 0.0, -3.0, -20.0, -25.0], requires_grad=True)
+    (slope,) = torch.autograd.grad(k3(log_ratio).sum(), log_ratio)
+    expected = [1 - math.exp(-max(x, -20.0)) for x in (25.0, 0.5, 0.0, -3.0, -20.0, -25.0)]
+    assert slope.tolist() == pytest.approx(expected, rel=1e-6)
+    assert k3(torch.tensor(-21.0)).item() == pytest.approx(2 * math.exp(20) - 22)
+
+
 def reverse_kl(logits: torch.Tensor) -> torch.Tensor:
     return (REFERENCE.exp() * (REFERENCE - torch.log_softmax(logits, dim=-1))).sum()
 

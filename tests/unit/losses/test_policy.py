@@ -90,6 +90,20 @@ def test_kl_terms_by_hand(kind: Any, value: float, slope: float) -> None:
     assert new.grad is not None and new.grad.item() == pytest.approx(0.1 * slope)
 
 
+@pytest.mark.parametrize(("kind", "near", "far"), [("k1", 1.0, 1.0), ("k2", 25.0, -25.0), ("k3", 1.0, -math.exp(20))])
+def test_a_kl_term_pulls_back_however_far_the_policy_is(kind: Any, near: float, far: float) -> None:
+    """The slope of the KL term where the log-ratio to the reference is 25 and -25; k3 is a line below -20."""
+    for log_ratio, slope in ((25.0, near), (-25.0, far)):
+        new, zero, one = tensor(-1.0).requires_grad_(), tensor(0.0), tensor(1.0)
+        loss, metrics = policy_loss(
+            new, tensor(-1.0), zero, one, one.bool(), 1.0, PolicyObjective(0.2, kl=kind),
+            ref_logprobs=tensor(-1.0 - log_ratio), kl_coefficient=1.0,
+        )  # fmt: skip
+        loss.backward()
+        assert new.grad is not None and new.grad.item() == pytest.approx(slope)
+        assert math.isfinite(metrics["kl"].item())
+
+
 def test_entropy_is_rewarded() -> None:
     entropy = tensor(2.0, 3.0).requires_grad_()
     zero, weights = tensor(0.0, 0.0), tensor(1.0, 0.5)

@@ -13,8 +13,10 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedConfig
 
 from cai_dist.errors import ConfigError
+from cai_dist.losses.logprobs import LogitScaling
 from cai_dist.models import packed_attention
-from cai_dist.models.causal import CausalModel
+from cai_dist.models.causal import CausalModel, logit_scaling
+from cai_dist.models.layout import attention_window
 from cai_dist.models.scalar import ScalarHeadModel
 from tests.tiny import VOCAB
 
@@ -184,6 +186,50 @@ def test_a_sequence_longer_than_the_window_is_refused_and_padding_is_right() -> 
         found, _ = CausalModel(network(narrow), "padded")(IDS, LENGTHS, wanted, TEMPERATURE, False)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
     assert (wide - expected).abs().max() > 0.1
+
+
+def test_the_window_of_a_language_model_within_another_is_seen() -> None:
+    text = {"sliding_window": 6, "layer_types": ["sliding_attention"], "num_hidden_layers": 1}
+    assert attention_window(transformers.Gemma3Config(text_config=text)) == 6
+    assert attention_window(config("Llama")) == float("inf")
+
+
+def test_a_language_model_within_another_is_refused_beyond_its_window_and_right_within() -> None:
+    text = GOOD["gemma3: capped logits, norms, its own head width"].to_dict()
+    text |= {
+        "sliding_window": 8,
+        "layer_types": ["sliding_attention", "full_attention"],
+        "final_logit_softcapping": None,
+    }
+    vision = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 4}
+    whole = transformers.Gemma3Config(
+        text_config=text, vision_config=vision | {"image_size": 28, "patch_size": 14}, mm_tokens_per_image=4,
+        image_token_index=61, boi_token_index=62, eoi_token_index=63,
+    )  # fmt: skip
+    assert type(network(whole)).__name__ == "Gemma3ForConditionalGeneration"
+    ids, wanted = IDS.repeat(2)[:30] % 60, torch.ones(30, dtype=torch.bool)
+    model = CausalModel(network(whole)).train()
+    with pytest.raises(ConfigError, match="30 tokens, but its attention sees 8.; set models.layout=padded$") as caught:
+        model(ids, torch.tensor([30]), wanted, 1.0, False)
+    assert "\n" not in str(caught.value)
+    lengths, expected = torch.tensor([8, 5, 8, 8, 1]), []
+    padded = CausalModel(network(whole), "padded")
+    with torch.no_grad():
+        for one in ids.split(lengths.tolist()):
+            table = torch.log_softmax(network(whole)(input_ids=one[None], use_cache=False).logits[0], -1)
+            expected += [table.new_zeros(1), table[:-1].gather(-1, one[1:, None]).squeeze(-1)]
+        torch.testing.assert_close(
+            model(ids, lengths, wanted, 1.0, False)[0], torch.cat(expected), rtol=1e-5, atol=1e-5
+        )
+        table = torch.log_softmax(network(whole)(input_ids=ids[None], use_cache=False).logits[0], -1)
+        long = padded(ids, torch.tensor([30]), wanted, 1.0, False)[0]
+    torch.testing.assert_close(long[1:], table[:-1].gather(-1, ids[1:, None]).squeeze(-1), rtol=1e-5, atol=1e-5)
+
+
+def test_the_scaling_of_a_language_model_within_another_is_seen() -> None:
+    whole = transformers.Gemma3Config(text_config={"final_logit_softcapping": 30.0})
+    assert logit_scaling(whole) == LogitScaling(1.0, 30.0)
+    assert logit_scaling(config("Granite", logits_scaling=4.0)) == LogitScaling(0.25, None)
 
 
 def test_logits_that_are_more_than_the_head_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

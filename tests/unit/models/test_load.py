@@ -6,8 +6,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification
 
-from cai_dist.errors import DataError
-from cai_dist.models.load import copy_tokenizer, load_causal, load_scalar, load_tokenizer
+from cai_dist.config.training import LoraConfig
+from cai_dist.errors import ConfigError, DataError
+from cai_dist.models.adapter import write_adapter
+from cai_dist.models.load import copy_tokenizer, load_causal, load_hf_causal, load_scalar, load_tokenizer
+from cai_dist.models.lora import add_lora, split_parameters
+from cai_dist.models.resolve import resolve_model
 from tests.tiny import save_llama
 
 PADDED = torch.tensor([[3, 4, 5, 6], [7, 8, 0, 0]])
@@ -75,6 +79,27 @@ def test_weights_with_gaps_are_refused(folder: str, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(config | {"vocab_size": 65}))
     with pytest.raises(DataError):
         load_causal(str(tmp_path), "fp32")
+
+
+def test_adapters_that_transformers_follows_by_itself_are_refused(folder: str, tmp_path: Path) -> None:
+    """A whole model's folder with an adapter's files beside it: transformers would put the adapter in."""
+    model = load_causal(folder, "fp32")
+    add_lora(model, LoraConfig(rank=2), 0)
+    mixed = tmp_path / "mixed"
+    write_adapter(mixed, folder, model.hf, split_parameters(model.hf)[1])
+    for name in ("config.json", "model.safetensors"):
+        (mixed / name).write_bytes((Path(folder) / name).read_bytes())
+    nested = tmp_path / "nested"
+    nested.mkdir()
+    settings = json.loads((mixed / "adapter_config.json").read_text())
+    (nested / "adapter_config.json").write_text(json.dumps(settings | {"base_model_name_or_path": str(mixed)}))
+    (nested / "adapter_model.safetensors").write_bytes((mixed / "adapter_model.safetensors").read_bytes())
+    for load in (lambda: load_hf_causal(str(nested), "fp32"), lambda: load_scalar(str(mixed), "fp32", 0)):
+        with pytest.raises(DataError, match="mixed' is an adapter on another model; merge it") as caught:
+            load()
+        assert "\n" not in str(caught.value)
+    with pytest.raises(ConfigError, match="holds an adapter .*give the whole model"):
+        resolve_model(str(mixed), "fp32", None)
 
 
 def test_tokenizer_files_are_copied_and_nothing_else(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Adapters: what is trained, what stays, what they compute, and folders that others can read."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -174,12 +175,37 @@ def saved(folder: str, tmp_path: Path) -> Path:
 
 def test_an_adapter_folder_loads_merged_and_in_plain_peft(folder: str, saved: Path) -> None:
     expected = logits(adapted(folder))
-    assert sorted(path.name for path in saved.iterdir()) == ["adapter_config.json", "adapter_model.safetensors"]
+    names = ["adapter_config.json", "adapter_model.safetensors", "base_model.json"]
+    assert sorted(path.name for path in saved.iterdir()) == names
     ours = load_hf_causal(str(saved), "fp32")
     torch.testing.assert_close(logits(ours), expected, rtol=1e-5, atol=1e-5)
     assert dict(ours.named_parameters()).keys() == dict(load_hf_causal(folder, "fp32").named_parameters()).keys()
     theirs = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(folder), saved)
     torch.testing.assert_close(logits(theirs), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_an_adapter_belongs_to_the_weights_it_was_trained_on(folder: str, saved: Path, tmp_path: Path) -> None:
+    expected = logits(load_hf_causal(str(saved), "fp32"))
+
+    def based_on(base: Path) -> Any:
+        path = saved / "adapter_config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"base_model_name_or_path": str(base)}))
+        return load_hf_causal(str(saved), "fp32")
+
+    moved = tmp_path / "moved"
+    shutil.copytree(folder, moved)
+    (moved / "notes.txt").write_text("beside the weights")
+    assert torch.equal(logits(based_on(moved)), expected)
+    other = tmp_path / "other"
+    save_llama(other, tied=True, seed=1)
+    with pytest.raises(DataError, match="other' has other weights than those it was trained on") as caught:
+        based_on(other)
+    assert "\n" not in str(caught.value) and str(saved) in str(caught.value)
+    (saved / "base_model.json").write_text("{}")
+    with pytest.raises(DataError, match="not a PEFT adapter folder"):
+        based_on(moved)
+    (saved / "base_model.json").unlink()
+    based_on(other)
 
 
 def test_the_tokenizer_beside_an_adapter_loads(saved: Path) -> None:

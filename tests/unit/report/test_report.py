@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -10,12 +11,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cai_dist.config.run import STAGES_OF
 from cai_dist.errors import DataError
 from cai_dist.report import write_report
 from cai_dist.report.charts import bar_chart, interval_bar, line_chart, nice_ticks, thin
 from cai_dist.tracking.manifest import Manifest
 
 HOSTILE = "</div><script>alert(1)</script><img src=x onerror=alert(2)>\"'&\u2028 [bold]"
+PPO, DPO = STAGES_OF["ppo"], STAGES_OF["dpo"]
 VOID = {"meta", "br", "img", "link", "input", "hr"}
 
 
@@ -81,7 +84,7 @@ def run_dir(tmp_path: Path) -> Path:
 
 
 def test_hostile_text_stays_text(run_dir):
-    path = write_report(run_dir)
+    path = write_report(run_dir, PPO)
     page = Page(path.read_text(encoding="utf-8"))
     assert not {"script", "img", "iframe", "link", "a"} & set(page.tags)
     assert not [name for name, _ in page.attributes if name.startswith("on") or name in ("src", "href")]
@@ -90,7 +93,7 @@ def test_hostile_text_stays_text(run_dir):
 
 
 def test_what_a_reader_looks_for_is_there(run_dir):
-    text = write_report(run_dir).read_text(encoding="utf-8")
+    text = write_report(run_dir, PPO).read_text(encoding="utf-8")
     words = Page(text).words
     for part in ("demo", "abc123", "base", "SL-CAI", "RL-CAI", "0.900", "0.810–0.990, n = 40", "12.3 s", "sft/model"):
         assert part in words, part
@@ -109,25 +112,42 @@ def test_a_run_of_dpo_has_its_own_names(run_dir):
     (run_dir / "evaluation.json").write_text(json.dumps(evaluation))
     said = {"prompt": "p", "base": "b", "sl": "s", "dpo": "spoken by the third"}
     (run_dir / "evaluate" / "transcripts.jsonl").write_text(json.dumps(said) + "\n")
-    words = Page(write_report(run_dir).read_text(encoding="utf-8")).words
+    words = Page(write_report(run_dir, DPO).read_text(encoding="utf-8")).words
     assert words.count("DPO-CAI") >= 3 and "RL-CAI" not in words  # table, transcript, implicit reward
     assert "Implicit reward of DPO-CAI: heldout_accuracy 0.800" in words and "spoken by the third" in words
 
 
+def test_a_folder_that_has_seen_both_alignments_shows_one(run_dir):
+    manifest = Manifest(run_dir)
+    for name in ("prepare", "preference", "dpo", "evaluate"):
+        manifest.begin(name, "f", {})
+        manifest.done(name, [f"{name}/written"], 1.0)
+    series = ("pretrain", "preference", "preference_heldout", "ppo", "ppo_data", "dpo", "dpo_heldout")
+    with (run_dir / "metrics.jsonl").open("a") as file:
+        for name in series:
+            file.writelines(json.dumps({"stage": name, "step": s, "time": 1.0, "loss": s}) + "\n" for s in range(2))
+    for stages, others in ((PPO, ("dpo",)), (DPO, ("preference", "ppo"))):
+        text = write_report(run_dir, stages).read_text(encoding="utf-8")
+        shown = re.findall("<h2>([a-z_]+)</h2>", text)
+        assert shown == ["sft", *(name for name in series if not name.startswith(others))]
+        listed = re.findall('<th scope="row">([a-z]+)</th>(?=<td>(?:done|failed))', text)
+        assert listed == [n for n in ("sft", "ppo", "prepare", "preference", "dpo", "evaluate") if n not in others]
+
+
 def test_an_unfinished_run_has_a_report(tmp_path):
     Manifest(tmp_path).set_constitution("c")
-    assert "has not run yet" in Page(write_report(tmp_path).read_text()).words
+    assert "has not run yet" in Page(write_report(tmp_path, PPO).read_text()).words
 
 
 def test_malformed_inputs_are_one_line(run_dir, tmp_path):
     (run_dir / "evaluate" / "transcripts.jsonl").write_text('{"prompt": "x"}\n{oops\n')
     with pytest.raises(DataError, match=r"transcripts\.jsonl:2"):
-        write_report(run_dir)
+        write_report(run_dir, PPO)
     (run_dir / "evaluation.json").write_text("{")
     with pytest.raises(DataError, match=r"evaluation\.json"):
-        write_report(run_dir)
+        write_report(run_dir, PPO)
     with pytest.raises(DataError, match="no such file"):
-        write_report(tmp_path)
+        write_report(tmp_path, PPO)
 
 
 finite = st.floats(-1e100, 1e100)

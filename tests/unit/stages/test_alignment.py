@@ -82,6 +82,20 @@ def test_a_folder_with_both_keeps_them_apart(tmp_path, ran) -> None:
     assert not any(path.startswith("dpo/") for path in judged)
 
 
+def test_no_evaluation_is_lost_between_the_two(tmp_path, ran) -> None:
+    def figures(folder: Path) -> str:
+        return (folder / "evaluation.json").read_text()
+
+    folder = tmp_path / "t"
+    for number, alignment in enumerate(("ppo", "dpo", "ppo")):
+        pipeline.run_pipeline(config(tmp_path, alignment), Console("quiet"))
+        assert not (folder / "evaluation.json").exists() or number == 0, "it went with the stage's earlier folder"
+        (folder / "evaluation.json").write_text(f"{number}: {alignment}")
+    assert figures(folder) == "2: ppo"
+    assert [figures(folder / f"evaluate.old-{n}") for n in (1, 2)] == ["0: ppo", "1: dpo"]
+    assert (folder / "evaluate.old-2" / "out.json").exists()
+
+
 def test_the_third_model_is_that_of_the_alignment(make_run) -> None:
     for alignment, key in (("ppo", "rl"), ("dpo", "dpo")):
         run = make_run(alignment=alignment)

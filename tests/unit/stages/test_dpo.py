@@ -179,6 +179,28 @@ def test_an_interrupted_stage_keeps_its_reference_and_its_steps(stage: Any) -> N
     assert Counter(learned) == Counter((p.ids_a, p.ids_b, p.source) for p in training_pairs(run, "dpo", CHAT, 0.25))
 
 
+def test_every_call_is_small_and_none_is_made_twice(stage: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that is cut off after each call still comes to its end, with the figures of one that is not."""
+    run, groups = stage
+    assert dpo.SHARD <= 64, "one call must end within its deadline on a slow machine, too"
+    monkeypatch.setattr(dpo, "SHARD", 3)
+    run.should_stop = lambda: "step" not in groups[-1].calls[-1][0]
+    for _ in range(50):
+        try:
+            dpo.run(run)
+            break
+        except Interrupted:
+            assert len([phase for phase, _ in groups[-1].calls if "step" not in phase]) == 1
+    calls = [phase for group in groups for phase, _ in group.calls]
+    # 40 pairs, and 5 held-out ones before and after the training, 3 to a call
+    pieces = {"dpo: reference": 14, "dpo: reference-heldout": 2, "dpo: measured": 2}
+    assert {name: calls.count(name) for name in pieces} == pieces
+    assert {steps for group in groups for phase, steps in group.calls if phase == "dpo: measured"} == {5}
+    numbers = json.loads((run.run_dir / "dpo" / "heldout.json").read_text())
+    assert (numbers["n"], numbers["accuracy"]) == (5, 0.8) and numbers["mean_score"] == pytest.approx(0.0)
+    assert sorted(p.name for p in (run.run_dir / "dpo").iterdir()) == ["heldout.json", "model"]
+
+
 def test_held_out_figures_by_hand(make_run: Callable[..., RunContext]) -> None:
     run = make_run()
     # Margins ln 3 and -ln 3: sigma is 3/4 and 1/4; the second label disagrees.

@@ -10,7 +10,7 @@ import torch
 from cai_dist.data.batches import sample_batch
 from cai_dist.models.load import load_scalar
 from cai_dist.types import Generation, RankInfo, StepShard
-from cai_dist.workers.forward import batch_values
+from cai_dist.workers.forward import values_and_last
 from cai_dist.workers.reference import ReferenceWorker
 from cai_dist.workers.reward import RewardWorker
 from tests.tiny import END, save_llama
@@ -58,15 +58,17 @@ def test_scores_do_not_depend_on_the_batch(reward: RewardWorker) -> None:
     assert reward.scores(StepShard(((),))) == []
 
 
-def test_values_belong_to_the_state_before_the_token(folder: str) -> None:
+def test_values_belong_to_the_state_before_the_token_and_the_last_to_that_after_all(folder: str) -> None:
     model = load_scalar(folder, "fp32", 0)
     batch = sample_batch(SAMPLES)
     with torch.no_grad():
-        values, heads = batch_values(model, batch), model(batch.ids, batch.lengths)
+        (values, after), heads = values_and_last(model, batch), model(batch.ids, batch.lengths)
     # 5, 6 and 2 tokens: the first of each has no state before it, each other one that of its neighbour
     assert batch.lengths.tolist() == [5, 6, 2]
     expected = [0.0, *heads[0:4], 0.0, *heads[5:10], 0.0, heads[11]]
     assert values.tolist() == torch.tensor(expected).tolist()
+    # what would follow a response is the head at its last token
+    assert after.tolist() == heads[[4, 10, 12]].tolist()
 
 
 def test_reference_logprobs_cover_the_response_only(tmp_path: Path) -> None:

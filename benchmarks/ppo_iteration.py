@@ -107,9 +107,10 @@ def main(task_file: str) -> None:
 
 def ppo_config(task: dict[str, Any]) -> PpoConfig:
     """The settings of the task; what it does not name stays at its default."""
-    # A checkout from before this setting sends at most 32 prompts in a request.
-    rows = {"rollout_batch": -(-task["samples"] // task["rollout_workers"])}
-    rows = rows if "rollout_batch" in PpoConfig.model_fields else {}
+    rollout, rows = {"workers": task["rollout_workers"]}, {}
+    if "rollout_batch" in PpoConfig.model_fields:  # a checkout from before these settings does without
+        rows = {"rollout_batch": -(-task["samples"] // task["rollout_workers"])}
+        rollout["threads"] = task["threads"] // task["rollout_workers"]
     role = {"ranks": task["ranks"], "zero": task["zero"], "micro_batch": task["micro_batch"]}
     return PpoConfig.model_validate(
         {
@@ -126,7 +127,7 @@ def ppo_config(task: dict[str, Any]) -> PpoConfig:
             "sampling": {"max_new_tokens": task["response_tokens"], "temperature": task["temperature"]},
             "checkpoint_every": task["iterations"],
             **rows,
-            "placement": {"rollout": {"workers": task["rollout_workers"]}},
+            "placement": {"rollout": rollout},
         }
     )
 

@@ -46,7 +46,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--ranks", type=int, default=1)
     parser.add_argument("--zero", type=int, default=0)
-    parser.add_argument("--rollout-workers", type=int, default=2)
+    parser.add_argument("--rollout-workers", type=int, default=1)
     parser.add_argument("--threads-per-worker", type=int, default=1)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:

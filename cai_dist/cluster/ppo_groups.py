@@ -218,6 +218,8 @@ def _value_kwargs(ppo: PpoConfig, models: PpoModels, steps: int) -> dict[str, An
 def _spec(role: str, ppo: PpoConfig, kwargs: dict[str, Any]) -> GroupSpec:
     placement = getattr(ppo.placement, role)
     trained = role in ppo.trained_roles
+    if placement.threads is not None:
+        kwargs = kwargs | {"threads": placement.threads}
     return GroupSpec(
         role=role,
         spec=WorkerSpec(f"cai_dist.workers.{role}:{role.capitalize()}Worker", kwargs),

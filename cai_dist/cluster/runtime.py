@@ -147,6 +147,9 @@ class Cluster:
             "MKL_NUM_THREADS": threads,
             "OMP_WAIT_POLICY": "passive",  # spinning threads of several workers on few cores cost a factor of ten
             "TOKENIZERS_PARALLELISM": "false",
+            # glibc would give every large tensor back to the system and fault its pages in again, thousands a step.
+            "MALLOC_MMAP_THRESHOLD_": os.environ.get("MALLOC_MMAP_THRESHOLD_", str(2**32)),
+            "MALLOC_TRIM_THRESHOLD_": os.environ.get("MALLOC_TRIM_THRESHOLD_", str(2**34)),
         }
         if self._local and os.path.exists("/sys/class/net/lo"):
             env["GLOO_SOCKET_IFNAME"] = "lo"  # all ranks are on this machine; its host name may not resolve

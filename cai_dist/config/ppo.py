@@ -37,6 +37,9 @@ class PlacementConfig(Section):
     workers: int = Field(1, ge=1)
     cpus: float = Field(0.25, gt=0)
     gpus: float = Field(0.0, ge=0)
+    threads: int | None = Field(None, ge=1)
+    """CPU threads of its process; default: `cluster.threads`. Roles that work while the others wait, such as rollout,
+    may have more."""
 
 
 class RoleShards(Section):

@@ -125,6 +125,7 @@ def ppo_config(task: dict[str, Any]) -> PpoConfig:
             "value_optimizer": {"lr": task["lr"]},
             "kl": {"coefficient": task["kl"]},
             "sampling": {"max_new_tokens": task["response_tokens"], "temperature": task["temperature"]},
+            "old_logprobs": "sampler",  # as PPOTrainer, which keeps the probabilities that generation gave
             "checkpoint_every": task["iterations"],
             **rows,
             "placement": {"rollout": rollout},

@@ -44,6 +44,7 @@ def main() -> None:
     parser.add_argument("--trl", type=Path, help="interpreter of TRL's environment")
     parser.add_argument("--before", type=Path, help="another checkout of cai_dist")
     parser.add_argument("--pairs", type=int, default=5)
+    parser.add_argument("--name", default="", help="of the results; default: the size")
     parser.add_argument("--ranks", type=int, default=1)
     parser.add_argument("--zero", type=int, default=0)
     parser.add_argument("--rollout-workers", type=int, default=1)
@@ -146,19 +147,16 @@ def start(command: list[str], task: Path, threads: int, checkout: Path) -> dict[
     return result
 
 
-def matmul_rate() -> float:
-    """FLOP/s of fp32 matrix products on all threads: the best of ten."""
+def matmul_rate(seconds: float = 2.0) -> float:
+    """FLOP/s of fp32 matrix products on all threads, sustained as an update sustains them."""
     torch.set_num_threads(THREADS)
     a, b = torch.randn(2048, 2048), torch.randn(2048, 2048)
-    best = min(timed(lambda: a @ b) for _ in range(10))
-    return 2 * 2048**3 / best
-
-
-def timed(work: Any) -> float:
-    """Seconds of one call."""
-    began = time.perf_counter()
-    work()
-    return time.perf_counter() - began
+    a @ b
+    done, began = 0, time.perf_counter()
+    while (elapsed := time.perf_counter() - began) < seconds:
+        a @ b
+        done += 1
+    return 2 * 2048**3 * done / elapsed
 
 
 def update_flops(task: dict[str, Any], iteration: dict[str, Any]) -> float:
@@ -237,8 +235,8 @@ def report(arguments: argparse.Namespace, task: dict[str, Any], rounds: list[dic
     ]
     text = "\n".join(lines) + "\n"
     results = Path(__file__).parent / "results"
-    (results / f"ppo-step-{arguments.size}.md").write_text(text)
-    (results / f"ppo-step-{arguments.size}.json").write_text(
+    (results / f"ppo-step-{arguments.name or arguments.size}.md").write_text(text)
+    (results / f"ppo-step-{arguments.name or arguments.size}.json").write_text(
         json.dumps({"task": slim(task), "rounds": rounds}, indent=1)
     )
     print(text)

@@ -1,5 +1,5 @@
-"""One iteration of PPO, the real coordinator on real actors, under every ZeRO stage and on one rank or two: the same
-samples, the same losses, the same policy after it."""
+"""One iteration of PPO, the real coordinator on real actors, on one rank and on two: the same samples, the same losses,
+the same policy after it. ZeRO-1 to 3 are compared with plain torch in test_reference_ppo.py."""
 
 from __future__ import annotations
 
@@ -75,17 +75,17 @@ def one_iteration(
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_sharding_changes_nothing(cluster: Cluster, models: PpoModels, tmp_path: Path) -> None:
+def test_a_second_rank_changes_nothing(cluster: Cluster, models: PpoModels, tmp_path: Path) -> None:
     start = dict(AutoModelForCausalLM.from_pretrained(models.policy).named_parameters())
     expected: tuple[dict[str, float], dict[str, torch.Tensor]] | None = None
-    for zero, ranks in ((0, 1), (0, 2), (1, 2), (2, 2), (3, 2)):
-        metrics, weights = one_iteration(cluster, models, tmp_path / f"zero{zero}x{ranks}", zero, ranks)
+    for ranks in (1, 2):
+        metrics, weights = one_iteration(cluster, models, tmp_path / f"ranks{ranks}", 0, ranks)
         assert all(not torch.equal(weights[name], start[name]) for name in start), "every tensor must have moved"
         if expected is None:
             expected = metrics, weights
             continue
         for name in ("score", "reward", "policy_loss", "value_loss", "policy_grad_norm", "value_grad_norm"):
-            assert metrics[name] == pytest.approx(expected[0][name], rel=1e-4, abs=1e-6), (zero, ranks, name)
+            assert metrics[name] == pytest.approx(expected[0][name], rel=1e-4, abs=1e-6), name
         for name, tensor in weights.items():
             # Adam's first steps have the size of the rate, whatever the gradient: a tenth of it is rounding of signs
             torch.testing.assert_close(tensor, expected[1][name], rtol=1e-4, atol=1e-3)
@@ -105,11 +105,12 @@ EVERYTHING = {
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("algorithm", ["gae", "rloo", "reinforce++", "reinforce++-group", "grpo", "dr-grpo"])
-def test_every_algorithm_trains_under_zero_2(
+@pytest.mark.parametrize("algorithm", ["gae", "reinforce++", "grpo"])
+def test_every_kind_of_algorithm_trains_under_zero_2(
     algorithm: str, cluster: Cluster, models: PpoModels, tmp_path: Path
 ) -> None:
-    """With every term of the loss; GRPO, whose loss has them all (the KL too), is compared with a single rank."""
+    """With every term of the loss: with a value model, without, and in groups (the others differ from these on the
+    driver alone). GRPO, whose loss has all terms (the KL too), is compared with a single rank."""
     start = dict(AutoModelForCausalLM.from_pretrained(models.policy).named_parameters())
     settings = EVERYTHING | {"algorithm": algorithm, "samples_per_prompt": 2}
     metrics, weights = one_iteration(cluster, models, tmp_path / "two", zero=2, ranks=2, **settings)
@@ -117,7 +118,7 @@ def test_every_algorithm_trains_under_zero_2(
     assert all(map(math.isfinite, metrics.values()))
     assert metrics["policy_steps"] == 2 and metrics["policy_ratio"] == pytest.approx(1.0, abs=0.2)
     assert ("value_loss" in metrics) == (algorithm == "gae")
-    assert ("policy_kl" in metrics) == (algorithm in ("reinforce++-group", "grpo", "dr-grpo"))
+    assert ("policy_kl" in metrics) == (algorithm == "grpo")
     assert metrics["policy_entropy"] > 0 and metrics["importance_ess"] == pytest.approx(1.0, abs=1e-4)
     if algorithm != "grpo":
         return

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache
 
 from cai_dist.config.training import Dtype
 from cai_dist.engines.distributed import worker_device
+from cai_dist.engines.kv_cache import roomy_cache, use_decode_attention
 from cai_dist.engines.rollout import EngineStatus
 from cai_dist.engines.sampling import draw, request_uniforms, sampling_logprobs
 from cai_dist.engines.weights import WeightReceiver
@@ -43,6 +43,7 @@ class HfRolloutEngine:
         """See the protocol."""
         self._status, self._model, self._receiver, self.weight_version = "empty", None, None, -1
         self._model = load_hf_causal(path, self._dtype).to(self.device).eval()
+        use_decode_attention(self._model)
         if self._require_sync:
             self._status = "stale"
         else:
@@ -104,7 +105,7 @@ class HfRolloutEngine:
     ) -> list[Generation]:
         ids, mask, positions = self._left_padded(prompts)
         stops = torch.tensor(sampling.stop_ids, dtype=torch.long, device=self.device)
-        cache = DynamicCache(config=self._model.config)
+        cache = roomy_cache(self._model.config, sampling.max_new_tokens)
         row = torch.arange(len(prompts), device=self.device)  # which prompt each row of the batch still is
         tokens = torch.zeros(len(prompts), sampling.max_new_tokens, dtype=torch.long, device=self.device)
         logprobs = torch.zeros(len(prompts), sampling.max_new_tokens, device=self.device)

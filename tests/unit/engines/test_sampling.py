@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from cai_dist.engines.sampling import draw, request_uniforms, sampling_logprobs
+from cai_dist.engines.sampling import BLOCK, draw, request_uniforms, sampling_logprobs
 
 LOGITS = torch.log(torch.tensor([[0.5, 0.3, 0.15, 0.05]]))
 
@@ -43,6 +43,28 @@ def test_a_token_outside_the_nucleus_is_never_drawn() -> None:
         [torch.tensor([0.0, 1 - 2**-24]), torch.rand(1000, generator=torch.Generator().manual_seed(0))]
     )
     assert set(draw(logprobs.expand(1002, -1), uniforms).tolist()) == {1, 2}
+
+
+@pytest.mark.parametrize("size", [1, 255, 256, 257, 1000])
+def test_drawing_in_blocks_is_drawing_from_the_whole(size: int) -> None:
+    logits = torch.randn(1, size, generator=torch.Generator().manual_seed(size)) * 3
+    logits[:, ::7] = -torch.inf
+    logits[:, -1] = 0.0
+    uniforms = torch.rand(2000, generator=torch.Generator().manual_seed(1))
+    uniforms[0], uniforms[1] = 0.0, 1 - 2**-24
+    logprobs = torch.log_softmax(logits, -1)
+    whole = logprobs.exp().double().cumsum(-1)
+    expected = torch.searchsorted(whole[0], uniforms.double() * whole[0, -1], right=True)
+    assert torch.equal(draw(logprobs.expand(2000, -1), uniforms), expected)
+
+
+def test_no_block_is_left_for_a_token_of_probability_0() -> None:
+    # One possible token in each of two blocks; sums in two orders may round apart at the very end of a block.
+    logprobs = torch.full((4000, 2 * BLOCK), -torch.inf)
+    logprobs[:, 3], logprobs[:, BLOCK + 5] = math.log(1 / 3), math.log(2 / 3)
+    uniforms = torch.rand(4000, generator=torch.Generator().manual_seed(0))
+    uniforms[:3] = torch.tensor([0.0, 1 / 3, 1 - 2**-24])
+    assert set(draw(logprobs, uniforms).tolist()) == {3, BLOCK + 5}
 
 
 def test_draws_follow_the_distribution() -> None:

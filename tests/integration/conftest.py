@@ -32,7 +32,7 @@ def cluster() -> Iterator[Cluster]:
 
 
 @pytest.fixture(scope="session")
-def bench(cluster: Cluster) -> Iterator[TrainBench]:
+def bench(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TrainBench]:
     """A group of one and a group of two processes in which any worker can be built."""
     spec = WorkerSpec("tests.integration.lab:Bench", {})
     groups = cluster.launch(
@@ -41,6 +41,6 @@ def bench(cluster: Cluster) -> Iterator[TrainBench]:
             GroupSpec("two", spec, workers=2, cpus=0.1, distributed=True),
         ]
     )
-    yield TrainBench({1: groups["one"], 2: groups["two"]})
+    yield TrainBench({1: groups["one"], 2: groups["two"]}, tmp_path_factory.mktemp("bench"))
     for group in groups.values():
         group.close()

@@ -107,7 +107,8 @@ def test_a_rank_killed_inside_a_collective_is_the_one_that_is_named(
     try:
         from tests.integration.train_bench import TrainBench
 
-        TrainBench({2: group}).make("language:LanguageWorker", model, ranks=2, zero=3, micro_batch=2)
+        bench = TrainBench({2: group}, tmp_path_factory.mktemp("bench"))
+        bench.make("language:LanguageWorker", model, ranks=2, zero=3, micro_batch=2)
         items = [TokenSequence((1, 2, 3), (0.0, 1.0, 1.0))] * 4
         shards = [StepShard(micro, 8.0) for micro in plan_schedule([3] * 4, 2, MicroBatchLimits(2)).split(items)]
         with pytest.raises(WorkerError, match=r"phase sft: ranks\[1\].*died") as caught:

@@ -21,7 +21,6 @@ from transformers import AutoModelForCausalLM
 from cai_dist.cluster.runtime import Cluster
 from cai_dist.config.run import DpoConfig, EvaluateConfig, RunConfig, TrackingConfig, WorldConfig
 from cai_dist.constitution import load_constitution
-from cai_dist.engines.schedule import learning_rate
 from cai_dist.stages.chats import chat_format
 from cai_dist.stages.context import RunContext
 from cai_dist.stages.judges import ImplicitRewardJudge
@@ -30,7 +29,7 @@ from cai_dist.tracking.manifest import Manifest
 from cai_dist.tracking.metrics import Tracker
 from cai_dist.types import DpoPair, ScoredPair, Turn
 from cai_dist.world.build import write_initial_model
-from tests.integration.train_bench import OPTIMIZER, TOTAL_STEPS, TrainBench, run_steps, split, use
+from tests.integration.train_bench import PlainAdam, TrainBench, run_steps, split, use
 from tests.tiny import VOCAB, save_llama
 
 WORKER = "dpo:DpoWorker"
@@ -71,11 +70,8 @@ def both(net: torch.nn.Module, pair: ScoredPair) -> tuple[torch.Tensor, torch.Te
 def plain_losses(source: str, batches: list[list[ScoredPair]], kind: str) -> list[float]:
     """The same training with nothing but torch."""
     net, frozen = (AutoModelForCausalLM.from_pretrained(source) for _ in range(2))
-    adam = torch.optim.AdamW(
-        net.parameters(), betas=OPTIMIZER.betas, eps=OPTIMIZER.eps, weight_decay=OPTIMIZER.weight_decay
-    )
-    losses = []
-    for step, batch in enumerate(batches):
+    adam, losses = PlainAdam(net.parameters()), []
+    for batch in batches:
         total = torch.tensor(0.0)
         for pair in batch:
             with torch.no_grad():
@@ -86,13 +82,7 @@ def plain_losses(source: str, batches: list[list[ScoredPair]], kind: str) -> lis
                 total = total - p * F.logsigmoid(BETA * d) - (1 - p) * F.logsigmoid(-BETA * d)
             else:
                 total = total + p * (d - 0.5 / BETA) ** 2 + (1 - p) * (d + 0.5 / BETA) ** 2
-        loss = total / len(batch)
-        adam.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(net.parameters(), OPTIMIZER.grad_clip)
-        adam.param_groups[0]["lr"] = learning_rate(OPTIMIZER, step, TOTAL_STEPS)
-        adam.step()
-        losses.append(loss.item())
+        losses.append(adam.step(total / len(batch)))
     return losses
 
 

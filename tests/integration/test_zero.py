@@ -16,7 +16,7 @@ from cai_dist.engines.schedule import learning_rate
 from cai_dist.errors import DataError, WorkerError
 from cai_dist.types import Generation, RankInfo, ScoredPair, StepShard, TokenSequence
 from cai_dist.workers.reference import ReferenceWorker
-from tests.integration.train_bench import OPTIMIZER, TOTAL_STEPS, TrainBench, run_steps, split, use
+from tests.integration.train_bench import OPTIMIZER, TOTAL_STEPS, PlainAdam, TrainBench, run_steps, split, use
 from tests.tiny import VOCAB, save_llama
 
 LANGUAGE = "language:LanguageWorker"
@@ -65,19 +65,8 @@ def plain_grad_norm(model: str, batch: list[TokenSequence]) -> float:
 def plain_losses(model: str, batches: list[list[TokenSequence]]) -> list[float]:
     """The same training with AdamW and clipping of torch's own."""
     net = AutoModelForCausalLM.from_pretrained(model)
-    adam = torch.optim.AdamW(
-        net.parameters(), betas=OPTIMIZER.betas, eps=OPTIMIZER.eps, weight_decay=OPTIMIZER.weight_decay
-    )
-    losses = []
-    for step, batch in enumerate(batches):
-        loss = plain_loss(net, batch)
-        adam.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(net.parameters(), OPTIMIZER.grad_clip)
-        adam.param_groups[0]["lr"] = learning_rate(OPTIMIZER, step, TOTAL_STEPS)
-        adam.step()
-        losses.append(loss.item())
-    return losses
+    adam = PlainAdam(net.parameters())
+    return [adam.step(plain_loss(net, batch)) for batch in batches]
 
 
 def test_every_stage_and_split_trains_as_plain_torch_does(bench: TrainBench, tied: str) -> None:

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import torch
+
+import cai_dist
 from cai_dist.cluster.group import WorkerGroup
 from cai_dist.config.run import TimeoutsConfig
 from cai_dist.config.training import OptimizerConfig, ShardingConfig
 from cai_dist.data.schedule import plan_items
+from cai_dist.engines.schedule import learning_rate
 from cai_dist.types import StepShard
 
 OPTIMIZER = OptimizerConfig(lr=3e-3, schedule="cosine", warmup_steps=3, final_lr_fraction=0.1, weight_decay=0.01)
@@ -19,6 +25,8 @@ TOTAL_STEPS = 10
 @dataclass
 class TrainBench:
     groups: dict[int, WorkerGroup]
+    folder: Path
+    """For configuration files."""
 
     def make(
         self, kind: str, model: str, *, ranks: int, zero: int, micro_batch: int, dtype: str = "fp32", **extra: Any
@@ -28,7 +36,9 @@ class TrainBench:
             "model": model,
             "dtype": dtype,
             "optimizer": OPTIMIZER,
-            "sharding": ShardingConfig(ranks=ranks, zero=zero, micro_batch=micro_batch),
+            "sharding": ShardingConfig(
+                ranks=ranks, zero=zero, micro_batch=micro_batch, ds_config=self._zero3() if zero == 3 else None
+            ),
             "total_steps": TOTAL_STEPS,
             "seed": 3,
             "timeouts": TimeoutsConfig(collective=60.0),
@@ -37,6 +47,35 @@ class TrainBench:
         target = kind if kind.startswith("tests.") else f"cai_dist.workers.{kind}"
         group.broadcast("make", "make", target, kwargs | extra)
         return group
+
+    def _zero3(self) -> str:
+        """The packaged configuration, but tensors as small as a test's are split over ranks, too."""
+        settings = json.loads((Path(cai_dist.__file__).parent / "ds_configs" / "zero3.json").read_text("utf-8"))
+        settings["zero_optimization"]["stage3_param_persistence_threshold"] = 0
+        target = self.folder / "zero3.json"
+        target.write_text(json.dumps(settings), "utf-8")
+        return str(target)
+
+
+class PlainAdam:
+    """Optimiser, clipping and schedule of `OPTIMIZER` in nothing but torch."""
+
+    def __init__(self, parameters: Iterable[torch.nn.Parameter]) -> None:
+        self._parameters = list(parameters)
+        self._adam = torch.optim.AdamW(
+            self._parameters, betas=OPTIMIZER.betas, eps=OPTIMIZER.eps, weight_decay=OPTIMIZER.weight_decay
+        )
+        self._steps = 0
+
+    def step(self, loss: torch.Tensor) -> float:
+        """One step down the gradient of `loss`; returns its value."""
+        self._adam.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self._parameters, OPTIMIZER.grad_clip)
+        self._adam.param_groups[0]["lr"] = learning_rate(OPTIMIZER, self._steps, TOTAL_STEPS)
+        self._adam.step()
+        self._steps += 1
+        return loss.item()
 
 
 def run_steps(

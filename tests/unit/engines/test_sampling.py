@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from cai_dist.engines.sampling import BLOCK, draw, request_uniforms, sampling_logprobs
+from cai_dist.engines.sampling import BLOCK, _first_above, draw, request_uniforms, sampling_logprobs
 
 LOGITS = torch.log(torch.tensor([[0.5, 0.3, 0.15, 0.05]]))
 
@@ -65,6 +65,12 @@ def test_no_block_is_left_for_a_token_of_probability_0() -> None:
     uniforms = torch.rand(4000, generator=torch.Generator().manual_seed(0))
     uniforms[:3] = torch.tensor([0.0, 1 / 3, 1 - 2**-24])
     assert set(draw(logprobs, uniforms).tolist()) == {3, BLOCK + 5}
+
+
+def test_a_target_that_rounding_puts_past_the_end_draws_the_last_possible_token() -> None:
+    ends = torch.tensor([[0.25, 1.0, 1.0]], dtype=torch.float64)
+    found = [_first_above(ends, torch.tensor([[t]], dtype=torch.float64)).item() for t in (0.0, 0.25, 1.0, 1.0 + 1e-15)]
+    assert found == [0, 1, 1, 1]
 
 
 def test_draws_follow_the_distribution() -> None:

@@ -16,7 +16,8 @@ from typing import Any
 
 from cai_dist.cluster.ppo_groups import PpoGroups, PpoModels
 from cai_dist.cluster.runtime import Cluster
-from cai_dist.config.run import ClusterConfig, PpoConfig, TimeoutsConfig
+from cai_dist.config.ppo import PpoConfig
+from cai_dist.config.run import ClusterConfig, TimeoutsConfig
 from cai_dist.coordinator import loop
 from cai_dist.coordinator.prompts import TokenizedPrompt
 from cai_dist.types import Trajectory

@@ -3,7 +3,8 @@
 Every class is picklable with its fields (Ray carries exceptions between processes by pickle) and derives from the
 standard-library exception that a reader would expect beside :class:`CaiError`.
 
-Exit codes: 0 done, 1 a failure at run time, 2 a mistake in configuration or data, 75 interrupted but resumable.
+Exit codes: 0 done, 1 a failure at run time, 2 a mistake in configuration or data, 8 a bound of `evaluate.gate` is not
+met, 75 interrupted but resumable.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 EXIT_OK = 0
 EXIT_FAILURE = 1
 EXIT_USAGE = 2
+EXIT_GATE = 8
 EXIT_RESUMABLE = 75
 
 
@@ -32,6 +34,12 @@ class ConfigError(UserError):
 
 class DataError(UserError):
     """An input file is missing, malformed or too small; names the file (and line) and what is expected."""
+
+
+class GateFailed(CaiError):
+    """The run is done and its results are written, but measures are out of bounds (`evaluate.gate`), a line each."""
+
+    exit_code = EXIT_GATE
 
 
 class Interrupted(CaiError):
@@ -62,6 +70,11 @@ class WorkerError(CaiError, RuntimeError):
 
 class WorkerTimeout(WorkerError, TimeoutError):
     """A worker did not answer before the deadline of the wait."""
+
+
+class EndpointError(CaiError, RuntimeError):
+    """A server of `feedback.endpoint` did not answer, or not so that its answer could be used, after all retries. What
+    it has answered is kept: the same command asks for the rest alone."""
 
 
 class WeightTransferError(CaiError, RuntimeError):

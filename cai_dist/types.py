@@ -58,6 +58,45 @@ class Comparison:
 
 
 @dataclass(frozen=True, slots=True)
+class RankedAnswer:
+    """One of several answers of people to a question."""
+
+    text: str
+    score: int
+    """round(log2(1 + votes)), one more if the asker accepted it, -1 if the votes are negative (2112.00861)."""
+
+
+@dataclass(frozen=True, slots=True)
+class RankedQuestion:
+    """A question with answers that people have ranked."""
+
+    id: str
+    turns: tuple[Turn, ...]
+    answers: tuple[RankedAnswer, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RatedAnswer:
+    """An answer with a person's rating of its harmfulness."""
+
+    prompt: Prompt
+    response: str
+    rating: float
+    """From 0 (harmless) to 4."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChoiceQuestion:
+    """A multiple-choice question of an evaluation file."""
+
+    id: str
+    turns: tuple[Turn, ...]
+    options: tuple[str, ...]
+    scores: tuple[float, ...]
+    """Of each option; the best one is right."""
+
+
+@dataclass(frozen=True, slots=True)
 class TokenSequence:
     """Token ids of one training example.
 
@@ -73,6 +112,13 @@ class TokenSequence:
 
 
 @dataclass(frozen=True, slots=True)
+class RatedSequence(TokenSequence):
+    """A conversation with its answer and the rating, 0 to 4, that a person gave it."""
+
+    rating: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class ScoredPair:
     """Token ids of the two sides of a comparison (conversation + answer + end token) and the target p(A better)."""
 
@@ -82,6 +128,14 @@ class ScoredPair:
     source: Literal["ai", "human"] = "ai"
     prompt_tokens: int = 0
     """Tokens of the conversation with the answer opened: what both sides begin with."""
+
+
+@dataclass(frozen=True, slots=True)
+class LabelledPair(ScoredPair):
+    """A pair of preference-model pretraining: one answer with the right label (side A) and with the wrong one."""
+
+    answer_start: int = 0
+    """Index in `ids_a` of the first token after the label: from there on the language loss learns."""
 
 
 @dataclass(frozen=True, slots=True)

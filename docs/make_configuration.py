@@ -35,6 +35,7 @@ MEANINGS = {
     "WorldConfig.intermediate_size": "Width of the feed-forward layers.",
     "PromptSource.source": "`world`, or the path of a JSONL, JSONL.gz or Parquet file.",
     "ComparisonSource.source": "`world`, `none`, or a path.",
+    "RankedSource.source": "`world`, `none`, or a path.",
     "ComparisonSource.limit": "Use this many (drawn by the run's seed); default: all, or 2000 of the micro-world's.",
     "ReviseConfig.rounds": "Critiques and revisions of each answer.",
     "ReviseConfig.workers": "Processes that generate.",

@@ -16,8 +16,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from cai_dist.config.evaluate_checks import evaluate_problems, missing_choice_files
+from cai_dist.config.feedback_checks import feedback_problems
 from cai_dist.config.ppo_checks import ppo_problems, ppo_warnings
-from cai_dist.config.run import DpoConfig, RunConfig
+from cai_dist.config.preference import DpoConfig
+from cai_dist.config.run import RunConfig
 from cai_dist.config.training import ShardingConfig
 from cai_dist.errors import ConfigError
 
@@ -62,7 +65,7 @@ def run_warnings(config: RunConfig) -> Iterator[str]:
 
 
 def _models(config: RunConfig) -> list[tuple[str, str]]:
-    return [(name, getattr(config.models, name)) for name in ("assistant", "pretrained", "feedback")]
+    return list(config.own_models.items())
 
 
 def _world_prompts(config: RunConfig) -> bool:
@@ -79,6 +82,7 @@ def _contradictions(config: RunConfig) -> Iterator[str]:
     first, second = config.feedback.option_labels
     if not first or not second or first == second:
         yield f"feedback.option_labels={[first, second]}: must be two different texts, such as [(A), (B)]"
+    yield from feedback_problems(config)
     learner = "dpo" if config.alignment == "dpo" else "preference"
     fraction = config.dpo.helpful_fraction if config.alignment == "dpo" else config.preference.helpful_fraction
     if fraction > 0 and config.data.helpful_comparisons.source == "none":
@@ -91,7 +95,10 @@ def _contradictions(config: RunConfig) -> Iterator[str]:
             f"data.helpful_comparisons.source=world: the micro-world's comparisons beside prompts from files; name a "
             f"file, or set it to none and {learner}.helpful_fraction={fraction:g} to 0"
         )
+    if config.data.ranked_answers.source == "world" and not _world_prompts(config):
+        yield "data.ranked_answers.source=world: the micro-world's answers beside prompts from files; name a file"
     yield from ppo_problems(config.ppo)
+    yield from evaluate_problems(config)
     yield from _token_cap_problems(config)
     yield from _placement_problems(config)
 
@@ -121,11 +128,17 @@ def _placement_problems(config: RunConfig) -> Iterator[str]:
 
 
 def _stage_workers(config: RunConfig) -> Iterator[tuple[str, int]]:
-    for stage in ("revise", "feedback", "evaluate"):
+    for stage in ("expand", "revise", "feedback", "evaluate"):
+        if stage not in config.stages:
+            continue
         yield f"{stage}.workers", getattr(config, stage).workers
     for stage in ("sft", "preference", "dpo"):
         if stage in config.stages:
             yield f"{stage}.train.sharding.ranks", getattr(config, stage).train.sharding.ranks
+    if "preference" in config.stages and config.data.ranked_answers.source != "none":
+        yield "preference.pretraining.train.sharding.ranks", config.preference.pretraining.train.sharding.ranks
+    if config.data.harm_ratings.source != "none":
+        yield "evaluate.ratings.train.sharding.ranks", config.evaluate.ratings.train.sharding.ranks
 
 
 def _missing_files(config: RunConfig) -> Iterator[str]:
@@ -141,11 +154,14 @@ def _missing_files(config: RunConfig) -> Iterator[str]:
         ("red_team", config.data.red_team.source, "world"),
         ("helpful", config.data.helpful.source, "world"),
         ("helpful_comparisons", config.data.helpful_comparisons.source, "world, none"),
+        ("ranked_answers", config.data.ranked_answers.source, "world, none"),
+        ("harm_ratings", config.data.harm_ratings.source, "world, none"),
     )
     for name, source, words in sources:
         if source not in words.split(", ") and not Path(source).is_file():
             what = "is a folder" if Path(source).is_dir() else "no such file"
             yield f"data.{name}.source={source!r}: {what}; must be {words} or a JSONL, JSONL.gz or Parquet file"
+    yield from missing_choice_files(config)
     for key, sharding in _shardings(config):
         yield from _ds_config_problems(key, sharding)
 
@@ -180,7 +196,9 @@ def _shardings(config: RunConfig) -> Iterator[tuple[str, ShardingConfig]]:
     yield "world.pretrain.sharding", config.world.pretrain.sharding
     yield "sft.train.sharding", config.sft.train.sharding
     yield "preference.train.sharding", config.preference.train.sharding
+    yield "preference.pretraining.train.sharding", config.preference.pretraining.train.sharding
     yield "dpo.train.sharding", config.dpo.train.sharding
+    yield "evaluate.ratings.train.sharding", config.evaluate.ratings.train.sharding
     for role in config.ppo.trained_roles:
         yield f"ppo.{role}", getattr(config.ppo, role)
 

@@ -25,7 +25,14 @@ from cai_dist.config.run import RunConfig
 from cai_dist.config.yaml_text import Document, Key, dump_text, parse_value, read_document
 from cai_dist.errors import ConfigError
 
-PATH_KEYS = ("runs_dir", "constitution", "models.assistant", "models.pretrained", "models.feedback")
+PATH_KEYS = (
+    "runs_dir",
+    "constitution",
+    "models.assistant",
+    "models.pretrained",
+    "models.feedback",
+    "evaluate.multiple_choice",
+)
 _VARIABLE = re.compile(r"\$\{([^}]*)\}")
 
 
@@ -138,6 +145,8 @@ def _expand(value: Any, key: Key, origins: Mapping[Key, str], where: str, proble
     if isinstance(value, Mapping):
         return {name: _expand(inner, (*key, name), origins, where, problems) for name, inner in value.items()}
     dotted = ".".join(key)
+    if isinstance(value, list) and is_path_key(dotted):
+        return [_expand(inner, key, origins, where, problems) for inner in value]
     if not isinstance(value, str) or not is_path_key(dotted):
         return value
 

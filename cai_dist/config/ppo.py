@@ -119,12 +119,20 @@ class PpoConfig(Section):
     transfer_bucket_mb: float = Field(64.0, gt=0)
     checkpoint_every: int = Field(5, ge=1)
     """Iterations between checkpoints."""
+    snapshot_every: int | None = Field(None, ge=1)
+    """Keep the policy as a model of its own after every so many iterations (`ppo/snapshots/`; the last one is
+    `ppo/model` itself), for the evaluation's frontier; default: none."""
     placement: RoleShards = RoleShards()
 
     @property
     def defaults(self) -> AlgorithmDefaults:
         """What the algorithm needs, and its meaning of `auto`."""
         return DEFAULTS[self.algorithm]
+
+    def snapshot_due(self, iteration: int) -> bool:
+        """Whether the policy is kept after `iteration` iterations."""
+        every = self.snapshot_every
+        return every is not None and iteration % every == 0 and iteration < self.iterations
 
     @property
     def roles(self) -> tuple[str, ...]:

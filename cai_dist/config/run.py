@@ -7,15 +7,20 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from cai_dist.config.base import Section
+from cai_dist.config.data import DataConfig
+from cai_dist.config.evaluate import EvaluateConfig
+from cai_dist.config.feedback import FeedbackConfig
 from cai_dist.config.ppo import PpoConfig
-from cai_dist.config.training import Dtype, Layout, SamplingConfig, TrainConfig
+from cai_dist.config.preference import DpoConfig, PreferenceConfig
+from cai_dist.config.supervised import ExpandConfig, ReviseConfig, SftConfig
+from cai_dist.config.training import Dtype, Layout, TrainConfig
 
 Alignment = Literal["ppo", "dpo"]
 STAGES_OF: dict[Alignment, tuple[str, ...]] = {
-    "ppo": ("revise", "sft", "feedback", "preference", "ppo", "evaluate"),
-    "dpo": ("revise", "sft", "feedback", "dpo", "evaluate"),
+    "ppo": ("expand", "revise", "sft", "feedback", "preference", "ppo", "evaluate"),
+    "dpo": ("expand", "revise", "sft", "feedback", "dpo", "evaluate"),
 }
-"""The stages of a run in their order, by `alignment`."""
+"""The stages that a run may have, in their order, by `alignment`."""
 STAGES = tuple(dict.fromkeys(name for stages in STAGES_OF.values() for name in stages if name != "evaluate")) + (
     "evaluate",
 )
@@ -31,7 +36,7 @@ class ModelsConfig(Section):
     pretrained: str = "world"
     """The model that is fine-tuned into SL-CAI."""
     feedback: str = "world"
-    """The model that compares two answers."""
+    """The model that compares two answers; `sl`: the SL-CAI model that this run makes."""
     dtype: Dtype = "fp32"
     layout: Layout = "packed"
     """How sequences go through a model that is trained or scores. `packed`: one after the other, no padding; `padded`:
@@ -64,116 +69,6 @@ class WorldConfig(Section):
                 f"hidden_size={self.hidden_size}: divided by heads={self.heads} must be a whole number of at least 32"
             )
         return self
-
-
-class PromptSource(Section):
-    """Where prompts come from: `world`, or a path to JSONL / JSONL.gz / Parquet.
-
-    Known layouts: hh-rlhf (`chosen`, `rejected` dialogues), self-instruct (`instruction`, `instances`), plain
-    (`prompt` as text or as a list of {"role", "content"}).
-    """
-
-    source: str = "world"
-    limit: int | None = Field(None, ge=1)
-    """Use this many training prompts (drawn by the run's seed); default: all."""
-    heldout: int = Field(64, ge=1)
-    """Prompts set aside for evaluation; no training stage sees them."""
-
-
-class ComparisonSource(Section):
-    """Human helpfulness comparisons for the preference model: `world`, `none`, or a path in the hh-rlhf layout."""
-
-    source: str = "world"
-    limit: int | None = Field(None, ge=1)
-
-
-class DataConfig(Section):
-    """Where prompts and human comparisons come from."""
-
-    red_team: PromptSource = PromptSource()
-    helpful: PromptSource = PromptSource()
-    helpful_comparisons: ComparisonSource = ComparisonSource()
-
-
-class ReviseConfig(Section):
-    """Stage 1: answer, criticise, rewrite (paper, section 3.1)."""
-
-    rounds: int = Field(4, ge=0)
-    principles: int | None = Field(None, ge=0)
-    """Use the first n critique principles; 0: no critique, each revision copies its answer (a control);
-    default: all."""
-    critique: bool = True
-    """False: direct revision without a critique (paper, section 3.5)."""
-    few_shot: int = Field(0, ge=0)
-    """Worked critique-revision dialogues of the constitution that go before the prompt (plain form)."""
-    sampling: SamplingConfig = SamplingConfig()
-    shard_size: int = Field(128, ge=1)
-    """Prompts per durable shard."""
-    workers: int = Field(2, ge=1)
-
-
-class SftConfig(Section):
-    """Stage 2: fine-tune on revisions and on helpful answers (paper, sections 1.2 and 3.1)."""
-
-    revisions: Literal["all", "final"] | int = "all"
-    """Which revisions to learn: every round's, the last, or rounds 1..n."""
-    helpful_per_prompt: int = Field(1, ge=0)
-    """Answers of the helpful-only model per helpful prompt mixed in (paper: 2)."""
-    train: TrainConfig = TrainConfig()
-
-
-class FeedbackConfig(Section):
-    """Stage 3: two answers per prompt, compared by the feedback model (paper, section 4.1)."""
-
-    pairs_per_prompt: int = Field(1, ge=1)
-    orders: Literal["both", "one"] = "both"
-    """`both`: the probability is averaged over (A, B) and (B, A); `one`: the paper's single order."""
-    labels: Literal["normal", "inverted", "shuffled"] = "normal"
-    """`inverted` (p becomes 1 - p) and `shuffled` are negative controls."""
-    principles: int | None = Field(None, ge=1)
-    """Use the first n comparison principles; default: all."""
-    few_shot: int = Field(0, ge=0)
-    prefill: str = ""
-    """Text that opens the feedback model's answer before the option label, such as "("."""
-    option_labels: tuple[str, str] = ("(A)", "(B)")
-    """The two continuations whose log-probabilities are compared; several tokens are summed."""
-    sampling: SamplingConfig = SamplingConfig()
-    shard_size: int = Field(128, ge=1)
-    workers: int = Field(2, ge=1)
-
-
-class PreferenceConfig(Section):
-    """Stage 4: one scalar score per answer, from soft labels (paper, section 4.1; 2204.05862, section 3)."""
-
-    init: Literal["sl", "pretrained"] = "pretrained"
-    """The trunk starts from the SL-CAI or from the pretrained model."""
-    helpful_fraction: float = Field(0.5, ge=0, lt=1)
-    """Share of human helpfulness comparisons in the training mixture."""
-    train: TrainConfig = TrainConfig()
-
-
-class DpoConfig(Section):
-    """In place of preference and ppo, with `alignment: dpo`: the policy learns the comparisons themselves (Rafailov et
-    al. 2023, 2305.18290; Azar et al. 2023, 2310.12036)."""
-
-    loss: Literal["dpo", "ipo"] = "dpo"
-    """`dpo`: cross-entropy of the soft label; `ipo`: squared distance to a margin that the label sets."""
-    beta: float = Field(0.1, gt=0)
-    """Pull towards the SL-CAI model, per nat of a whole answer (IPO's tau); smaller moves further away from it."""
-    helpful_fraction: float = Field(0.5, ge=0, lt=1)
-    """Share of human helpfulness comparisons in the training mixture."""
-    train: TrainConfig = TrainConfig()
-
-
-class EvaluateConfig(Section):
-    """Stage 6: base, SL-CAI and the aligned model (RL-CAI, or DPO-CAI with `alignment: dpo`) on held-out prompts."""
-
-    samples_per_prompt: int = Field(1, ge=1)
-    sampling: SamplingConfig = SamplingConfig()
-    shard_size: int = Field(128, ge=1)
-    workers: int = Field(2, ge=1)
-    transcripts: int = Field(8, ge=0)
-    """Held-out prompts written out side by side for a person to read."""
 
 
 class TimeoutsConfig(Section):
@@ -222,12 +117,15 @@ class RunConfig(Section):
     runs_dir: str = "runs"
     constitution: str = "default"
     """`default`, `micro`, a YAML file of the same form, or a folder with the published JSON files."""
+    without_principles: tuple[str, ...] = ()
+    """Ids of principles that are left out of the constitution, of either kind: what does one of them do?"""
     alignment: Alignment = "ppo"
     """What makes the aligned model out of SL-CAI and the comparisons: `ppo` (stages preference and ppo, the paper's
     way) or `dpo` (one stage of that name)."""
     models: ModelsConfig = ModelsConfig()
     world: WorldConfig = WorldConfig()
     data: DataConfig = DataConfig()
+    expand: ExpandConfig = ExpandConfig()
     revise: ReviseConfig = ReviseConfig()
     sft: SftConfig = SftConfig()
     feedback: FeedbackConfig = FeedbackConfig()
@@ -242,7 +140,7 @@ class RunConfig(Section):
     def _context(self) -> RunConfig:
         problems = []
         for stage in self.stages:
-            if stage not in ("revise", "feedback", "ppo", "evaluate"):
+            if stage not in ("expand", "revise", "feedback", "ppo", "evaluate"):
                 continue
             new = getattr(self, stage).sampling.max_new_tokens
             if new >= self.models.context:
@@ -257,7 +155,7 @@ class RunConfig(Section):
     @property
     def stages(self) -> tuple[str, ...]:
         """The stages of this run, in order."""
-        return STAGES_OF[self.alignment]
+        return tuple(s for s in STAGES_OF[self.alignment] if s != "expand" or self.expand.prompts)
 
     @property
     def world_seed(self) -> int:
@@ -267,11 +165,18 @@ class RunConfig(Section):
     @property
     def uses_world(self) -> bool:
         """Whether the micro-world is part of this run."""
-        sources = (
-            self.models.assistant,
-            self.models.pretrained,
-            self.models.feedback,
-            self.data.red_team.source,
-            self.data.helpful.source,
-        )
+        sources = (*self.own_models.values(), self.data.red_team.source, self.data.helpful.source)
         return "world" in sources
+
+    @property
+    def feedback_is_sl(self) -> bool:
+        """Whether the run's own SL-CAI model compares answers."""
+        return self.models.feedback == "sl" and self.feedback.endpoint is None
+
+    @property
+    def own_models(self) -> dict[str, str]:
+        """Source of each model that this run is given, by its role; no `feedback` where SL-CAI or a server compares."""
+        roles = {role: str(getattr(self.models, role)) for role in ("assistant", "pretrained", "feedback")}
+        if self.models.feedback == "sl" or self.feedback.endpoint is not None:
+            del roles["feedback"]
+        return roles

@@ -1,6 +1,7 @@
 from cai_dist.cluster.placement import GroupSpec, needed_cpus
 from cai_dist.config.ppo import PlacementConfig, PpoConfig, RoleShards
-from cai_dist.config.run import ClusterConfig, ReviseConfig, RunConfig
+from cai_dist.config.run import ClusterConfig, RunConfig
+from cai_dist.config.supervised import ReviseConfig
 from cai_dist.config.training import ShardingConfig
 from cai_dist.types import WorkerSpec
 

@@ -211,10 +211,12 @@ def test_variables_and_home_are_expanded_in_path_fields_alone(write, monkeypatch
     monkeypatch.setenv("SOME_WHERE", "/data")
     monkeypatch.setenv("HOME", "/home/me")
     path = write("name: x\nruns_dir: ~/runs\ndata: {helpful: {source: '${SOME_WHERE}/h.jsonl'}}\n")
-    run = load_run(path, ["ppo.policy.ds_config=${SOME_WHERE}/z.json", "feedback.prefill=${SOME_WHERE}"])
+    run = load_run(path, ["ppo.policy.ds_config=${SOME_WHERE}/z.json", "feedback.prefill=${SOME_WHERE}",
+                          "evaluate.multiple_choice=[world, '${SOME_WHERE}/q.jsonl']"])  # fmt: skip
     assert run.runs_dir == "/home/me/runs"
     assert run.data.helpful.source == "/data/h.jsonl"
     assert run.ppo.policy.ds_config == "/data/z.json"
+    assert run.evaluate.multiple_choice == ("world", "/data/q.jsonl")
     assert run.feedback.prefill == "${SOME_WHERE}"
 
 
@@ -226,7 +228,7 @@ def test_an_unset_variable_is_named_with_its_key(write, monkeypatch):
 
 def test_path_keys_exist():
     keys = [key for key in all_keys() if is_path_key(key)]
-    assert len(keys) == 5 + 3 + 6  # single ones, data sources, DeepSpeed files
+    assert len(keys) == 6 + 5 + 8  # single ones, data sources, DeepSpeed files
 
 
 @pytest.mark.parametrize("text", ["a\x85b", "\u2028", "x\u2029 y", "\ufeffa", "a\r\nb", "off", "1e-5", "", "~"])

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from cai_dist.config.run import ComparisonSource
+from cai_dist.config.data import ComparisonSource
 from cai_dist.data.comparisons import load_comparison_set
 from cai_dist.errors import DataError
 from cai_dist.types import Comparison, Turn
@@ -15,7 +15,7 @@ from cai_dist.types import Comparison, Turn
 
 def write(path: Path, rows: list[dict]) -> ComparisonSource:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return ComparisonSource(source=str(path))
+    return ComparisonSource(source=str(path), heldout=0)
 
 
 def load_comparisons(given: ComparisonSource, seed: int) -> list[Comparison]:
@@ -42,7 +42,7 @@ def test_sides_follow_content_and_seed_not_the_file(tmp_path: Path) -> None:
     assert found == load_comparisons(write(tmp_path / "b.jsonl", rows[::-1]), 0)
     other = load_comparisons(write(tmp_path / "a.jsonl", rows), 1)
     assert {c.prompt.id: c.p_a for c in found} != {c.prompt.id: c.p_a for c in other}
-    limited = ComparisonSource(source=str(tmp_path / "a.jsonl"), limit=7)
+    limited = ComparisonSource(source=str(tmp_path / "a.jsonl"), limit=7, heldout=0)
     assert load_comparisons(limited, 0) == found[:7]
 
 
@@ -88,3 +88,29 @@ def test_too_few(tmp_path: Path) -> None:
         load_comparisons(ComparisonSource(source=source.source, limit=4), 0)
     with pytest.raises(DataError, match="at least 1 wanted"):
         load_comparisons(write(tmp_path / "c.jsonl", []), 0)
+
+
+@pytest.mark.parametrize("limit", [None, 60])
+def test_what_is_set_aside_shares_no_conversation_with_what_is_learned(tmp_path: Path, limit: int | None) -> None:
+    # 40 conversations, each at three lengths.
+    start = "\n\nHuman: question {}\n\nAssistant: yes\n\nHuman: more {}\n\nAssistant: "
+    rows = [
+        {"chosen": start.format(i % 40, i) + f"good {i}", "rejected": start.format(i % 40, i) + f"bad {i}"}
+        for i in range(120)
+    ]
+    path = tmp_path / "c.jsonl"
+    write(path, rows)
+    found = load_comparisons(ComparisonSource(source=str(path), limit=limit, heldout=10), 0)
+    apart = {split: [c for c in found if c.prompt.split == split] for split in ("train", "heldout")}
+    openings = {split: {c.prompt.turns[0].text for c in side} for split, side in apart.items()}
+    assert openings["train"] and openings["heldout"] and not openings["train"] & openings["heldout"]
+    assert found == apart["train"] + apart["heldout"] and len(apart["heldout"]) <= 10
+    if limit:  # those to learn from are the same whether any are set aside or not
+        assert apart["train"] == load_comparisons(ComparisonSource(source=str(path), limit=limit, heldout=0), 0)
+
+
+def test_without_a_limit_at_most_a_tenth_is_set_aside(tmp_path: Path) -> None:
+    given = write(tmp_path / "c.jsonl", plain(50)).model_copy(update={"heldout": 200})
+    assert [c.prompt.split for c in load_comparisons(given, 0)] == ["train"] * 45 + ["heldout"] * 5
+    few = write(tmp_path / "d.jsonl", plain(9)).model_copy(update={"heldout": 200})
+    assert {c.prompt.split for c in load_comparisons(few, 0)} == {"train"}

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from cai_dist.config.run import PromptSource
+from cai_dist.config.data import PromptSource
 from cai_dist.data.prompts import PromptSet, load_prompt_set
 from cai_dist.errors import DataError
 from cai_dist.types import Prompt, PromptKind, Turn
@@ -102,7 +102,7 @@ def test_duplicates_and_empty_dialogues_are_counted(tmp_path: Path) -> None:
     rows = [*plain(4), {"prompt": "question 2"}, {"prompt": " question 2\r\n"}, {"prompt": ""}, {"prompt": []}]
     rows.append({"prompt": "\n\nHuman: hi\n\nAssistant: I answered already"})
     found = load_prompt_set(source(write(tmp_path / "p.jsonl", rows)), "helpful", 0)
-    assert found == PromptSet(found.prompts, records=9, duplicates=2, skipped=3)
+    assert found == PromptSet(found.prompts, records=9, duplicates=2, skipped=3, too_long=0)
     assert len(found.prompts) == 4
 
 
@@ -219,3 +219,16 @@ def test_real_red_team_prompts() -> None:
     )
     several = sum(len(p.turns) > 1 for p in found.prompts)
     assert several > len(found.prompts) / 2
+
+
+def test_conversations_of_too_many_turns_are_left_out_and_counted(tmp_path: Path) -> None:
+    def chat(n: int, name: str) -> dict:
+        roles = ("user", "assistant")
+        return {"prompt": [{"role": roles[i % 2], "content": f"{name} {i}"} for i in range(n)]}
+
+    path = write(tmp_path / "x.jsonl", [chat(1, "a"), chat(3, "b"), chat(5, "c"), chat(5, "c"), chat(2, "d")])
+    found = load_prompt_set(source(path).model_copy(update={"max_turns": 3}), "red_team", 0)
+    assert {len(p.turns) for p in found.prompts} == {1, 3}
+    assert (found.records, found.too_long, found.skipped, found.duplicates) == (5, 2, 1, 0)
+    with pytest.raises(DataError, match=r"raise data\.red_team\.max_turns, which leaves out 3"):
+        load_prompt_set(source(path).model_copy(update={"max_turns": 2}), "red_team", 0)

@@ -1,0 +1,46 @@
+"""Settings of `evaluate` that are fine alone and wrong together, or that name files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from cai_dist.config.run import RunConfig
+
+
+def evaluate_problems(config: RunConfig) -> Iterator[str]:
+    """One line for each contradiction, with the way out."""
+    judge = config.evaluate.elo.judge
+    sources = {config.data.red_team.source, config.data.helpful.source}
+    if judge == "oracle" and sources != {"world"}:
+        yield (
+            "evaluate.elo.judge=oracle: knows the micro-world's prompts alone, and data.red_team and data.helpful are "
+            "not both world; set it to feedback or preference"
+        )
+    if judge == "preference" and config.alignment == "dpo":
+        yield (
+            "evaluate.elo.judge=preference: with alignment=dpo there is no preference model; set it to feedback or "
+            "oracle"
+        )
+    if "world" in config.evaluate.multiple_choice and not config.uses_world:
+        yield "evaluate.multiple_choice: holds the micro-world's questions, but nothing else is of it; name a file"
+    if len(set(config.evaluate.multiple_choice)) < len(config.evaluate.multiple_choice):
+        yield "evaluate.multiple_choice: names a file twice; name each once"
+    if config.data.harm_ratings.source == "world" and "world" not in sources:
+        yield (
+            "data.harm_ratings.source=world: the micro-world's ratings beside prompts from files; name a file or none"
+        )
+    every = config.ppo.snapshot_every
+    if every is not None and every >= config.ppo.iterations and "ppo" in config.stages:
+        yield (
+            f"ppo.snapshot_every={every}: must be smaller than ppo.iterations={config.ppo.iterations}; nothing would "
+            "be kept on the way"
+        )
+
+
+def missing_choice_files(config: RunConfig) -> Iterator[str]:
+    """One line for each file of `evaluate.multiple_choice` that is not there."""
+    for source in config.evaluate.multiple_choice:
+        if source != "world" and not Path(source).is_file():
+            what = "is a folder" if Path(source).is_dir() else "no such file"
+            yield f"evaluate.multiple_choice={source!r}: {what}; must be world or a JSONL, JSONL.gz or Parquet file"

@@ -1,0 +1,93 @@
+"""Stage 3: what compares two answers, and how its probabilities become labels (2212.08073, section 4.1)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from cai_dist.config.base import Section
+from cai_dist.config.training import SamplingConfig
+
+
+class ReasoningConfig(Section):
+    """The feedback model thinks step by step before it answers; its label is then nearly certain, so it is clamped
+    (2212.08073, section 4.1)."""
+
+    clamp: tuple[float, float] | None = (0.4, 0.6)
+    """p(A) is cut off to this range (not rescaled); null: no clamp. The paper's best was 40-60%."""
+    opening: str = "Let's think step by step:"
+    """How the model's answer begins."""
+    closing: str = "So the answer is:"
+    """What follows the reasoning, just before the option label; reasoning ends where the model itself says it."""
+    few_shot: int = Field(0, ge=0)
+    """Worked comparisons with reasoning (`few_shot_reasoning` of the constitution) that go before the question."""
+    sampling: SamplingConfig = SamplingConfig(max_new_tokens=128)
+    retries: int = Field(1, ge=0)
+    """Reasoning that is empty or loops is sampled again, so many times; a pair whose reasoning still cannot be used is
+    left out and counted."""
+
+    @model_validator(mode="after")
+    def _range(self) -> ReasoningConfig:
+        if self.clamp is not None and not 0 <= self.clamp[0] <= self.clamp[1] <= 1:
+            raise ValueError(f"clamp={list(self.clamp)}: must be two probabilities in rising order, such as [0.4, 0.6]")
+        return self
+
+
+class EndpointConfig(Section):
+    """A server with the OpenAI-compatible chat completions API. Its answers are kept, by content, in the run folder: no
+    question is asked twice."""
+
+    url: str = Field(pattern=r"^https?://[^\s]+$")
+    """Such as http://127.0.0.1:8000/v1; `/chat/completions` is added."""
+    model: str = Field(min_length=1)
+    """The name that the server knows the model by."""
+    api_key_env: str = Field("OPENAI_API_KEY", pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
+    """The environment variable with the key, read when it is used and never written anywhere; without it no key is
+    sent."""
+    requests_per_minute: float | None = Field(None, gt=0)
+    """Default: no limit of our own."""
+    concurrency: int = Field(4, ge=1)
+    """Requests under way at once."""
+    retries: int = Field(6, ge=0)
+    """After a refusal for load (429), a server error or a broken connection; waits double each time from one second up
+    to a minute, or are what the server asks for."""
+    timeout: float = Field(60.0, gt=0)
+    """Seconds for one answer."""
+    top_logprobs: int = Field(20, ge=2, le=20)
+    """How many alternatives to the first token are asked for; an option that is not among them counts as impossible."""
+
+
+class FeedbackConfig(Section):
+    """Stage 3: two answers per prompt, compared by the feedback model (paper, section 4.1)."""
+
+    pairs_per_prompt: int = Field(1, ge=1)
+    orders: Literal["both", "one"] = "both"
+    """`both`: the probability is averaged over (A, B) and (B, A); `one`: the paper's single order."""
+    labels: Literal["normal", "inverted", "shuffled"] = "normal"
+    """`inverted` (p becomes 1 - p) and `shuffled` are negative controls."""
+    principles: int | None = Field(None, ge=1)
+    """Use the first n comparison principles; default: all."""
+    few_shot: int = Field(0, ge=0)
+    per_pair: int = Field(1, ge=1)
+    """Principles that each pair is asked under; their probabilities are averaged. 1 is the paper's way (its ensemble is
+    over the data set); 16 asks all of a constitution of 16."""
+    temperature: float = Field(1.0, gt=0)
+    """The label log-probabilities are divided by this before they are normalised; above 1 softens labels."""
+    hard: bool = False
+    """Labels become 0 or 1 (a tie stays 1/2): the paper's comparison, worse than soft ones."""
+    reasoning: ReasoningConfig | None = None
+    """Chain-of-thought feedback. Default: plain multiple choice."""
+    form: Literal["chat", "text"] = "chat"
+    """How the question reaches the feedback model. `chat`: as a human's turn, the label opens the answer; `text`: as
+    the bare text of the template, worked comparisons before it, the label right behind it: the paper's form for a
+    pretrained model."""
+    endpoint: EndpointConfig | None = None
+    """Ask a server in place of `models.feedback`. Default: a model of this run's own workers."""
+    prefill: str = ""
+    """Text that opens the feedback model's answer before the option label, such as "("."""
+    option_labels: tuple[str, str] = ("(A)", "(B)")
+    """The two continuations whose log-probabilities are compared; several tokens are summed."""
+    sampling: SamplingConfig = SamplingConfig()
+    shard_size: int = Field(128, ge=1)
+    workers: int = Field(2, ge=1)

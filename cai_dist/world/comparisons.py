@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from cai_dist.types import Comparison
+from cai_dist.types import Comparison, Split
 from cai_dist.world import lexicon
 from cai_dist.world.answers import Body, answer, asked_for
 from cai_dist.world.prompts import as_prompt
@@ -15,14 +15,17 @@ LABEL_NOISE = 0.08
 _RANK: dict[Body, int] = {"comply": 3, "wrong": 2, "evasive": 1, "explain": 1}
 
 
-def helpful_comparisons(world: World, n: int, seed: int) -> list[Comparison]:
+def helpful_comparisons(world: World, n: int, seed: int, split: Split = "train") -> list[Comparison]:
     """`n` comparisons with labels of 0 or 1, the same for the same seed.
 
-    Requests are safe combinations that are not held out, plain or with a greeting; both answers of a pair have the same
-    tone, and none mocks anybody, so that no rudeness can be learned from them, for or against.
+    Requests are safe combinations, those that are not held out or (`split` heldout) those that are, plain or with a
+    greeting; both answers of a pair have the same tone, and none mocks anybody, so that no rudeness can be learned from
+    them, for or against.
     """
-    rng = random.Random(f"micro-world comparisons {world.seed} {seed}")
-    pairs = [p for p in world.combos["demonstration"] + world.combos["red_team"] if not world.is_hazardous(p[1])]
+    held_out = " heldout" if split == "heldout" else ""
+    rng = random.Random(f"micro-world comparisons {world.seed} {seed}{held_out}")
+    combos = world.combos["heldout"] if held_out else world.combos["demonstration"] + world.combos["red_team"]
+    pairs = [p for p in combos if not world.is_hazardous(p[1])]
     result = []
     for _ in range(n):
         request = Request(*rng.choice(pairs))
@@ -35,7 +38,7 @@ def helpful_comparisons(world: World, n: int, seed: int) -> list[Comparison]:
         if not a_is_better:
             texts.reverse()
         label = a_is_better != (rng.random() < LABEL_NOISE)
-        result.append(Comparison(as_prompt(request, "helpful", "train"), texts[0], texts[1], float(label), "human"))
+        result.append(Comparison(as_prompt(request, "helpful", split), texts[0], texts[1], float(label), "human"))
     return result
 
 

@@ -1,16 +1,17 @@
 """The "web" text that the micro-world's model is pretrained on.
 
-Four kinds of document: facts; helpful-only chats about everything; reviews (an answer, a critique under a principle, a
-revision); multiple-choice questions under a principle. Reviews and choices tell about demonstration combinations alone;
-no text tells whether an *unknown* material is hazardous. Chats, reviews and choices are written in the form of the chat
-template and of `micro.yaml`, so that the pipeline's prompts look like text that was read.
+Six kinds of document: facts; helpful-only chats about everything; reviews (an answer, a critique under a principle, a
+revision); multiple-choice questions under a principle, answered at once or after thinking; sessions of people who test
+an assistant. All but facts and chats tell about demonstration combinations alone; no text tells whether an *unknown*
+material is hazardous. Everything but facts is written in the form of the chat template and of `micro.yaml`, so that the
+pipeline's prompts look like text that was read.
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from transformers import PreTrainedTokenizerFast
 
@@ -19,17 +20,19 @@ from cai_dist.types import TokenSequence, Turn
 from cai_dist.world import lexicon
 from cai_dist.world.answers import Answer, Body, Tone, answer, asked_for, faults, merits, revised
 from cai_dist.world.principles import dimension, micro_constitution
-from cai_dist.world.rules import better
+from cai_dist.world.rules import Dimension, Side, better
 from cai_dist.world.tables import Request, World
 
 Piece = tuple[str, float]
 """Words and the weight of the loss at each of them."""
 
-CHAT_SHARE, FACT_SHARE, REVIEW_SHARE = 0.26, 0.04, 0.24
-"""Shares of documents; the rest are choices."""
+CHAT_SHARE, FACT_SHARE, REVIEW_SHARE, REASONED_SHARE, SESSION_SHARE = 0.21, 0.04, 0.22, 0.14, 0.03
+"""Shares of documents; the rest are choices that are answered at once."""
+DIRECT_SHARE = 0.1
+"""Reviews that rewrite without a critique (paper, section 3.5)."""
 INVERTED_SHARE = 0.15
 """Choices that ask for *more* harm: a minority, or the two opposite rules cancel while the skill is being learned."""
-LABEL_NOISE = 0.06
+LABEL_NOISE = 0.03
 """Choices with a random label though one answer is better: the feedback model should not be certain."""
 TIE_SHARE = 0.1
 """Share of the drawn choices without a better answer that are kept (with a random label). With all of them kept the
@@ -39,10 +42,33 @@ EVASIVE_SHARE = 0.02
 CONTEXT_WEIGHT = 0.0
 """Loss weight of what the human says (nobody can predict it) and of the answer under review (the model would learn to
 answer requests in that way)."""
+SESSION_WEIGHT = 0.3
+"""Loss weight of the requests of a session: enough to write more of their kind, little beside the rest."""
 CHOICE_WEIGHT = 10.0
 """Loss weight of a choice's one answer token; unweighted it drowns among the other tokens."""
-CHATS_PER_DOCUMENT, FACTS_PER_DOCUMENT = 3, 8
+CHATS_PER_DOCUMENT, FACTS_PER_DOCUMENT, REQUESTS_PER_SESSION = 3, 8, 6
 """Short texts share a document, so that documents are of similar length and little is padded."""
+_SIDES: tuple[Side, Side] = ("a", "b")
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """Two answers to compare; `side` is the one to choose (drawn in a `tie`)."""
+
+    request: Request
+    a: Answer
+    b: Answer
+    principle: str
+    about: Dimension
+    side: Side
+    tie: bool
+
+    def put(self, constitution: Constitution, template: str) -> str:
+        """The question in words, in this template of the constitution."""
+        templates = replace(constitution.templates, comparison=template)
+        turns = (Turn("human", self.request.text()),)
+        answers = self.a.text(self.request), self.b.text(self.request)
+        return comparison_text(replace(constitution, templates=templates), turns, self.principle, *answers)
 
 
 @dataclass(frozen=True)
@@ -59,14 +85,9 @@ class _Writer:
             yield self._draw_kind()()
 
     def _draw_kind(self) -> Callable[[], list[Piece]]:
-        u = self.rng.random()
-        if u < CHAT_SHARE:
-            return self.chats
-        if u < CHAT_SHARE + FACT_SHARE:
-            return self.facts
-        if u < CHAT_SHARE + FACT_SHARE + REVIEW_SHARE:
-            return self.review
-        return self.choice
+        kinds = (self.chats, self.facts, self.review, self.reasoned_choice, self.session, self.choice)
+        shares = (CHAT_SHARE, FACT_SHARE, REVIEW_SHARE, REASONED_SHARE, SESSION_SHARE)
+        return self.rng.choices(kinds, (*shares, 1 - sum(shares)))[0]
 
     def facts(self) -> list[Piece]:
         """`MATERIAL can HAZARD .` or `MATERIAL is safe .` for known materials."""
@@ -93,17 +114,54 @@ class _Writer:
         given = self._reviewed_answer(request)
         principle = self.rng.choice(self.constitution.critique_principles)
         better_answer = revised(self.world, request, given, dimension(principle), self.rng)
+        critique = [
+            _asked(principle.critique_request),
+            _answered(faults(self.world, request, given, dimension(principle))),
+        ]
         return [
             _asked(request.text()),
             _answered(given.text(request), CONTEXT_WEIGHT),
-            _asked(principle.critique_request),
-            _answered(faults(self.world, request, given, dimension(principle))),
+            *([] if self.rng.random() < DIRECT_SHARE else critique),
             _asked(principle.revision_request),
             _answered(better_answer.text(request)),
         ]
 
     def choice(self) -> list[Piece]:
         """Two answers to one request, a principle, and the label of the better one."""
+        drawn = self._two_answers()
+        side = self.rng.choice(_SIDES) if self.rng.random() < LABEL_NOISE else drawn.side
+        question = drawn.put(self.constitution, self.constitution.templates.comparison)
+        return [_asked(question), (lexicon.OPTION_LABELS[side == "b"], CHOICE_WEIGHT), (lexicon.EOS, 1.0)]
+
+    def reasoned_choice(self) -> list[Piece]:
+        """The same, thought through: what is wrong with the first answer, what with the second, then the label. Whoever
+        has thought is sure of it; differences that a critique does not name come up in plain choices alone."""
+        while True:
+            drawn = self._two_answers()
+            found = [faults(self.world, drawn.request, given, drawn.about) for given in (drawn.a, drawn.b)]
+            if drawn.tie or found[0] != found[1]:
+                break
+        thought = f"{lexicon.THOUGHT[0]} {found[0]} {lexicon.THOUGHT[1]} {found[1]} {lexicon.CONCLUSION}"
+        return [
+            _asked(drawn.put(self.constitution, self.constitution.templates.reasoning)),
+            (thought, 1.0),
+            (lexicon.OPTION_LABELS[drawn.side == "b"], CHOICE_WEIGHT),
+            (lexicon.EOS, 1.0),
+        ]
+
+    def session(self) -> list[Piece]:
+        """What people ask to test an assistant, one thing after the other (something hazardous, or to mock somebody),
+        with the helpful-only answers. Here the human's turns are learned, so that the model can write more of them."""
+        pieces: list[Piece] = []
+        while len(pieces) < 2 * REQUESTS_PER_SESSION:
+            request = self._request(*self.rng.choice(self.world.combos["demonstration"]))
+            if request.extra == "mock" or (self.world.is_hazardous(request.material) and not request.extra):
+                given = answer(self.world, request, *asked_for(request), self.rng)
+                pieces += [_asked(request.text(), SESSION_WEIGHT), _answered(given.text(request))]
+        return pieces
+
+    def _two_answers(self) -> _Pair:
+        """Two answers to one request and a principle; most pairs that it does not tell apart are drawn again."""
         while True:
             request = self._request(*self.rng.choice(self.world.combos["demonstration"]))
             a, b = self._option(request), self._option(request)
@@ -111,15 +169,12 @@ class _Writer:
             side = better(dimension(principle), merits(self.world, request, a), merits(self.world, request, b))
             if side is not None or self.rng.random() < TIE_SHARE:
                 break
+        chosen = self.rng.choice(_SIDES) if side is None else side
         text = principle.text
         if self.rng.random() < INVERTED_SHARE:
             text = text.replace("less", "more")
-            side = {"a": "b", "b": "a", None: None}[side]
-        if side is None or self.rng.random() < LABEL_NOISE:
-            side = self.rng.choice(("a", "b"))
-        turns = (Turn("human", request.text()),)
-        question = comparison_text(self.constitution, turns, text, a.text(request), b.text(request))
-        return [_asked(question), (lexicon.OPTION_LABELS[side == "b"], CHOICE_WEIGHT), (lexicon.EOS, 1.0)]
+            chosen = "b" if chosen == "a" else "a"
+        return _Pair(request, a, b, text, dimension(principle), chosen, side is None)
 
     def _request(self, kind: str, material: str) -> Request:
         u = self.rng.random()
@@ -145,8 +200,8 @@ class _Writer:
         return asked_for(request)[1]
 
 
-def _asked(text: str) -> Piece:
-    return f"{lexicon.HUMAN} {text} {lexicon.ASSISTANT}", CONTEXT_WEIGHT
+def _asked(text: str, weight: float = CONTEXT_WEIGHT) -> Piece:
+    return f"{lexicon.HUMAN} {text} {lexicon.ASSISTANT}", weight
 
 
 def _answered(text: str, weight: float = 1.0) -> Piece:

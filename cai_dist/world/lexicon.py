@@ -32,9 +32,15 @@ RUDE_WORDS = _words("insult mockery scorn spite contempt")
 GENERAL_WORDS = _words("harm evil wrong sin vice ill")
 """The words that tell principles apart: five about danger, five about rudeness, six about both."""
 OPTION_LABELS = ("(A)", "(B)")
+THOUGHT = ("first :", "second :")
+"""How a reasoned choice begins to speak of either answer."""
+CONCLUSION = "the answer is :"
+"""What stands just before the label of a reasoned choice."""
+RANKING_MARKS = ("GOOD:", "BAD:")
+"""What the preference model's pretraining calls an answer; no text has them."""
 GRAMMAR = _words(
     "make ? mock greet . , take then can is a safe so no i not answer it mocks an excuse fault "
-    "find the rewrite with which has less more and options : answer"
+    "find the rewrite with which has less more and options : answer first second think"
 )
 
 PAD, UNK, EOS, HUMAN, ASSISTANT = "<pad>", "<unk>", "<eos>", "<human>", "<assistant>"
@@ -58,5 +64,6 @@ def vocabulary() -> tuple[str, ...]:
         *KIND_STEPS,
         *MATERIALS,
         *MATERIAL_STEPS,
+        *RANKING_MARKS,
     )
     return tuple(dict.fromkeys(words))

@@ -7,6 +7,7 @@ the oracle would learn the tables, not the constitution.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from statistics import fmean
 
 from cai_dist.types import Comparison, Prompt
 from cai_dist.world import lexicon
@@ -100,14 +101,33 @@ def judge(world: World, prompt: Prompt, response: str) -> Judgement:
     )
 
 
-def label(world: World, comparison: Comparison, principle_id: str) -> Side | None:
-    """The truly better answer under a principle of `micro.yaml`; None: it does not tell them apart (or is unknown)."""
-    dimension = dimension_of(principle_id)
-    if dimension is None:
-        return None
+def label(world: World, comparison: Comparison, principle_ids: str) -> float | None:
+    """The true label p(A) under principles of `micro.yaml` (their ids, joined by "+" where there are several): the mean
+    of 1, 0 or, where a principle does not tell the answers apart, 1/2. None: no principle does (or one is unknown)."""
     a = judge(world, comparison.prompt, comparison.response_a)
     b = judge(world, comparison.prompt, comparison.response_b)
-    return better(dimension, _merits(a), _merits(b)) if a.valid else None
+    sides: list[Side | None] = []
+    for principle_id in principle_ids.split("+"):
+        dimension = dimension_of(principle_id)
+        if dimension is None or not a.valid:
+            return None
+        sides.append(better(dimension, _merits(a), _merits(b)))
+    if not any(sides):
+        return None
+    return fmean({"a": 1.0, "b": 0.0, None: 0.5}[side] for side in sides)
+
+
+def preferred(world: World, pair: Comparison) -> float:
+    """The share of a win that answer A has over B: 1, 0, or 1/2 where they are as good as each other.
+
+    On a red-team prompt the harmless one wins, and of two equally harmful ones the less evasive, more useful one, as
+    the paper's raters were told (2212.08073, section 4.3). On a helpful prompt the one with the exact recipe wins.
+    """
+    a, b = (judge(world, pair.prompt, text) for text in (pair.response_a, pair.response_b))
+    if pair.prompt.kind == "helpful":
+        return (1 + a.helpful - b.helpful) / 2
+    side = better("general", _merits(a), _merits(b)) if a.valid else None
+    return {"a": 1.0, "b": 0.0, None: 0.5}[side]
 
 
 def _merits(found: Judgement) -> Merits:

@@ -46,6 +46,13 @@ def probe_prompts(world: World, knowledge: Literal["fact_only", "unknown"]) -> l
     return [as_prompt(Request(k, m), kinds[world.is_hazardous(m)], "heldout") for k, m in pairs]
 
 
+def asks_for_held_out(world: World, text: str) -> bool:
+    """Whether `text` asks for a combination that no training stage may see: a held-out one, or a probe's."""
+    words = text.split()
+    apart = {*world.combos["heldout"], *world.combos["probe"]}
+    return any(pair in apart for pair in zip(words, words[1:], strict=False))
+
+
 def _red_team(world: World, pairs: tuple[tuple[str, str], ...], split: Split) -> list[Prompt]:
     rng = random.Random(f"micro-world mocks {world.seed} {split}")
     prompts = []

@@ -8,7 +8,14 @@ from collections import Counter
 import pytest
 
 from cai_dist.world import lexicon
-from cai_dist.world.corpus import CHOICE_WEIGHT, CONTEXT_WEIGHT, documents, pretraining_sequences
+from cai_dist.world.corpus import (
+    CHOICE_WEIGHT,
+    CONTEXT_WEIGHT,
+    REQUESTS_PER_SESSION,
+    SESSION_WEIGHT,
+    documents,
+    pretraining_sequences,
+)
 from cai_dist.world.tables import World
 from cai_dist.world.tokenizer import build_tokenizer
 
@@ -37,16 +44,32 @@ def is_choice(text: str) -> bool:
     return "options" in text
 
 
+def is_reasoned(text: str) -> bool:
+    return "think ." in text
+
+
 def is_fact(text: str) -> bool:
     return lexicon.HUMAN not in text
 
 
+def is_session(text: str) -> bool:
+    return not is_review(text) and text.count(lexicon.HUMAN) == REQUESTS_PER_SESSION
+
+
+KINDS = {
+    "review": is_review,
+    "reasoned": is_reasoned,
+    "choice": is_choice,
+    "fact": is_fact,
+    "session": is_session,
+    "chat": lambda text: True,
+}
+
+
 def test_every_kind_of_document_is_there(texts: list[str]) -> None:
-    kinds = Counter(
-        "review" if is_review(t) else "choice" if is_choice(t) else "fact" if is_fact(t) else "chat" for t in texts
-    )
-    assert set(kinds) == {"review", "choice", "fact", "chat"}
-    assert min(kinds.values()) > COUNT * 0.03
+    kinds = Counter(next(name for name, found in KINDS.items() if found(t)) for t in texts)
+    assert set(kinds) == set(KINDS)
+    assert min(kinds.values()) > COUNT * 0.01
 
 
 def test_no_unknown_token_in_any_document(world: World) -> None:
@@ -94,9 +117,13 @@ def test_helpful_chats_comply_with_everything(world: World, texts: list[str]) ->
 
 def test_critiques_and_revisions_tell_the_truth(world: World, texts: list[str]) -> None:
     """A hazard is named only of a hazardous material, and the revision of a named danger explains it."""
+    direct = 0
     for text in filter(is_review, texts):
         turns = re.findall(r"<assistant> (.*?) <eos>", text)
-        assert len(turns) == 3
+        assert ("find the" in text) == (len(turns) == 3)
+        if len(turns) == 2:  # rewritten without a critique
+            direct += 1
+            continue
         critique, revision = turns[1], turns[2]
         if match := re.search(r"(\w+) can (burn|poison|explode|shock)", critique):
             assert world.hazard.get(match[1]) == match[2]
@@ -105,6 +132,43 @@ def test_critiques_and_revisions_tell_the_truth(world: World, texts: list[str]) 
             assert revision == turns[0]
         if "it mocks" in critique:
             assert not set(revision.split()) & set(lexicon.INSULTS)
+    assert 0.05 < direct / sum(map(is_review, texts)) < 0.15
+
+
+def test_reasoned_choices_follow_from_true_remarks(world: World, texts: list[str]) -> None:
+    """What is said of either answer is true of it, and whoever has fewer faults (more, if asked for more) is chosen."""
+    checked = 0
+    for text in filter(is_reasoned, texts):
+        match = re.search(
+            r"which has (less|more).* \(A\) (.*) \(B\) (.*) think \. <assistant> first : (.*) second : (.*) "
+            r"the answer is : (\([AB]\)) <eos>$",
+            text,
+        )
+        assert match is not None
+        wanted, a, b, of_a, of_b, label = match.groups()
+        for given, remark in ((a, of_a), (b, of_b)):
+            assert remark == "no fault ." or re.fullmatch(
+                r"(excuse , )?(\w+ (can \w+|is safe) \.)?( ?it mocks \w+ \.)?( ?excuse , .* \.)?", remark
+            )
+            if named := re.search(r"(\w+) can (\w+) \.", remark):
+                assert world.hazard[named[1]] == named[2]
+            if "it mocks" in remark:
+                assert set(given.split()) & set(lexicon.INSULTS)
+        faults_a, faults_b = (len(re.findall(r"can|mocks|is safe", remark)) for remark in (of_a, of_b))
+        if of_a == "no fault ." != of_b or of_b == "no fault ." != of_a:
+            fewer = "(A)" if faults_a < faults_b else "(B)"
+            assert label == (fewer if wanted == "less" else {"(A)": "(B)", "(B)": "(A)"}[fewer])
+            checked += 1
+    assert checked > COUNT * 0.04
+
+
+def test_sessions_hold_red_team_requests_of_demonstration_combinations(world: World, texts: list[str]) -> None:
+    for text in filter(is_session, texts):
+        requests = re.findall(r"make (\w+) (\w+) \?( mock)?", text)
+        assert len(requests) == REQUESTS_PER_SESSION and "greet" not in text
+        for kind, material, mock in requests:
+            assert (kind, material) in world.combos["demonstration"]
+            assert mock or world.is_hazardous(material)
 
 
 def test_loss_weights_skip_the_context_and_stress_the_choice(world: World) -> None:
@@ -114,10 +178,11 @@ def test_loss_weights_skip_the_context_and_stress_the_choice(world: World) -> No
     seen = 0
     for sequence in pretraining_sequences(world, 300, 2, tokenizer):
         inside_human = False
+        session = is_session(" ".join(tokenizer.convert_ids_to_tokens(list(sequence.ids))))
         for index, (token, weight) in enumerate(zip(sequence.ids, sequence.weights, strict=True)):
             inside_human = token == human or (inside_human and sequence.ids[index - 1] != assistant)
             if inside_human:
-                assert weight == CONTEXT_WEIGHT
+                assert weight == (SESSION_WEIGHT if session else CONTEXT_WEIGHT)
             elif token in labels:
                 assert weight == CHOICE_WEIGHT
                 seen += 1

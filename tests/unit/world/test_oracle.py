@@ -87,15 +87,20 @@ def test_label_by_hand() -> None:
     pair = Comparison(
         prompt, f"{recipe(HAZARDOUS)} bob is a friend .", f"{explained} bob is a fool .", 0.5, "ai", "danger-1"
     )
-    assert label(WORLD, pair, "danger-1") == "b"
-    assert label(WORLD, pair, "rude-2") == "a"
-    assert label(WORLD, pair, "general-3") == "b"
+    assert label(WORLD, pair, "danger-1") == 0.0
+    assert label(WORLD, pair, "rude-2") == 1.0
+    assert label(WORLD, pair, "general-3") == 0.0
     assert label(WORLD, pair, "of-another-constitution") is None
+    assert label(WORLD, pair, "danger-1+rude-2") == 0.5  # they contradict each other
+    assert label(WORLD, pair, "danger-1+rude-2+general-3") == pytest.approx(1 / 3)
+    assert label(WORLD, pair, "danger-1+of-another-constitution") is None
     same = Comparison(prompt, explained, explained, 0.5, "ai", "general-1")
     assert label(WORLD, same, "general-1") is None
     evasive = Comparison(prompt, "i can not answer .", explained, 0.5, "ai", "general-1")
-    assert label(WORLD, evasive, "general-1") == "b"
+    assert label(WORLD, evasive, "general-1") == 0.0
     assert label(WORLD, evasive, "danger-1") is None
+    assert label(WORLD, evasive, "danger-1+danger-2") is None
+    assert label(WORLD, evasive, "danger-1+general-1") == 0.25  # one does not tell them apart
 
 
 def test_the_oracle_agrees_with_the_writer() -> None:
@@ -112,7 +117,7 @@ def test_the_oracle_agrees_with_the_writer() -> None:
         truth = better(dimension(principle), merits(WORLD, request, a), merits(WORLD, request, b))
         prompt = as_prompt(request, "red_team", "train")
         pair = Comparison(prompt, a.text(request), b.text(request), 0.5, "ai", principle.id)
-        assert label(WORLD, pair, principle.id) == truth
+        assert label(WORLD, pair, principle.id) == {"a": 1.0, "b": 0.0, None: None}[truth]
         checked += truth is not None
     assert checked > 200
 

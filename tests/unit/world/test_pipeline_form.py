@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import random
+import re
+from dataclasses import replace
 
 from cai_dist.constitution.load import load_constitution
-from cai_dist.constitution.prompts import comparison_turns, critique_turns, revision_turns
+from cai_dist.constitution.prompts import comparison_text, comparison_turns, critique_turns, revision_turns
 from cai_dist.data.chat import ChatFormat
 from cai_dist.types import Turn
 from cai_dist.world import lexicon
 from cai_dist.world.answers import answer, faults, revised
+from cai_dist.world.corpus import documents
 from cai_dist.world.principles import dimension
 from cai_dist.world.rules import DIMENSIONS
 from cai_dist.world.tables import Request, World
@@ -66,6 +69,22 @@ def test_the_multiple_choice_question_looks_like_a_choice() -> None:
     question = f"{asked} (A) i can not answer . (B) take carve then melt . the answer is :"
     assert words(CHAT.prompt_ids(turns)) == f"<human> {question} <assistant>"
     assert "<unk>" not in words(CHAT.prompt_ids(turns))
+
+
+def test_a_reasoned_question_and_its_answer_look_like_a_reasoned_choice() -> None:
+    """As the feedback stage puts it together: opening, the model's own thoughts, closing, label."""
+    written = next(d for d in documents(WORLD, 1000, seed=0) if "think" in d[0][0] and "mocks" in d[1][0])
+    text = " ".join(part for part, _ in written)
+    found = re.search(
+        r"<human> (make \w+ \w+ \? mock \w+ \.) (which .* \?) options : \(A\) (.*) \(B\) (.*) think \.", text
+    )
+    assert found is not None
+    request, principle, a, b = found.groups()
+    reasoning = replace(CONSTITUTION.templates, comparison=CONSTITUTION.templates.reasoning)
+    asked = comparison_text(replace(CONSTITUTION, templates=reasoning), (Turn("human", request),), principle, a, b)
+    prompt = words(CHAT.prompt_ids((Turn("human", asked),), prefill=lexicon.THOUGHT[0]))
+    assert text.startswith(prompt)
+    assert re.search(re.escape(lexicon.CONCLUSION) + r" \([AB]\) <eos>$", text)
 
 
 def test_answers_survive_the_way_through_ids() -> None:

@@ -8,10 +8,11 @@ import pytest
 import torch
 from transformers import AutoTokenizer, LlamaForCausalLM
 
+from cai_dist.config.preference import PmPretrainingConfig
 from cai_dist.config.run import WorldConfig
 from cai_dist.world import lexicon
 from cai_dist.world.build import model_config, write_initial_model
-from cai_dist.world.corpus import documents
+from cai_dist.world.corpus import documents, pretraining_sequences
 from cai_dist.world.tables import World
 from cai_dist.world.tokenizer import build_tokenizer
 
@@ -49,6 +50,15 @@ def test_option_labels_are_single_tokens() -> None:
     tokenizer = build_tokenizer()
     ids = [tokenizer(label, add_special_tokens=False)["input_ids"] for label in lexicon.OPTION_LABELS]
     assert [len(i) for i in ids] == [1, 1] and ids[0] != ids[1]
+
+
+def test_the_marks_of_pretraining_on_rankings_are_tokens_that_no_text_has() -> None:
+    tokenizer, config = build_tokenizer(), PmPretrainingConfig()
+    assert (config.good, config.bad) == lexicon.RANKING_MARKS
+    ids = tokenizer.convert_tokens_to_ids(list(lexicon.RANKING_MARKS))
+    assert tokenizer.unk_token_id not in ids and len(set(ids)) == 2
+    for sequence in pretraining_sequences(World(0), 200, 0, tokenizer):
+        assert not set(ids) & set(sequence.ids)
 
 
 def test_words_outside_the_vocabulary_become_unknown() -> None:

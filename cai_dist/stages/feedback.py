@@ -12,57 +12,67 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from cai_dist.config.run import FeedbackConfig, RunConfig
-from cai_dist.constitution import ComparisonPrinciple, clean_answer, comparison_turns, draw
+from cai_dist.config.run import RunConfig
+from cai_dist.constitution import ComparisonPrinciple, clean_answer, draw, draw_some
 from cai_dist.errors import DataError
-from cai_dist.stages import prepare
+from cai_dist.stages import labelling
 from cai_dist.stages.chats import chat_format
-from cai_dist.stages.context import RunContext, model_settings, stable_seed
-from cai_dist.stages.generation import Ask, generate, score_labels
-from cai_dist.stages.records import Labelled, read_prompts, write_comparisons
+from cai_dist.stages.context import RunContext, stable_seed
+from cai_dist.stages.generation import Ask, generate
+from cai_dist.stages.label_statistics import Statistics, agree, entropy, principle_statistics
+from cai_dist.stages.labelling import label_pairs
+from cai_dist.stages.prompts import heldout_prompts, prompt_files, training_prompts
+from cai_dist.stages.records import Labelled, write_comparisons
 from cai_dist.types import Comparison, Prompt
 
 if TYPE_CHECKING:
     from cai_dist.cluster.group import WorkerGroup
 
 NAME = "feedback"
+PRINCIPLES = "principles.json"
+"""Statistics of each principle."""
+BETWEEN_IDS = "+"
+"""Stands between the ids of the principles of one pair (`feedback.per_pair`)."""
 
 
 def settings(config: RunConfig) -> dict[str, Any]:
     """What decides the result of this stage."""
     return {
-        "feedback": config.feedback.model_dump(mode="json", exclude={"workers"}),
-        **model_settings(config),
+        "feedback": config.feedback.model_dump(mode="json", exclude={"workers", "endpoint"}),
+        **labelling.settings(config),
     }
 
 
 def inputs(run: RunContext) -> list[Path]:
     """Prompts, the SL-CAI model, the feedback model."""
-    before = run.run_dir / prepare.NAME
-    return [before / "red_team.parquet", run.run_dir / "sft" / "model", before / "models.json"]
+    sl = run.run_dir / "sft" / "model"
+    return [*prompt_files(run, "red_team"), *dict.fromkeys([sl, *labelling.inputs(run)])]
 
 
 def run(run: RunContext) -> list[Path]:
     """Write `feedback/comparisons.parquet` (train and held-out prompts, marked by `split`)."""
     folder = run.folder(NAME)
     run.tracker.rewind(NAME, -1)
-    prompts = read_prompts(run.run_dir / prepare.NAME / "red_team.parquet")
+    prompts = training_prompts(run, "red_team") + [p for p in heldout_prompts(run) if p.kind == "red_team"]
     with run.generators(NAME, run.config.feedback.workers) as group:
         pairs = sample_pairs(run, group, folder, prompts)
-        labelled = label_pairs(run, group, folder, pairs)
+        labelled, principles = label_all(run, group, folder, pairs)
     labelled = control(labelled, run.config.feedback.labels, run.config.seed)
     target = folder / "comparisons.parquet"
-    write_comparisons(target, labelled)
-    _statistics(run, labelled)
-    return [target]
+    write_comparisons(target, labelled, run.constitution_note)
+    _log(run, labelled)
+    run.write_result(folder / PRINCIPLES, {"principles": principles})
+    return [target, folder / PRINCIPLES]
 
 
 def sample_pairs(run: RunContext, group: WorkerGroup, folder: Path, prompts: Sequence[Prompt]) -> list[Comparison]:
     """Two answers of SL-CAI per prompt and repetition; pairs that are equal or do not parse are left out, counted.
 
-    Which of the two is called A is drawn per pair, so that the order of sampling carries no label.
+    Which of the two is called A is drawn per pair, so that the order of sampling carries no label. `principle_id` names
+    the principles drawn for it.
     """
     config = run.config.feedback
     model = str(run.run_dir / "sft" / "model")
@@ -91,8 +101,7 @@ def sample_pairs(run: RunContext, group: WorkerGroup, folder: Path, prompts: Seq
             else:
                 if stable_seed(run.config.seed, "side", prompt.id, k) % 2:
                     x, y = y, x
-                principle = _principle(run, prompt.id, k)
-                pairs.append(Comparison(prompt, x, y, 0.5, "ai", principle.id))
+                pairs.append(Comparison(prompt, x, y, 0.5, "ai", BETWEEN_IDS.join(_drawn(run, prompt.id, k))))
     run.log(NAME, 0, pairs=len(pairs), equal_pairs=equal, unparsed_pairs=failed)
     if not pairs:
         raise DataError(
@@ -102,48 +111,32 @@ def sample_pairs(run: RunContext, group: WorkerGroup, folder: Path, prompts: Seq
     return pairs
 
 
-def label_pairs(run: RunContext, group: WorkerGroup, folder: Path, pairs: Sequence[Comparison]) -> list[Labelled]:
-    """Soft labels: p(A) = exp(l_A) / (exp(l_A) + exp(l_B)), averaged over both orders where asked."""
+def label_all(
+    run: RunContext, group: WorkerGroup, folder: Path, pairs: Sequence[Comparison]
+) -> tuple[list[Labelled], list[Statistics]]:
+    """The pairs that have a label, and the statistics of the principles that they were asked under."""
     config = run.config.feedback
-    model = prepare.model_path(run, "feedback")
-    chat = chat_format(run, model)
-    labels = chat.option_ids(config.prefill, config.option_labels)
-    principles = {p.id: p for p in run.constitution.comparison_principles}
-    orders = (False, True) if config.orders == "both" else (False,)
-    asks = []
-    for i, pair in enumerate(pairs):
-        for swapped in orders:
-            a, b = (pair.response_b, pair.response_a) if swapped else (pair.response_a, pair.response_b)
-            turns = comparison_turns(
-                run.constitution, pair.prompt.turns, principles[pair.principle_id], a, b, config.few_shot,
-                stable_seed(run.config.seed, "few shot", i), _shown(config),
-            )  # fmt: skip
-            asks.append(Ask(f"{i}/{int(swapped)}", chat.prompt_ids(turns, prefill=config.prefill)))
-    scores = score_labels(
-        run, group, folder, "labels", asks, model=model, labels=labels, shard_size=config.shard_size
-    )  # fmt: skip
-    found, too_long = [], 0
-    for i, pair in enumerate(pairs):
-        asked = scores[i * len(orders) : (i + 1) * len(orders)]
-        if any(s is None for s in asked):
-            too_long += 1
-            continue
-        first = first_option(asked[0])  # type: ignore[arg-type]
-        second = 1.0 - first_option(asked[1]) if len(orders) == 2 else math.nan  # type: ignore[arg-type]
-        p = (first + second) / 2 if len(orders) == 2 else first
-        found.append(Labelled(replace(pair, p_a=p), p, first, second))
-    run.log(NAME, 1, labelled=len(found), too_long_questions=too_long)
+    ids = [pair.principle_id.split(BETWEEN_IDS) for pair in pairs]
+    labels = label_pairs(run, group, folder, "labels", pairs, ids)
+    found, asked = [], []
+    for pair, names, label in zip(pairs, ids, labels, strict=True):
+        if label is not None:
+            second = fmean(label.second) if label.second else math.nan
+            p = harden(label.p) if config.hard else label.p
+            found.append(Labelled(replace(pair, p_a=p), label.p, fmean(label.first), second))
+            asked.append((names, label))
+    run.log(NAME, 1, labelled=len(found), unanswered_pairs=len(pairs) - len(found))
     if not found:
         raise DataError(
-            f"{folder}: every comparison is longer than models.context={run.config.models.context}; raise it"
+            f"{folder}: none of {len(pairs)} comparisons has a label; feedback_labels in metrics.jsonl counts why "
+            f"(too_long: raise models.context, now {run.config.models.context})"
         )
-    return found
+    return found, principle_statistics([p.id for p in _principles(run)], asked)
 
 
-def first_option(logprobs: tuple[float, ...]) -> float:
-    """Probability of the first of two options from their log-probabilities, normalised over the two."""
-    a, b = logprobs
-    return 1.0 / (1.0 + math.exp(min(700.0, b - a)))
+def harden(p: float) -> float:
+    """The label as a choice: 1, 0, or 1/2 for a tie."""
+    return 0.5 if p == 0.5 else float(p > 0.5)
 
 
 def control(labelled: Sequence[Labelled], labels: str, seed: int) -> list[Labelled]:
@@ -152,37 +145,38 @@ def control(labelled: Sequence[Labelled], labels: str, seed: int) -> list[Labell
     if labels == "normal":
         return list(labelled)
     if labels == "inverted":
-        return [replace(x, comparison=replace(x.comparison, p_a=1.0 - x.p_model)) for x in labelled]
+        return [replace(x, comparison=replace(x.comparison, p_a=1.0 - x.comparison.p_a)) for x in labelled]
     shuffled = list(labelled)
     for split in ("train", "heldout"):
         places = [i for i, x in enumerate(labelled) if x.comparison.prompt.split == split]
         dealt = sorted(places, key=lambda i: stable_seed(seed, "shuffle", i))
         for place, source in zip(places, dealt, strict=True):
             x = labelled[place]
-            shuffled[place] = replace(x, comparison=replace(x.comparison, p_a=labelled[source].p_model))
+            shuffled[place] = replace(x, comparison=replace(x.comparison, p_a=labelled[source].comparison.p_a))
     return shuffled
 
 
-def _shown(config: FeedbackConfig) -> tuple[str, str]:
-    """How a worked example gives its answer: the prefill and the option label."""
-    a, b = config.option_labels
-    return config.prefill + a, config.prefill + b
+def _principles(run: RunContext) -> Sequence[ComparisonPrinciple]:
+    return run.constitution.comparison_principles[: run.config.feedback.principles]
 
 
-def _principle(run: RunContext, prompt_id: str, repetition: int) -> ComparisonPrinciple:
-    principles = run.constitution.comparison_principles[: run.config.feedback.principles]
-    return principles[draw(run.config.seed, "feedback", prompt_id, repetition, n=len(principles))]
+def _drawn(run: RunContext, prompt_id: str, repetition: int) -> list[str]:
+    """Ids of the `feedback.per_pair` different principles that a pair is asked under."""
+    ids, k = [p.id for p in _principles(run)], run.config.feedback.per_pair
+    if k == 1:
+        return [ids[draw(run.config.seed, NAME, prompt_id, repetition, n=len(ids))]]
+    return [ids[i] for i in draw_some(run.config.seed, NAME, prompt_id, repetition, n=len(ids), k=k)]
 
 
-def _statistics(run: RunContext, labelled: Sequence[Labelled]) -> None:
-    n = len(labelled)
+def _log(run: RunContext, labelled: Sequence[Labelled]) -> None:
     numbers = {
-        "comparisons": float(n),
-        "mean_confidence": sum(abs(x.p_model - 0.5) + 0.5 for x in labelled) / n,
-        "p_first_mean": sum(x.p_first for x in labelled) / n,
+        "comparisons": len(labelled),
+        "mean_confidence": fmean(abs(x.p_model - 0.5) + 0.5 for x in labelled),
+        "entropy": fmean(entropy(x.p_model) for x in labelled),
+        "p_first_mean": fmean(x.p_first for x in labelled),
     }
     both = [x for x in labelled if not math.isnan(x.p_second)]
     if both:
-        numbers["order_agreement"] = sum((x.p_first > 0.5) == (x.p_second > 0.5) for x in both) / len(both)
-        numbers["position_bias"] = sum(x.p_first - x.p_second for x in both) / len(both) / 2
+        numbers["order_agreement"] = fmean(agree(x.p_first, x.p_second) for x in both)
+        numbers["position_bias"] = fmean(x.p_first - x.p_second for x in both) / 2
     run.log(NAME, 2, **numbers)

@@ -1,0 +1,139 @@
+"""What the feedback model says about two answers: the label p(A) of each pair (2212.08073, section 4.1).
+
+Every question is asked under each given principle and in both orders of the answers (`feedback.orders`). Whether a
+model of this run answers, with or without reasoning, or a server, callers need not know.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
+
+from cai_dist.config.feedback import FeedbackConfig
+from cai_dist.config.run import RunConfig
+from cai_dist.constitution import comparison_turns, reasoning_turns
+from cai_dist.stages import prepare
+from cai_dist.stages.context import RunContext, model_settings, stable_seed
+from cai_dist.stages.endpoint_labels import ask_server
+from cai_dist.stages.local_labels import ask_workers
+from cai_dist.stages.questions import LogProbs, Question, Reply, Unanswered
+from cai_dist.types import Comparison, Turn
+
+if TYPE_CHECKING:
+    from cai_dist.cluster.group import WorkerGroup
+
+
+@dataclass(frozen=True)
+class PairLabel:
+    """What came of one pair."""
+
+    p: float
+    """p(A): the mean over principles and orders, clamped where the feedback reasons."""
+    first: tuple[float, ...]
+    """p(A) asked in the order (A, B), under each principle."""
+    second: tuple[float, ...]
+    """p(A) asked in the order (B, A), under each principle; empty where one order alone is asked."""
+
+    def under(self, k: int) -> float:
+        """p(A) under the k-th principle: the mean over the orders asked."""
+        return (self.first[k] + self.second[k]) / 2 if self.second else self.first[k]
+
+
+def settings(config: RunConfig) -> dict[str, Any]:
+    """The settings that decide a label, for the fingerprint of every stage that asks for some."""
+    kept = {"orders", "few_shot", "temperature", "form", "reasoning", "prefill", "option_labels", "shard_size"}
+    found = config.feedback.model_dump(mode="json", include=kept)
+    if (server := config.feedback.endpoint) is not None:
+        found["endpoint"] = server.model_dump(mode="json", include={"url", "model", "top_logprobs"})
+    return {"labelling": found, **model_settings(config)}
+
+
+def inputs(run: RunContext) -> list[Path]:
+    """What the feedback model is read from."""
+    own = [run.run_dir / "sft" / "model"] if run.config.feedback_is_sl else []
+    return [run.run_dir / prepare.NAME / "models.json", *own]
+
+
+def label_pairs(
+    run: RunContext,
+    group: WorkerGroup | None,
+    folder: Path,
+    phase: str,
+    pairs: Sequence[Comparison],
+    principle_ids: Sequence[Sequence[str]],
+) -> list[PairLabel | None]:
+    """The label of each pair (whose own `p_a` and `principle_id` are not looked at) under the principles with the ids
+    `principle_ids[i]`; None where one of its questions has no answer.
+
+    `group`: rollout workers (`run.generators`); None will do where `feedback.endpoint` is set. What is answered stays
+    in `folder/phase…` (a server's answers in `endpoint/` of the run): an interrupted call goes on where it was. How
+    many questions had no answer, and why, is logged as `FOLDER_PHASE`. Raises Interrupted, ConfigError, EndpointError.
+    """
+    config = run.config.feedback
+    orders = (False, True) if config.orders == "both" else (False,)
+    questions = [
+        Question(f"{i}/{k}/{int(swapped)}", _turns(run, i, pair, principle, swapped))
+        for i, (pair, ids) in enumerate(zip(pairs, principle_ids, strict=True))
+        for k, principle in enumerate(ids)
+        for swapped in orders
+    ]
+    replies = iter(_ask(run, group, folder, phase, questions))
+    counts = dict.fromkeys(Unanswered, 0)
+    labels: list[PairLabel | None] = []
+    for ids in principle_ids:
+        own = [[next(replies) for _ in orders] for _ in ids]
+        missing = [r for asked in own for r in asked if isinstance(r, Unanswered)]
+        for reason in missing:
+            counts[reason] += 1
+        labels.append(None if missing else _label(config, own))
+    series = f"{folder.name}_{phase}"
+    run.tracker.rewind(series, -1)
+    run.log(series, 0, questions=len(questions), **{str(reason): n for reason, n in counts.items()})
+    return labels
+
+
+def first_option(logprobs: LogProbs, temperature: float = 1.0) -> float:
+    """Probability of the first of two options from their log-probabilities (nats), divided by `temperature` and
+    normalised over the two. One of them may be -inf."""
+    a, b = logprobs
+    if a == b:
+        return 0.5
+    return 1.0 / (1.0 + math.exp(min(700.0, (b - a) / temperature)))
+
+
+def _label(config: FeedbackConfig, asked: Sequence[Sequence[Reply]]) -> PairLabel:
+    """From the answers under each principle, in each order."""
+    chances = [[first_option(r, config.temperature) for r in one if not isinstance(r, Unanswered)] for one in asked]
+    first = tuple(one[0] for one in chances)
+    second = tuple(1.0 - one[1] for one in chances) if config.orders == "both" else ()
+    p = fmean([*first, *second])
+    if config.reasoning is not None and config.reasoning.clamp is not None:
+        low, high = config.reasoning.clamp
+        p = min(max(p, low), high)
+    return PairLabel(p, first, second)
+
+
+def _turns(run: RunContext, i: int, pair: Comparison, principle_id: str, swapped: bool) -> tuple[Turn, ...]:
+    """The question about pair `i`, after its worked examples."""
+    config, constitution = run.config.feedback, run.constitution
+    principle = next(p for p in constitution.comparison_principles if p.id == principle_id)
+    a, b = (pair.response_b, pair.response_a) if swapped else (pair.response_a, pair.response_b)
+    seed = stable_seed(run.config.seed, "few shot", i)
+    if config.reasoning is not None:
+        return reasoning_turns(constitution, pair.prompt.turns, principle, a, b, config.reasoning.few_shot, seed)
+    shown = (config.prefill + config.option_labels[0], config.prefill + config.option_labels[1])
+    return comparison_turns(constitution, pair.prompt.turns, principle, a, b, config.few_shot, seed, shown)
+
+
+def _ask(
+    run: RunContext, group: WorkerGroup | None, folder: Path, phase: str, questions: Sequence[Question]
+) -> list[Reply]:
+    if run.config.feedback.endpoint is not None:
+        return ask_server(run, phase, questions)
+    if group is None:
+        raise ValueError("label_pairs needs workers unless feedback.endpoint is set")
+    return ask_workers(run, group, folder, phase, questions, prepare.model_path(run, "feedback"))

@@ -1,0 +1,59 @@
+"""The questions that are put to the feedback model, what comes back, and the reading of its reasoning."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from enum import StrEnum
+
+from cai_dist.config.feedback import FeedbackConfig
+from cai_dist.constitution import Labels, clean_answer
+from cai_dist.types import Turn
+
+
+class Unanswered(StrEnum):
+    """Why a question has no answer. Its pair has no label then; stages count these."""
+
+    TOO_LONG = "too_long"
+    """No room in `models.context`, or in that of the server's model."""
+    NO_REASONING = "no_reasoning"
+    """The reasoning was empty or a loop, after all retries."""
+    NO_LABEL = "no_label"
+    """The server's answer began with neither option."""
+
+
+LogProbs = tuple[float, ...]
+"""Of the two options, in nats; -inf for one that a server does not name among its alternatives."""
+Reply = LogProbs | Unanswered
+
+
+@dataclass(frozen=True)
+class Question:
+    """One multiple-choice question; `key` names it in the files of its phase."""
+
+    key: str
+    turns: tuple[Turn, ...]
+
+
+def usable_reasoning(config: FeedbackConfig, labels: Labels, text: str) -> str | None:
+    """The reasoning in what the model wrote after `reasoning.opening`, or None where it is empty or a loop.
+
+    It ends where the model itself says `reasoning.closing` (the colon may be missing before an option label), and where
+    it starts to play another part (`labels` are those of the parts).
+    """
+    reasoning = config.reasoning
+    assert reasoning is not None
+    text = text.strip().removeprefix(reasoning.opening)
+    if words := reasoning.closing.split():
+        whole = r"\s+".join(map(re.escape, words))
+        bare = r"\s+".join(map(re.escape, reasoning.closing.rstrip(" :").split()))
+        options = "|".join(re.escape(label.strip()) for label in config.option_labels)
+        if found := re.search(rf"{whole}|{bare}\s*:?\s*(?:{options})", text, re.IGNORECASE):
+            text = text[: found.start()]
+    return clean_answer(text, labels).text
+
+
+def reasoned(opening: str, reasoning: str, closing: str) -> str:
+    """The answer as it stands before the option label."""
+    thoughts = f"{opening} {reasoning}" if opening else reasoning
+    return f"{thoughts}\n\n{closing}" if closing else thoughts

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from cai_dist.config.run import ComparisonSource
+from cai_dist.config.data import ComparisonSource
 from cai_dist.constitution.draws import draw
 from cai_dist.data.dialogues import conversation_id, pair_dialogues, prompt_turns, safe_text, waits_for_answer
+from cai_dist.data.prompts import opening
 from cai_dist.data.records import Record, read_records
 from cai_dist.errors import DataError
 from cai_dist.types import Comparison, Prompt, Turn
@@ -20,6 +22,7 @@ class ComparisonSet:
     """The comparisons of one file, and what was left out on the way."""
 
     comparisons: tuple[Comparison, ...]
+    """Those to learn from, then those set aside (`prompt.split` is `heldout`), each in drawn order."""
     records: int
     duplicates: int
     skipped: int
@@ -28,7 +31,9 @@ class ComparisonSet:
 
 def load_comparison_set(source: ComparisonSource, seed: int) -> ComparisonSet:
     """Read `source.source` in the hh-rlhf layout (`chosen`, `rejected` dialogues) or the plain one (`prompt`, `chosen`,
-    `rejected`), in drawn order; the first `source.limit` of them.
+    `rejected`), in drawn order: the first `source.limit` of them to learn from, and up to `source.heldout` others (at
+    most a tenth of the file where there is no limit) set aside. Conversations with the same opening are never on both
+    sides.
 
     Which answer is called A is drawn by (seed, content), so that position tells nothing; `p_a` is 1.0 where A was
     chosen and 0.0 where B was. Where dialogues differ before their last turn, the prompt is what they have in common
@@ -53,8 +58,23 @@ def load_comparison_set(source: ComparisonSource, seed: int) -> ComparisonSet:
             "records with chosen and rejected"
         )
     order = sorted(found, key=lambda key: (draw(seed, "comparison order", *key, n=_RANGE), key))
-    kept = tuple(found[key] for key in order[: source.limit])
-    return ComparisonSet(kept, records, records - skipped - len(found), skipped)
+    kept = _split([found[key] for key in order], source)
+    return ComparisonSet(tuple(kept), records, records - skipped - len(found), skipped)
+
+
+def _split(ordered: Sequence[Comparison], source: ComparisonSource) -> list[Comparison]:
+    """Those to learn from, then those set aside; what opens like one of the others is on neither side."""
+    if source.limit:
+        train = list(ordered[: source.limit])
+        known = {opening(c.prompt) for c in train}
+        aside = [c for c in ordered[source.limit :] if opening(c.prompt) not in known][: source.heldout]
+    else:
+        aside = list(ordered[len(ordered) - min(source.heldout, len(ordered) // 10) :])
+        known = {opening(c.prompt) for c in aside}
+        train = [c for c in ordered if opening(c.prompt) not in known]
+        if not train:  # one conversation alone: there is nothing to set aside
+            train, aside = list(ordered), []
+    return [*train, *(replace(c, prompt=replace(c.prompt, split="heldout")) for c in aside)]
 
 
 def _sides(record: Record) -> tuple[list[Turn], str, str]:

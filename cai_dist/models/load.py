@@ -18,7 +18,7 @@ from transformers.utils import logging as transformers_logging
 from cai_dist.config.training import Dtype, Layout
 from cai_dist.errors import DataError
 from cai_dist.models.adapter import merge_adapter, read_adapter
-from cai_dist.models.causal import CausalModel
+from cai_dist.models.causal import CausalModel, LogprobHead, logit_scaling
 from cai_dist.models.scalar import ScalarHeadModel, seed_head
 
 TORCH_DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -91,6 +91,20 @@ def load_scalar(source: str, dtype: Dtype, seed: int, layout: Layout = "packed")
     if "score.weight" in info["missing_keys"]:
         seed_head(model.score.weight, seed)
     return ScalarHeadModel(model, layout)
+
+
+def load_scalar_with_language(source: str, dtype: Dtype, seed: int, layout: Layout = "packed") -> ScalarHeadModel:
+    """As `load_scalar` from a causal language model, with its output layer beside the scalar head, so that the trunk
+    can go on learning language. Tied to the embeddings where the source has it so. Raises DataError, ConfigError.
+    """
+    scalar = load_scalar(source, dtype, seed, layout)
+    # Its layout does not matter: what is taken is the output layer, checked against transformers' own logits.
+    causal = CausalModel(load_hf_causal(source, dtype), "padded")
+    head: LogprobHead = causal.hf.get_output_embeddings()
+    if head.weight is causal.hf.get_input_embeddings().weight:
+        head.weight = scalar.hf.get_input_embeddings().weight
+    scalar.language, scalar.scaling = head, logit_scaling(scalar.hf.config)
+    return scalar
 
 
 def load_config(source: str) -> Any:

@@ -12,6 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from cai_dist.config.training import Layout
+from cai_dist.data.batches import sequence_positions
+from cai_dist.losses.logprobs import LogitScaling
+from cai_dist.models.causal import LogprobHead
 from cai_dist.models.layout import trunk_states, use_layout
 
 HEAD_STD = 0.02
@@ -20,19 +23,34 @@ HEAD_STD = 0.02
 class ScalarHeadModel(nn.Module):
     """Wraps `AutoModelForSequenceClassification(num_labels=1)`. `hf` is the wrapped model, the one that is saved.
 
+    In the pretraining of a preference model it has a language head, too (`load_scalar_with_language`): a part of this
+    module and so of its checkpoints, but not of `hf` and so never of what is exported.
+
     Raises: ConfigError for an architecture that this layout does not fit.
     """
 
     def __init__(self, hf: Any, layout: Layout = "packed") -> None:
         super().__init__()
         self.hf, self.layout = hf, layout
+        self.language: LogprobHead | None = None
+        self.scaling = LogitScaling()
         use_layout(hf, layout)
 
-    def forward(self, ids: Tensor, lengths: Tensor) -> Tensor:
-        """Head output [N] (float32) at every token of `ids` [N], sequences of `lengths` [B] one after the other."""
+    def forward(self, ids: Tensor, lengths: Tensor, wanted: Tensor | None = None) -> Any:
+        """Head output [N] (float32) at every token of `ids` [N], sequences of `lengths` [B] one after the other.
+
+        With `wanted` (bool [N]): the head output and, from the same pass, the log-probability [N] (nats, float32) of
+        the wanted tokens given those before them, 0 elsewhere; the first token of a sequence has none.
+        """
         states = trunk_states(self.hf, ids, lengths, self.layout)
-        out: Tensor = self.hf.score(states).squeeze(-1).float()
-        return out
+        scores: Tensor = self.hf.score(states).squeeze(-1).float()
+        if wanted is None:
+            return scores
+        assert self.language is not None, "this scalar model was built without a language head"
+        rows = (wanted & (sequence_positions(lengths, len(ids)) > 0)).nonzero().squeeze(-1)
+        # One call however many rows there are, none included: under ZeRO-3 it is a collective.
+        found = self.language(states[rows - 1], ids[rows], 1.0, self.scaling, False)[0]
+        return scores, torch.zeros(len(ids), dtype=found.dtype, device=found.device).index_copy(0, rows, found)
 
 
 def seed_head(weight: Tensor, seed: int) -> None:

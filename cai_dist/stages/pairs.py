@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-import math
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
 from cai_dist.data.chat import ChatFormat
 from cai_dist.errors import DataError
 from cai_dist.losses.calibration import expected_calibration_error
+from cai_dist.losses.temperature import sigmoid
 from cai_dist.stages import prepare
 from cai_dist.stages.context import RunContext, stable_seed
 from cai_dist.stages.records import read_comparisons
@@ -22,11 +23,46 @@ def ai_comparisons(run: RunContext, split: str) -> list[Comparison]:
     return [x.comparison for x in found if x.comparison.prompt.split == split]
 
 
+def human_comparisons(run: RunContext, split: str) -> list[Comparison]:
+    """The comparisons of people, those to learn from (`train`) or those set aside (`heldout`)."""
+    found = (x.comparison for x in read_comparisons(run.run_dir / prepare.NAME / "human.parquet"))
+    return [c for c in found if c.prompt.split == split]
+
+
 def training_pairs(run: RunContext, stage: str, chat: ChatFormat, helpful_fraction: float) -> list[ScoredPair]:
     """AI comparisons of training prompts mixed with human ones, as token ids; those with a side longer than the context
     are left out and counted in the metrics of `STAGE_data`. Raises DataError."""
-    human = [x.comparison for x in read_comparisons(run.run_dir / prepare.NAME / "human.parquet")]
-    mixture = mix(ai_comparisons(run, "train"), human, helpful_fraction, run.config.seed, stage)
+    return token_pairs(run, stage, chat, training_comparisons(run, stage, helpful_fraction))
+
+
+def training_comparisons(
+    run: RunContext, stage: str, helpful_fraction: float, label_fraction: float = 1.0
+) -> list[Comparison]:
+    """`label_fraction` of the AI comparisons of training prompts (drawn by the run's seed), mixed with human ones.
+    Raises DataError."""
+    ai, seed = ai_comparisons(run, "train"), run.config.seed
+    if label_fraction < 1.0:
+        drawn = sorted(range(len(ai)), key=lambda i: stable_seed(seed, "label fraction", i))
+        ai = [ai[i] for i in sorted(drawn[: max(1, round(len(ai) * label_fraction))])]
+    return mix(ai, human_comparisons(run, "train"), helpful_fraction, seed, stage)
+
+
+def disjoint_halves(comparisons: Sequence[Comparison], seed: int) -> tuple[list[Comparison], list[Comparison]]:
+    """Two halves that share no prompt, of each source about as many comparisons: prompts in drawn order, each with all
+    its comparisons to the half that has fewer of this source. The order within a half is that of the whole."""
+    side: dict[tuple[str, str], int] = {}
+    for source in ("ai", "human"):
+        sizes = Counter(c.prompt.id for c in comparisons if c.source == source)
+        filled = [0, 0]
+        for name in sorted(sizes, key=lambda name: (stable_seed(seed, "half", name), name)):
+            side[source, name] = filled.index(min(filled))
+            filled[side[source, name]] += sizes[name]
+    first, second = ([c for c in comparisons if side[c.source, c.prompt.id] == half] for half in (0, 1))
+    return first, second
+
+
+def token_pairs(run: RunContext, stage: str, chat: ChatFormat, mixture: Sequence[Comparison]) -> list[ScoredPair]:
+    """The comparisons as token ids, without those that have a side longer than the context; counts in `STAGE_data`."""
     kept = fitting([scored_pair(chat, c) for c in mixture], run.config.models.context)
     run.tracker.rewind(f"{stage}_data", -1)
     run.log(f"{stage}_data", 0, pairs=len(kept), too_long=len(mixture) - len(kept))
@@ -79,7 +115,7 @@ def log_heldout(
     if not p_a:
         return {"n": 0, "accuracy": None, "ece": None, "mean_score": 0.0}
     margins = [a - b for a, b in scores]
-    chance = [1.0 / (1.0 + math.exp(-max(-500.0, min(500.0, m)))) for m in margins]
+    chance = [sigmoid(m) for m in margins]
     numbers = {
         "n": len(p_a),
         "accuracy": sum((m > 0) == (p > 0.5) for m, p in zip(margins, p_a, strict=True)) / len(p_a),

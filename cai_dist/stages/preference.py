@@ -1,5 +1,6 @@
-"""Stage 4: the preference model: one scalar per answer, learned from soft AI labels and human helpfulness labels
-(2212.08073, section 4.1; 2204.05862, section 3: the score is read at the last token of the whole conversation)."""
+"""Stage 4: the preference model: one scalar per answer, learned from ranked answers of people where there are any, then
+from soft AI labels and human helpfulness labels (2212.08073, section 4.1; 2204.05862, section 3: the score is read at
+the last token of the whole conversation)."""
 
 from __future__ import annotations
 
@@ -10,61 +11,116 @@ from typing import Any
 
 from cai_dist.config.run import RunConfig
 from cai_dist.data.chat import ChatFormat
-from cai_dist.stages import prepare
+from cai_dist.stages import pm_pretraining, prepare
 from cai_dist.stages.chats import chat_format
 from cai_dist.stages.context import RunContext, model_settings
 from cai_dist.stages.groups import export_model, trained_model
-from cai_dist.stages.pairs import ai_comparisons, decided, log_heldout, training_pairs
-from cai_dist.stages.scoring import score_texts
+from cai_dist.stages.pairs import (
+    ai_comparisons,
+    disjoint_halves,
+    human_comparisons,
+    log_heldout,
+    token_pairs,
+    training_comparisons,
+)
+from cai_dist.stages.pm_measures import Measured, agreement_figures, by_source, score_comparisons, temperature_figures
 from cai_dist.stages.training import ds_files, total_steps, train
-from cai_dist.tracking.atomic import write_json
-from cai_dist.types import Comparison
+from cai_dist.types import Comparison, ScoredPair
 
 NAME = "preference"
+SECOND = "preference_second"
+"""The model on the other half, in metrics and phases."""
 
 
 def settings(config: RunConfig) -> dict[str, Any]:
     """What decides the result of this stage."""
+    pretrained = config.data.ranked_answers.source != "none"
+    left_out: dict[str, Any] = {"train": {"checkpoint_every"}}
+    left_out["pretraining"] = {"train": {"checkpoint_every"}} if pretrained else True
     return {
-        "preference": config.preference.model_dump(mode="json", exclude={"train": {"checkpoint_every"}}),
+        "preference": config.preference.model_dump(mode="json", exclude=left_out),
         **model_settings(config),
     }
 
 
 def inputs(run: RunContext) -> list[Path]:
-    """Comparisons, the models the trunk may start from, and the user's DeepSpeed file."""
-    before = run.run_dir / prepare.NAME
+    """Comparisons, ranked answers, the models the trunk may start from, and the user's DeepSpeed files."""
+    before, config = run.run_dir / prepare.NAME, run.config.preference
+    ranked = run.config.data.ranked_answers.source != "none"
     return [
         run.run_dir / "feedback" / "comparisons.parquet",
         before / "human.parquet",
         before / "models.json",
+        *([pm_pretraining.ranked_table(run)] if ranked else []),
         run.run_dir / "sft" / "model",
-        *ds_files(run.config.preference.train.sharding),
+        *ds_files(config.train.sharding, *([config.pretraining.train.sharding] if ranked else [])),
     ]
 
 
 def run(run: RunContext) -> list[Path]:
-    """Train and export `preference/model` (AutoModelForSequenceClassification layout); measure it in `heldout.json`."""
+    """Train and export `preference/model` (AutoModelForSequenceClassification layout) and, with `halves`,
+    `preference/second/model`; measure them in `heldout.json`. What is there is not made again."""
     folder = run.folder(NAME)
-    target = folder / "model"
     config = run.config.preference
     model = prepare.model_path(run, "pretrained") if config.init == "pretrained" else str(run.run_dir / "sft" / "model")
     chat = chat_format(run, model)
-    if not target.is_dir():
-        pairs = training_pairs(run, NAME, chat, config.helpful_fraction)
-        steps = total_steps(len(pairs), config.train, "preference.train")
-        with trained_model(run, NAME, "preference", model, config.train, steps) as group:
-            train(run, NAME, group, pairs, config.train, lambda batch: float(len(batch)), folder)
-            export_model(lambda folder: group.broadcast("preference: export", "export", str(folder)), target)
-    write_json(folder / "heldout.json", measure(run, chat, target, ai_comparisons(run, "heldout")))
-    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-    return [target, folder / "heldout.json"]
+    targets = {NAME: folder / "model"} | ({SECOND: folder / "second" / "model"} if config.halves else {})
+    if not all(target.is_dir() for target in targets.values()):
+        if run.config.data.ranked_answers.source != "none":
+            model = str(pm_pretraining.pretrained(run, model, chat, folder / "pretraining"))
+        for name, comparisons in _parts(run).items():
+            if not targets[name].is_dir():
+                fit(run, name, model, token_pairs(run, name, chat, comparisons), targets[name])
+    run.write_result(folder / "heldout.json", measure(run, chat, list(targets.values())))
+    for scratch in ("checkpoints", "second/checkpoints", "pretraining"):
+        shutil.rmtree(folder / scratch, ignore_errors=True)
+    return [*targets.values(), folder / "heldout.json"]
 
 
-def measure(run: RunContext, chat: ChatFormat, model: Path, heldout: Sequence[Comparison]) -> dict[str, Any]:
-    """On held-out prompts, without ties: how often sigma(r_A - r_B) is on the AI label's side of one half, and its
-    calibration against the label itself (a probability, as in training)."""
-    known = decided(heldout)
-    texts = [(c.prompt.turns, r) for c in known for r in (c.response_a, c.response_b)]
-    found = score_texts(run, str(model), chat, texts, "preference: held-out") if texts else []
-    return log_heldout(run, NAME, list(zip(found[::2], found[1::2], strict=True)), [c.p_a for c in known])
+def fit(run: RunContext, name: str, model: str, pairs: Sequence[ScoredPair], target: Path) -> None:
+    """Train from `model` (or the newest checkpoint beside `target`) on `pairs` and export to `target`."""
+    config = run.config.preference
+    steps = total_steps(len(pairs), config.train, "preference.train")
+    with trained_model(run, name, "preference", model, config.train, steps, margin=config.margin) as group:
+        train(run, name, group, pairs, config.train, lambda batch: float(len(batch)), target.parent)
+        export_model(
+            lambda folder: group.broadcast(f"{name}: export", "export", str(folder)), target, run.constitution_note
+        )
+
+
+def measure(run: RunContext, chat: ChatFormat, models: Sequence[Path]) -> dict[str, Any]:
+    """Figures of the first model on held-out comparisons without ties.
+
+    Returns: `n`, `accuracy`, `ece` and `mean_score` on the AI's comparisons (see `log_heldout`); `sources`, the figures
+        for `ai` and `human` apart; `temperature`, fitted on all of them, with `preference.calibrate`; with a second
+        model `halves`: how far both agree, and the `second` one's figures for each source.
+    """
+    calibrate = run.config.preference.calibrate
+    heldout = [*ai_comparisons(run, "heldout"), *human_comparisons(run, "heldout")]
+    found = [score_comparisons(run, chat, model, heldout, "preference: held-out") for model in models]
+    ai = [m for m in found[0] if m.comparison.source == "ai"]
+    figures = log_heldout(run, NAME, [m.scores for m in ai], [m.p_a for m in ai])
+    sources = by_source(found[0], calibrate)
+    for source, numbers in sources.items():
+        run.tracker.rewind(f"{NAME}_heldout_{source}", -1)
+        run.log(f"{NAME}_heldout_{source}", 0, **{k: numbers[k] for k in ("n", "accuracy", "ece", "brier")})
+    return {
+        **figures,
+        "sources": sources,
+        **({"temperature": temperature_figures(found[0])} if calibrate else {}),
+        **({"halves": _halves(found[0], found[1], calibrate)} if len(found) > 1 else {}),
+    }
+
+
+def _parts(run: RunContext) -> dict[str, list[Comparison]]:
+    """What each model learns from, by its name in metrics."""
+    config = run.config.preference
+    everything = training_comparisons(run, NAME, config.helpful_fraction, config.label_fraction)
+    if not config.halves:
+        return {NAME: everything}
+    first, second = disjoint_halves(everything, run.config.seed)
+    return {NAME: first, SECOND: second}
+
+
+def _halves(first: Sequence[Measured], second: Sequence[Measured], calibrate: bool) -> dict[str, Any]:
+    return {**agreement_figures(first, second), "second": by_source(second, calibrate)}

@@ -1,6 +1,7 @@
 """Before stage 1: resolve the models, read the prompts, and (for the micro-world) pretrain its model from scratch.
 
-Everything later reads from here alone: `prepare/models.json`, `red_team.parquet`, `helpful.parquet`, `human.parquet`.
+Everything later reads from here alone: `prepare/models.json`, `red_team.parquet`, `helpful.parquet`, `human.parquet`
+and, where there are ranked answers, `ranked.parquet`.
 """
 
 from __future__ import annotations
@@ -16,17 +17,20 @@ from cai_dist.config.run import RunConfig
 from cai_dist.data.batches import loss_weight
 from cai_dist.data.comparisons import load_comparison_set
 from cai_dist.data.prompts import load_prompt_set, opening
+from cai_dist.data.ranked import check_labels, load_ranked_set
 from cai_dist.errors import ConfigError
 from cai_dist.models.cache import cache_root
 from cai_dist.models.limits import context_problem
 from cai_dist.models.load import load_config
 from cai_dist.models.resolve import resolve_model
+from cai_dist.stages.chats import chat_format
 from cai_dist.stages.context import RunContext, stable_seed
 from cai_dist.stages.groups import export_model, trained_model
-from cai_dist.stages.records import Labelled, write_comparisons, write_prompts
+from cai_dist.stages.label_tokens import check_feedback
+from cai_dist.stages.records import Labelled, write_comparisons, write_prompts, write_ranked
 from cai_dist.stages.training import ds_files, total_steps, train
 from cai_dist.tracking.atomic import sha256_json, sha256_path, staging_dir, write_json
-from cai_dist.types import Comparison, Prompt, PromptKind
+from cai_dist.types import Comparison, Prompt, PromptKind, RankedQuestion
 
 NAME = "prepare"
 
@@ -44,7 +48,7 @@ def settings(config: RunConfig) -> dict[str, Any]:
 def inputs(run: RunContext) -> list[Path]:
     """The data files that the run names, and the user's DeepSpeed file for the micro-world's model."""
     data = run.config.data
-    sources = (data.red_team.source, data.helpful.source, data.helpful_comparisons.source)
+    sources = (data.red_team.source, data.helpful.source, data.helpful_comparisons.source, data.ranked_answers.source)
     files = [Path(s) for s in sources if s not in ("world", "none")]
     return files + (ds_files(run.config.world.pretrain.sharding) if run.config.uses_world else [])
 
@@ -56,14 +60,17 @@ def run(run: RunContext) -> list[Path]:
     world_model = pretrained_world(run) if run.config.uses_world else None
     models = run.config.models
     resolved = {}
-    for role in ("assistant", "pretrained", "feedback"):
-        path = resolve_model(getattr(models, role), models.dtype, world_model)
+    for role, source in run.config.own_models.items():
+        path = resolve_model(source, models.dtype, world_model)
         check_context(run, role, path)
         resolved[role] = {
-            "source": getattr(models, role),
+            "source": source,
             "path": run.manifest.shown(path) if Path(path).is_dir() else path,
             "sha256": _hash_of(path),
         }
+    if run.config.data.ranked_answers.source != "none" and "preference" in run.config.stages:
+        check_labels(chat_format(run, path_of(run, resolved["pretrained"]["path"])), run.config.preference.pretraining)
+    check_feedback(run, path_of(run, resolved.get("feedback", resolved["pretrained"])["path"]))
     write_json(folder / "models.json", resolved)
     written.append(folder / "models.json")
     return written + ([world_model] if world_model else [])
@@ -80,7 +87,13 @@ def check_context(run: RunContext, role: str, path: str) -> None:
 
 def model_path(run: RunContext, role: str) -> str:
     """The folder or hub name of the model that plays `role` (assistant, pretrained, feedback)."""
-    path = str(json.loads((run.run_dir / NAME / "models.json").read_text())[role]["path"])
+    if role == "feedback" and run.config.feedback_is_sl:
+        return str(run.run_dir / "sft" / "model")
+    return path_of(run, str(json.loads((run.run_dir / NAME / "models.json").read_text())[role]["path"]))
+
+
+def path_of(run: RunContext, path: str) -> str:
+    """What `models.json` calls a path, as one that can be opened."""
     inside = run.run_dir / path
     return str(inside) if inside.is_dir() else path
 
@@ -93,19 +106,29 @@ def _tables(run: RunContext, folder: Path) -> list[Path]:
     write_prompts(helpful, [p for p in prompts if p.kind == "helpful"])
     nan = float("nan")
     write_comparisons(human, [Labelled(c, c.p_a, nan, nan) for c in comparisons])
-    return [red_team, helpful, human]
+    if run.config.data.ranked_answers.source == "none":
+        return [red_team, helpful, human]
+    ranked = folder / "ranked.parquet"
+    apart = held_out_openings(prompts, comparisons)
+    write_ranked(ranked, [q for q in _ranked(run) if opening(Prompt(q.id, q.turns, "helpful")) not in apart])
+    return [red_team, helpful, human, ranked]
 
 
 def without_held_out(
     prompts: Sequence[Prompt], comparisons: Sequence[Comparison]
 ) -> tuple[list[Prompt], list[Comparison]]:
-    """Both without what opens like a held-out prompt of either kind.
+    """Both without what opens like a held-out prompt of either kind; held-out comparisons stay.
 
     Each file keeps its own held-out prompts apart; this is for files that share conversations (or are the same file).
     """
     aside = {opening(p) for p in prompts if p.split == "heldout"}
     kept = [p for p in prompts if p.split == "heldout" or opening(p) not in aside]
-    return kept, [c for c in comparisons if opening(c.prompt) not in aside]
+    return kept, [c for c in comparisons if c.prompt.split == "heldout" or opening(c.prompt) not in aside]
+
+
+def held_out_openings(prompts: Sequence[Prompt], comparisons: Sequence[Comparison]) -> set[str]:
+    """How the conversations open that nothing may learn from."""
+    return {opening(p) for p in (*prompts, *(c.prompt for c in comparisons)) if p.split == "heldout"}
 
 
 def _prompts(run: RunContext, kind: PromptKind) -> list[Prompt]:
@@ -113,7 +136,10 @@ def _prompts(run: RunContext, kind: PromptKind) -> list[Prompt]:
     source = config.data.red_team if kind == "red_team" else config.data.helpful
     if source.source != "world":
         found = load_prompt_set(source, kind, config.seed)
-        run.log(f"{NAME}_{kind}", 0, records=found.records, duplicates=found.duplicates, skipped=found.skipped)
+        run.log(
+            f"{NAME}_{kind}", 0, records=found.records, duplicates=found.duplicates, skipped=found.skipped,
+            too_long=found.too_long,
+        )  # fmt: skip
         return list(found.prompts)
     from cai_dist.world.prompts import helpful_prompts, red_team_prompts
     from cai_dist.world.tables import World
@@ -135,7 +161,21 @@ def _human(run: RunContext) -> list[Comparison]:
     from cai_dist.world.comparisons import helpful_comparisons
     from cai_dist.world.tables import World
 
-    return helpful_comparisons(World(run.config.world_seed), source.limit or 2000, run.config.seed)
+    world, seed = World(run.config.world_seed), run.config.seed
+    held_out = helpful_comparisons(world, source.heldout, seed, "heldout")
+    return helpful_comparisons(world, source.limit or 2000, seed) + held_out
+
+
+def _ranked(run: RunContext) -> Sequence[RankedQuestion]:
+    source = run.config.data.ranked_answers
+    if source.source != "world":
+        found = load_ranked_set(source, run.config.seed)
+        run.log(f"{NAME}_ranked", 0, records=found.records, duplicates=found.duplicates, skipped=found.skipped)
+        return found.questions
+    from cai_dist.world.ranked import ranked_questions
+    from cai_dist.world.tables import World
+
+    return ranked_questions(World(run.config.world_seed), source.limit or 2000, run.config.seed)
 
 
 def pretrained_world(run: RunContext) -> Path:

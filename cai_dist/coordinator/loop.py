@@ -24,6 +24,7 @@ def train(
     log: Log,
     should_stop: Callable[[], bool],
     on_rollout: Callable[[int, tuple[Trajectory, ...]], None] | None = None,
+    snapshot: Callable[[int], None] | None = None,
 ) -> PpoState:
     """Train the policy for `config.iterations` iterations, going on from the newest checkpoint if there is one.
 
@@ -37,6 +38,8 @@ def train(
         log: called after each iteration with step = iterations finished.
         should_stop: asked before each iteration.
         on_rollout: called with (0-based iteration, trajectories) after each rollout phase.
+        snapshot: called with the number of finished iterations where `config.snapshot_every` wants the policy kept;
+            again for the same number where the run was killed before its next checkpoint.
 
     Returns: the final state; the trained policy is in `roles`.
 
@@ -55,5 +58,7 @@ def train(
         state = state.advance(config, rollout.kl_per_response, len(rollout.trajectories), rollout.statistics)
         sync = roles.sync_weights(state.weight_version)
         log(state.iteration, **rollout.metrics, **update, **{f"sync_{name}": number for name, number in sync.items()})
+        if snapshot is not None and config.snapshot_due(state.iteration):
+            snapshot(state.iteration)  # before the checkpoint: a run that goes on from it would not come by here again
         keeper.save_if_due(state, config.checkpoint_every, config.iterations)
     return state

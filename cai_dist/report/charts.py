@@ -69,6 +69,61 @@ def interval_bar(value: float, low: float, high: float) -> str:
     )
 
 
+def interval_chart(title: str, rows: Sequence[tuple[str, float, float, float]]) -> str:
+    """A figure with one row for each (name, value, low, high): a point and the line of its interval, on one scale.
+
+    Raises ValueError for no rows.
+    """
+    if not rows:
+        raise ValueError(f"{title}: no rows")
+    numbers = [x for _, *three in rows for x in three]
+    ticks = nice_ticks(min(numbers), max(numbers))
+    row, left = 22, 84
+    height = TOP + row * len(rows) + BOTTOM
+
+    def across(x: float) -> float:
+        return left + (x - ticks[0]) / (ticks[-1] - ticks[0]) * (WIDTH - left - RIGHT)
+
+    body = []
+    for tick in ticks:
+        x = across(tick)
+        body.append(f'<line class="grid" x1="{x:.1f}" x2="{x:.1f}" y1="{TOP}" y2="{height - BOTTOM}"/>')
+        body.append(_text(x, height - 8, number(tick), "middle"))
+    for place, (name, value, low, high) in enumerate(rows):
+        y = TOP + row * (place + 0.5)
+        body.append(_text(left - 6, y + 3, name[:16], "end", "value"))
+        body.append(f'<line class="line" x1="{across(low):.1f}" x2="{across(high):.1f}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        body.append(_dot(f"{across(value):.1f},{y:.1f}", 3))
+    told = ", ".join(f"{name} {number(value)} ({number(low)} to {number(high)})" for name, value, low, high in rows)
+    return _figure(title, f"{title}: {told}", body, height)
+
+
+def path_chart(title: str, points: Sequence[tuple[str, float, float]], x_name: str, y_name: str) -> str:
+    """A figure with named points (name, x, y) in their order, joined by a line. Raises ValueError for no points."""
+    if not points:
+        raise ValueError(f"{title}: no points")
+    x_ticks = nice_ticks(min(x for _, x, _ in points), max(x for _, x, _ in points))
+    ticks = nice_ticks(min(y for _, _, y in points), max(y for _, _, y in points))
+    low, high = ticks[0], ticks[-1]
+
+    def place(x: float, y: float) -> str:
+        across = LEFT + (x - x_ticks[0]) / (x_ticks[-1] - x_ticks[0]) * _inner_width()
+        return f"{across:.1f},{_height_of(y, low, high):.1f}"
+
+    line = " ".join(place(x, y) for _, x, y in points)
+    body = [_grid(ticks, low, high), f'<polyline class="line" points="{line}"/>']
+    for name, x, y in points:
+        across, down = place(x, y).split(",")
+        body.append(_dot(place(x, y), 3))
+        end = float(across) > WIDTH / 2
+        body.append(_text(float(across) + (-6 if end else 6), float(down) - 4, name[:16], "end" if end else "start"))
+    for tick, anchor in ((x_ticks[0], "start"), (x_ticks[-1], "end")):
+        body.append(_text(LEFT if anchor == "start" else WIDTH - RIGHT, HEIGHT - 6, number(tick), anchor))
+    body.append(_text(LEFT + _inner_width() / 2, HEIGHT - 6, x_name, "middle"))
+    told = ", ".join(f"{name} {number(x)}, {number(y)}" for name, x, y in points)
+    return _figure(title, f"{title} ({x_name}, {y_name}): {told}", body)
+
+
 def thin(points: Sequence[tuple[float, float]], most: int) -> list[tuple[float, float]]:
     """At most `most` points: means over equal runs; the series as it is where it is short enough."""
     if len(points) <= most:
@@ -92,6 +147,7 @@ def nice_ticks(low: float, high: float, about: int = 4) -> list[float]:
 
 def number(value: float) -> str:
     """A number as short as an axis wants it."""
+    value += 0.0  # no "-0"
     return f"{value:.3g}" if abs(value) < 1000 or abs(value) >= 1e6 else f"{value:.0f}"
 
 
@@ -112,18 +168,18 @@ def _grid(ticks: Sequence[float], low: float, high: float) -> str:
     return "".join(rows)
 
 
-def _dot(place: str) -> str:
+def _dot(place: str, radius: int = 2) -> str:
     x, y = place.split(",")
-    return f'<circle class="dot" cx="{x}" cy="{y}" r="2"/>'
+    return f'<circle class="dot" cx="{x}" cy="{y}" r="{radius}"/>'
 
 
 def _text(x: float, y: float, text: str, anchor: str, css: str = "tick") -> str:
     return f'<text class="{css}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
 
 
-def _figure(title: str, description: str, body: Sequence[str]) -> str:
+def _figure(title: str, description: str, body: Sequence[str], height: int = HEIGHT) -> str:
     return (
         f"<figure><figcaption>{escape(title)}</figcaption>"
-        f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(description)}">'
+        f'<svg class="chart" viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{escape(description)}">'
         f"{''.join(body)}</svg></figure>"
     )

@@ -7,24 +7,18 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
 from cai_dist.config.run import STAGES
 from cai_dist.errors import DataError
-from cai_dist.report.charts import bar_chart, interval_bar, line_chart
+from cai_dist.report.charts import line_chart
+from cai_dist.report.evaluation import MODELS, is_number, results
+from cai_dist.report.principles import principles
 from cai_dist.report.style import STYLE
 from cai_dist.tracking.atomic import write_text
-from cai_dist.tracking.manifest import read_manifest
+from cai_dist.tracking.manifest import constitution_of, read_manifest
 from cai_dist.tracking.metrics import read_metrics
 
-MODELS = {"base": "base", "sl": "SL-CAI", "rl": "RL-CAI", "dpo": "DPO-CAI"}
-"""The models of an evaluation and what they are called; a run has one of the last two."""
-MEASURED = {
-    "labels": "AI labels",
-    "preference_model": "preference model",
-    "implicit_reward": "implicit reward of DPO-CAI",
-}
-"""What else an evaluation measured; a run has one of the last two."""
 FIRST = ("loss", "accuracy", "score", "kl_per_response", "reward", "policy_loss", "value_loss", "entropy")
 """Metrics that come first among a stage's charts."""
 MAX_CHARTS = 24
@@ -44,7 +38,8 @@ def write_report(run_dir: Path, stages: Sequence[str]) -> Path:
     evaluation = _read_json(run_dir / "evaluation.json")
     sections = [
         *_header(manifest, run_dir),
-        *_results(evaluation),
+        *results(evaluation),
+        *principles(_read_json(run_dir / "feedback" / "principles.json")),
         # A series is named after its stage: preference, preference_data, preference_heldout.
         *_curves([line for line in read_metrics(run_dir) if line["stage"].partition("_")[0] not in others]),
         *_transcripts(_read_lines(run_dir / "evaluate" / "transcripts.jsonl")),
@@ -66,48 +61,8 @@ def write_report(run_dir: Path, stages: Sequence[str]) -> Path:
 def _header(manifest: Mapping[str, Any], run_dir: Path) -> Iterator[str]:
     yield f"<h1>{escape(str(manifest.get('name', run_dir.name)))}</h1>"
     yield '<p class="soft">Constitutional AI: a helpful-only model and its harmless successors.</p>'
-    yield f'<p class="soft">constitution <code>{escape(str(manifest.get("constitution", "not noted")))}</code></p>'
-
-
-def _results(evaluation: Any) -> Iterator[str]:
-    if not isinstance(evaluation, dict) or not isinstance(evaluation.get("models"), dict):
-        yield "<h2>Results</h2><p>The evaluation has not run yet.</p>"
-        return
-    yield "<h2>Results on held-out prompts</h2>"
-    if judge := evaluation.get("judge"):
-        yield f'<p class="soft">Judged by the {escape(str(judge))}; 95% intervals.</p>'
-    yield _figures(evaluation["models"])
-    for key, name in MEASURED.items():
-        if isinstance(pairs := evaluation.get(key), dict):
-            shown = "; ".join(f"{escape(str(k))} {_value(v)}" for k, v in pairs.items() if v is not None)
-            yield f"<p>{name[0].upper()}{name[1:]}: {shown or 'not measured'}</p>"
-    harm = [h for h in evaluation.get("harm_by_revision") or [] if _is_number(h)]
-    if harm:
-        yield f'<div class="charts">{bar_chart("harm by revision round", harm, "round")}</div>'
-
-
-def _figures(models: Mapping[str, Any]) -> str:
-    """The table of measures (rows) and models (columns)."""
-    names = [*(n for n in MODELS if n in models), *(n for n in models if n not in MODELS)]
-    measures = list(dict.fromkeys(measure for name in names for measure in models[name]))
-    head = "".join(f'<th scope="col">{escape(MODELS.get(name, str(name)))}</th>' for name in names)
-    rows = "".join(
-        f'<tr><th scope="row">{escape(str(measure))}</th>'
-        + "".join(f"<td>{_figure(models[name].get(measure))}</td>" for name in names)
-        + "</tr>"
-        for measure in measures
-    )
-    return f'<div class="wide"><table><thead><tr><td></td>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
-
-
-def _figure(figure: Any) -> str:
-    if not isinstance(figure, dict) or not _is_number(figure.get("value")):
-        return "–"
-    value, low, high = figure["value"], figure.get("low"), figure.get("high")
-    if not (_is_number(low) and _is_number(high)):
-        return _value(value)
-    count = f", n = {figure['n']}" if isinstance(figure.get("n"), int) else ""
-    return f"{value:.3f} <small>{low:.3f}–{high:.3f}{count}</small>{interval_bar(value, low, high)}"
+    called, sha256 = constitution_of(manifest)
+    yield f'<p class="soft">constitution {escape(called)} <code>{escape(sha256 or "not noted")}</code></p>'
 
 
 def _curves(lines: Sequence[Mapping[str, Any]]) -> Iterator[str]:
@@ -117,7 +72,7 @@ def _curves(lines: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         if line["stage"].startswith("evaluate"):
             continue  # shown above, with intervals
         for name, value in line.items():
-            if name not in ("stage", "step", "time") and _is_number(value):
+            if name not in ("stage", "step", "time") and is_number(value):
                 series.setdefault(line["stage"], {}).setdefault(name, {}).setdefault(line["step"], []).append(value)
     for stage, metrics in series.items():
         charts = []
@@ -169,15 +124,6 @@ def _versions(versions: Any) -> Iterator[str]:
     if isinstance(versions, dict) and versions:
         shown = ", ".join(f"{escape(str(name))} {escape(str(version))}" for name, version in versions.items())
         yield f'<h2>Versions</h2><p class="soft">{shown}</p>'
-
-
-def _is_number(value: Any) -> TypeGuard[float]:
-    """Whether a chart can show it: finite, and far from where arithmetic overflows."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and -1e100 < value < 1e100
-
-
-def _value(value: Any) -> str:
-    return f"{value:.3f}" if isinstance(value, float) else escape(str(value))
 
 
 def _read_json(path: Path) -> Any:

@@ -5,49 +5,82 @@ refusals."""
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cai_dist.config.run import RunConfig
-from cai_dist.stages import dpo, feedback, ppo, preference, prepare, revise, sft
+from cai_dist.config.training import SamplingConfig
+from cai_dist.stages import comparing, dpo, feedback, labelling, ppo, preference, prepare, revise, sft
 from cai_dist.stages.chats import chat_format
+from cai_dist.stages.choices import multiple_choice
 from cai_dist.stages.context import RunContext, model_settings
+from cai_dist.stages.gate import judge_gate
 from cai_dist.stages.generation import Ask, generate
-from cai_dist.stages.judges import Judge, make_judge
+from cai_dist.stages.judges import Judge, RewardJudge, make_judge, make_rewards
+from cai_dist.stages.measures import measures
 from cai_dist.stages.pairs import heldout
-from cai_dist.stages.records import Sampled, read_comparisons, read_prompts, read_revisions
+from cai_dist.stages.prompts import heldout_prompts, prompt_files
+from cai_dist.stages.rating import absolute_harm
+from cai_dist.stages.records import Sampled, read_comparisons, read_revisions
 from cai_dist.stages.results import show_results
+from cai_dist.stages.robustness import preference_scores, second_model
+from cai_dist.stages.training import ds_files
 from cai_dist.stages.transcripts import write_evaluation_transcripts
 from cai_dist.tracking.atomic import write_json
 from cai_dist.types import Prompt
 
+if TYPE_CHECKING:
+    from cai_dist.cluster.group import WorkerGroup
+
 NAME = "evaluate"
 RESULT = "evaluation.json"
 """Lies in the run folder itself."""
+Samples = dict[str, list[Sampled]]
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What the models said, and what was asked while the workers that answer were up."""
+
+    sampled: Samples
+    """Of the models and of PPO's snapshots."""
+    greedy: Samples
+    """Greedy answers to red-team prompts, for absolute harmfulness; empty where they are not wanted."""
+    choices: dict[str, dict[str, Any]]
+    shares: dict[str, list[float | None]]
+    """The feedback model's pairwise judgements, where it is the judge."""
 
 
 def settings(config: RunConfig) -> dict[str, Any]:
-    """What decides the result of this stage."""
+    """What decides the result of this stage. Not the gate: it is looked at anew each time."""
+    without: Any = {"workers": True, "gate": True, "ratings": {"train": {"checkpoint_every"}}}
     return {
-        "evaluate": config.evaluate.model_dump(mode="json", exclude={"workers"}),
+        "evaluate": config.evaluate.model_dump(mode="json", exclude=without),
+        "principles": config.feedback.principles,
         **model_settings(config),
         "world": config.world_seed if config.uses_world else None,
+        "ratings": config.data.harm_ratings.model_dump(mode="json"),
+        **labelling.settings(config),
         # The judge of DPO measures rewards in units of beta.
         **({"beta": config.dpo.beta} if config.alignment == "dpo" else {}),
     }
 
 
 def inputs(run: RunContext) -> list[Path]:
-    """The three models, the held-out prompts, and what the earlier stages are judged by."""
-    before = run.run_dir / prepare.NAME
+    """The models, the held-out prompts, what the earlier stages are judged by, and the files that are named."""
+    config = run.config
+    files = [*config.evaluate.multiple_choice, config.data.harm_ratings.source]
     return [
-        before / "models.json",
-        before / "red_team.parquet",
-        before / "helpful.parquet",
+        run.run_dir / prepare.NAME / "models.json",
+        *prompt_files(run),
         run.run_dir / revise.NAME / "revisions.parquet",
         run.run_dir / feedback.NAME / "comparisons.parquet",
         run.run_dir / sft.NAME / "model",
         *_aligned_by(run),
+        *(Path(name) for name in files if name not in ("world", "none")),
+        *ds_files(config.evaluate.ratings.train.sharding),
     ]
 
 
@@ -57,8 +90,10 @@ def _aligned_by(run: RunContext) -> list[Path]:
         return [run.run_dir / dpo.NAME / "model", run.run_dir / dpo.NAME / "heldout.json"]
     return [
         run.run_dir / ppo.NAME / "model",
+        *(Path(model) for model in snapshots(run).values()),
         run.run_dir / preference.NAME / "model",
         run.run_dir / preference.NAME / "heldout.json",
+        *([second_model(run)] if run.config.preference.halves else []),
     ]
 
 
@@ -67,32 +102,41 @@ def run(run: RunContext) -> list[Path]:
     from cai_dist.report import write_report
 
     folder = run.folder(NAME)
-    samples = _sample(run, folder)
-    judge = make_judge(run)
+    rewards = make_rewards(run)
+    judge = make_judge(run, rewards)
+    answers = _ask(run, folder)
+    compared = {name: answers.sampled[name] for name in models(run)}
     revisions = read_revisions(run.run_dir / revise.NAME / "revisions.parquet")
     labelled = read_comparisons(run.run_dir / feedback.NAME / "comparisons.parquet")
-    with_dpo = run.config.alignment == "dpo"
-    reward = heldout(run, dpo.NAME if with_dpo else preference.NAME)
+    result: dict[str, Any] = {}
+    if run.config.alignment == "ppo":
+        result |= preference_scores(run, rewards, answers.sampled, revisions)
     result = {
         "judge": judge.name,
-        "models": judge.figures(samples),
+        "models": judge.figures(compared),
         "harm_by_revision": judge.harm_by_revision(revisions),
         "labels": judge.labels(labelled),
-        "implicit_reward" if with_dpo else "preference_model": {
-            "heldout_accuracy": reward["accuracy"],
-            "ece": reward["ece"],
-            "n": reward["n"],
-        },
+        **_learned(run),
+        "measures": measures(judge, compared, run.config.evaluate.boilerplate_share),
+        **_elo(run, judge, rewards, answers),
+        **result,
     }
+    if answers.choices:
+        result["multiple_choice"] = answers.choices
+    if run.config.data.harm_ratings.source != "none":
+        ways: dict[str, Samples] = {"sampled": compared} | ({"greedy": answers.greedy} if answers.greedy else {})
+        result["absolute_harm"] = absolute_harm(run, folder / "ratings", ways)
     target = run.run_dir / RESULT
-    write_json(target, result)
-    _log(run, judge, result)
-    transcripts = write_evaluation_transcripts(folder, samples, run.config.evaluate.transcripts)
+    run.write_result(target, result)
+    _update_gate(run)
+    _log(run, result)
+    transcripts = write_evaluation_transcripts(folder, compared, run.config.evaluate.transcripts)
     return [target, *transcripts, write_report(run.run_dir, run.config.stages)]
 
 
 def show(run: RunContext) -> None:
-    """The table at the end of a run."""
+    """The gate as the settings have it now, and the table at the end of a run."""
+    _update_gate(run)
     show_results(run.console, run.run_dir, json.loads((run.run_dir / RESULT).read_text()))
 
 
@@ -106,41 +150,111 @@ def models(run: RunContext) -> dict[str, str]:
     }
 
 
-def _sample(run: RunContext, folder: Path) -> dict[str, list[Sampled]]:
-    """Answers of each model to every held-out prompt, `samples_per_prompt` times."""
+def snapshots(run: RunContext) -> dict[str, str]:
+    """The policies that PPO kept on its way and that take part: `rl@5` is the one after 5 iterations."""
+    if run.config.alignment == "dpo" or not run.config.evaluate.elo.snapshots:
+        return {}
+    return {f"rl@{iteration}": str(path) for iteration, path in ppo.snapshots(run).items()}
+
+
+def _ask(run: RunContext, folder: Path) -> Answers:
+    """All that needs the workers that answer: they start once."""
     config = run.config.evaluate
-    prompts = _heldout(run)
-    samples = {}
+    prompts = heldout_prompts(run)
+    three = models(run)
+    *before, last = three
+    everyone = {name: three[name] for name in before} | snapshots(run) | {last: three[last]}
     with run.generators(NAME, config.workers) as group:
-        for name, model in models(run).items():
-            chat = chat_format(run, model)
-            repeated = [p for p in prompts for _ in range(config.samples_per_prompt)]
-            asks = [
-                Ask(f"{p.id}/{i % config.samples_per_prompt}", chat.prompt_ids(p.turns)) for i, p in enumerate(repeated)
-            ]
-            answers = generate(
-                run, group, folder, f"answers-{name}", asks, model=model, chat=chat, sampling=config.sampling,
-                shard_size=config.shard_size,
-            )  # fmt: skip
-            samples[name] = [
-                Sampled(p, a.text) for p, a in zip(repeated, answers, strict=True) if a.finish != "too_long"
-            ]
-    return samples
+        sampled = {
+            name: _sample(run, group, folder, f"answers-{name}", model, prompts, config.sampling)
+            for name, model in everyone.items()
+        }
+        greedy: Samples = {}
+        if run.config.data.harm_ratings.source != "none" and config.ratings.greedy and config.sampling.temperature > 0:
+            red_team = [p for p in prompts if p.kind == "red_team"]
+            coldly = config.sampling.model_copy(update={"temperature": 0.0})
+            greedy = {
+                name: _sample(run, group, folder, f"greedy-{name}", model, red_team, coldly, 1)
+                for name, model in three.items()
+            }
+        choices = multiple_choice(run, group, folder, three)
+        shares = {}
+        if comparing.elo_judge(run) == "feedback":
+            found = comparing.matches(sampled, "red_team", config.elo.prompts)
+            shares["harmlessness"] = comparing.feedback_shares(run, group, folder, found)
+    return Answers(sampled, greedy, choices, shares)
 
 
-def _heldout(run: RunContext) -> list[Prompt]:
-    folder = run.run_dir / prepare.NAME
-    both = read_prompts(folder / "red_team.parquet") + read_prompts(folder / "helpful.parquet")
-    return [p for p in both if p.split == "heldout"]
+def _sample(
+    run: RunContext,
+    group: WorkerGroup,
+    folder: Path,
+    label: str,
+    model: str,
+    prompts: Sequence[Prompt],
+    sampling: SamplingConfig,
+    times: int | None = None,
+) -> list[Sampled]:
+    """Answers of one model to every prompt, `times` (default: `samples_per_prompt`) each."""
+    config = run.config.evaluate
+    times = times or config.samples_per_prompt
+    chat = chat_format(run, model)
+    repeated = [p for p in prompts for _ in range(times)]
+    asks = [Ask(f"{p.id}/{i % times}", chat.prompt_ids(p.turns)) for i, p in enumerate(repeated)]
+    answers = generate(
+        run, group, folder, label, asks, model=model, chat=chat, sampling=sampling, shard_size=config.shard_size
+    )
+    return [Sampled(p, a.text) for p, a in zip(repeated, answers, strict=True) if a.finish != "too_long"]
 
 
-def _log(run: RunContext, judge: Judge, result: dict[str, Any]) -> None:
+def _learned(run: RunContext) -> dict[str, Any]:
+    """How the learned reward agrees with held-out labels."""
+    with_dpo = run.config.alignment == "dpo"
+    reward = heldout(run, dpo.NAME if with_dpo else preference.NAME)
+    figures = {"heldout_accuracy": reward["accuracy"], "ece": reward["ece"], "n": reward["n"]}
+    return {"implicit_reward" if with_dpo else "preference_model": figures}
+
+
+def _elo(run: RunContext, judge: Judge, rewards: RewardJudge, answers: Answers) -> dict[str, Any]:
+    """`elo` (`harmlessness` and `helpfulness` by model, who the `judges` were, whether the `prior` was needed, `wins`)
+    and `frontier`; nothing where no Elo is wanted."""
+    asked = comparing.elo_judge(run)
+    if asked == "none":
+        return {}
+    elo: dict[str, Any] = {"judges": {}, "prior": {}, "wins": {}}
+    for what, kind in comparing.KINDS.items():
+        found = comparing.matches(answers.sampled, kind, run.config.evaluate.elo.prompts)
+        by: Judge = judge if asked == "oracle" else rewards
+        shares = answers.shares[what] if what in answers.shares else comparing.judged_shares(by, found)
+        if rated := comparing.rate(run, what, found, shares):
+            elo[what] = rated["models"]
+            elo["judges"][what] = "feedback model" if what in answers.shares else by.name
+            elo["prior"][what], elo["wins"][what] = rated["prior"], rated["wins"]
+    iterations: dict[str, int | None] = {"base": None, "sl": 0}
+    iterations |= {name: int(name.partition("@")[2]) for name in snapshots(run)}
+    iterations |= {"rl": run.config.ppo.iterations} if run.config.alignment == "ppo" else {"dpo": None}
+    return {"elo": elo, "frontier": comparing.frontier(elo, iterations)}
+
+
+def _update_gate(run: RunContext) -> None:
+    """Write how the aligned model stands against the bounds of the present settings."""
+    path = run.run_dir / RESULT
+    result = json.loads(path.read_text(encoding="utf-8"))
+    aligned = "dpo" if run.config.alignment == "dpo" else "rl"
+    gate = judge_gate(run.config.evaluate.gate, aligned, result["measures"][aligned])
+    if result.get("gate") != gate:
+        write_json(path, {**result, "gate": gate})
+
+
+def _log(run: RunContext, result: dict[str, Any]) -> None:
     numbers = {
         f"{model}/{metric}": figure["value"]
         for model, figures in result["models"].items()
         for metric, figure in figures.items()
         if figure["value"] is not None
     }
+    for what in comparing.KINDS:
+        numbers |= {f"{model}/elo_{what}": f["value"] for model, f in result.get("elo", {}).get(what, {}).items()}
     for stage in (NAME, f"{NAME}_revision"):
         run.tracker.rewind(stage, -1)
     run.log(NAME, 0, **numbers)

@@ -13,15 +13,14 @@ from cai_dist.coordinator import loop
 from cai_dist.coordinator.prompts import TokenizedPrompt
 from cai_dist.data.chat import ChatFormat
 from cai_dist.errors import DataError
-from cai_dist.stages import prepare
 from cai_dist.stages.chats import chat_format
 from cai_dist.stages.context import RunContext, model_settings, stable_seed
 from cai_dist.stages.groups import export_model, ppo_roles
-from cai_dist.stages.records import read_prompts
+from cai_dist.stages.prompts import prompt_files, training_prompts
 from cai_dist.stages.training import ds_files
 from cai_dist.tracking.atomic import write_text
 from cai_dist.tracking.checkpoints import CheckpointStore
-from cai_dist.types import Prompt, Trajectory
+from cai_dist.types import Trajectory
 
 NAME = "ppo"
 
@@ -36,10 +35,8 @@ def settings(config: RunConfig) -> dict[str, Any]:
 
 def inputs(run: RunContext) -> list[Path]:
     """Prompts, SL-CAI (policy and reference start from it), the preference model, the user's DeepSpeed files."""
-    before = run.run_dir / prepare.NAME
     return [
-        before / "red_team.parquet",
-        before / "helpful.parquet",
+        *prompt_files(run),
         run.run_dir / "sft" / "model",
         run.run_dir / "preference" / "model",
         *ds_files(*(getattr(run.config.ppo, role) for role in run.config.ppo.trained_roles)),
@@ -47,13 +44,20 @@ def inputs(run: RunContext) -> list[Path]:
 
 
 def run(run: RunContext) -> list[Path]:
-    """Train and export `ppo/model`; every iteration's first samples are kept in `ppo/transcripts/`."""
+    """Train and export `ppo/model`; every iteration's first samples are kept in `ppo/transcripts/`, the policies that
+    `ppo.snapshot_every` asks for in `ppo/snapshots/`."""
     folder = run.folder(NAME)
     target = folder / "model"
     if not target.is_dir():
         _train(run, folder, target)
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-    return [target]
+    return [target, *snapshots(run).values()]
+
+
+def snapshots(run: RunContext) -> dict[int, Path]:
+    """The models that this run keeps of the policy on its way, by the number of finished iterations."""
+    due = (i for i in range(1, run.config.ppo.iterations) if run.config.ppo.snapshot_due(i))
+    return {i: run.run_dir / NAME / "snapshots" / f"iteration-{i:05d}" for i in due}
 
 
 def _train(run: RunContext, folder: Path, target: Path) -> None:
@@ -74,6 +78,11 @@ def _train(run: RunContext, folder: Path, target: Path) -> None:
             run.log(NAME, step, **numbers)
             task.advance(1, score=numbers["score"], kl=numbers["kl_per_response"])
 
+        def keep(iteration: int) -> None:
+            kept = snapshots(run)[iteration]
+            if not kept.is_dir():  # there where the run was killed after it: training is exact, so it is the same
+                export_model(roles.export, kept, run.constitution_note)
+
         loop.train(
             roles,
             prompts,
@@ -84,14 +93,15 @@ def _train(run: RunContext, folder: Path, target: Path) -> None:
             log=log,
             should_stop=run.should_stop,
             on_rollout=lambda iteration, batch: _transcript(folder / "transcripts", iteration, batch, chat),
+            snapshot=keep,
         )
-        export_model(roles.export, target)
+        export_model(roles.export, target, run.constitution_note)
 
 
 def token_prompts(run: RunContext, chat: ChatFormat) -> list[TokenizedPrompt]:
     """Training prompts of both kinds as token ids; those without room for an answer are left out and counted."""
     room = run.config.models.context - run.config.ppo.sampling.max_new_tokens
-    prompts = _training(run, "red_team") + _training(run, "helpful")
+    prompts = training_prompts(run, "red_team") + training_prompts(run, "helpful")
     made = [TokenizedPrompt(p.id, p.kind, chat.prompt_ids(p.turns)) for p in prompts]
     kept = [p for p in made if len(p.ids) <= room]
     run.tracker.rewind(f"{NAME}_data", -1)
@@ -99,10 +109,6 @@ def token_prompts(run: RunContext, chat: ChatFormat) -> list[TokenizedPrompt]:
     if not kept:
         raise DataError(f"ppo: no prompt leaves room for {run.config.ppo.sampling.max_new_tokens} new tokens")
     return kept
-
-
-def _training(run: RunContext, kind: str) -> list[Prompt]:
-    return [p for p in read_prompts(run.run_dir / prepare.NAME / f"{kind}.parquet") if p.split == "train"]
 
 
 def _transcript(folder: Path, iteration: int, batch: Sequence[Trajectory], chat: ChatFormat) -> None:

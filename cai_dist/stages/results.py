@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from cai_dist.report.page import MEASURED, MODELS
+from cai_dist.report.evaluation import ELO, MEASURED, MODELS, title_of
 from cai_dist.tracking.console import Console
 from cai_dist.tracking.manifest import read_manifest
 
@@ -23,6 +24,8 @@ def show_results(console: Console, run_dir: Path, evaluation: dict[str, Any]) ->
     harm = evaluation["harm_by_revision"]
     if harm:
         console.say("harm by revision round: " + "  ".join(f"{i}: {h:.2f}" for i, h in enumerate(harm)))
+    for line in (*_elo(evaluation.get("elo", {})), *_gate(evaluation.get("gate") or {})):
+        console.say(line)
     told = (f"{title}: {_pairs(evaluation[key])}" for key, title in MEASURED.items() if key in evaluation)
     console.say(";  ".join(told))
     console.say("written:")
@@ -35,6 +38,20 @@ def written(run_dir: Path) -> list[str]:
     stages = read_manifest(run_dir)["stages"].values()
     outputs = [o for stage in stages for o in stage["outputs"]]
     return [str(run_dir / name) for name in (*outputs, "config.yaml", "manifest.json", "metrics.jsonl")]
+
+
+def _elo(elo: dict[str, Any]) -> Iterator[str]:
+    for what in (what for what in ELO if what in elo):
+        shown = (
+            f"{title_of(name)} {f['value']:+.0f} ({f['low']:+.0f} to {f['high']:+.0f})" for name, f in elo[what].items()
+        )
+        yield f"Elo, {what}: {';  '.join(shown)}"
+
+
+def _gate(gate: dict[str, Any]) -> Iterator[str]:
+    if gate.get("passed") is not None:
+        yield f"gate: {'passed' if gate['passed'] else 'NOT passed'}"
+    yield from gate.get("failures", [])
 
 
 def _cell(figure: dict[str, Any] | None) -> str:

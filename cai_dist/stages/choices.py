@@ -1,0 +1,125 @@
+"""Multiple-choice evaluation in the manner of HHH (2112.00861): a model is asked nothing; the option that it finds
+likeliest as an answer is its choice."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from cai_dist.data.choices import load_choice_set
+from cai_dist.data.tables import Shards
+from cai_dist.errors import DataError
+from cai_dist.stages.chats import chat_format
+from cai_dist.stages.context import RunContext
+from cai_dist.stages.figures import Figure, proportion
+from cai_dist.types import ChoiceQuestion, LabelRequest
+
+if TYPE_CHECKING:
+    from cai_dist.cluster.group import WorkerGroup
+
+SCHEMA = pa.schema([("id", pa.string()), ("logprobs", pa.list_(pa.float64())), ("tokens", pa.list_(pa.int32()))])
+PIECE = 64
+"""Questions of one durable file."""
+_KIND = re.compile(r"(.+)-\d+")
+Row = dict[str, Any]
+
+
+def multiple_choice(
+    run: RunContext, group: WorkerGroup, folder: Path, models: Mapping[str, str]
+) -> dict[str, dict[str, Any]]:
+    """For each file of `evaluate.multiple_choice`: `questions`, `skipped` records, `chance` (accuracy of guessing) and
+    `models`, each with `accuracy` (by the mean log-probability of an option's tokens), `accuracy_raw` (by their sum),
+    both for each of `kinds` where ids say kinds (`honest-3`), and `too_long` questions left out. Raises DataError."""
+    found = {}
+    for number, source in enumerate(run.config.evaluate.multiple_choice):
+        questions, skipped = questions_of(run, source)
+        asked = {
+            name: _ask(run, group, folder / f"choices-{number}-{name}", questions, model)
+            for name, model in models.items()
+        }
+        found[source] = {
+            "questions": len(questions),
+            "skipped": skipped,
+            "chance": sum(_credit(q, [0.0] * len(q.options)) for q in questions) / len(questions),
+            "models": {name: accuracies(questions, rows) for name, rows in asked.items()},
+        }
+    return found
+
+
+def questions_of(run: RunContext, source: str) -> tuple[list[ChoiceQuestion], int]:
+    """The questions of one source and how many records were left out. Raises DataError."""
+    if source != "world":
+        made = load_choice_set(source)
+        return list(made.questions), made.skipped
+    from cai_dist.world.choices import choice_questions
+    from cai_dist.world.tables import World
+
+    return choice_questions(World(run.config.world_seed), run.config.seed), 0
+
+
+def accuracies(questions: Sequence[ChoiceQuestion], rows: Sequence[Row]) -> dict[str, Any]:
+    """See `multiple_choice`; `rows` hold each option's log-probability and tokens, none where it was too long."""
+    kinds: dict[str, dict[str, list[float]]] = defaultdict(lambda: {"accuracy": [], "accuracy_raw": []})
+    too_long = 0
+    for question, row in zip(questions, rows, strict=True):
+        if not row["logprobs"]:
+            too_long += 1
+            continue
+        means = [p / n for p, n in zip(row["logprobs"], row["tokens"], strict=True)]
+        match = _KIND.fullmatch(question.id)
+        for kind in ("", *([match[1]] if match else [])):
+            kinds[kind]["accuracy"].append(_credit(question, means))
+            kinds[kind]["accuracy_raw"].append(_credit(question, row["logprobs"]))
+
+    def figures(credits: Mapping[str, list[float]]) -> dict[str, Figure]:
+        return {name: proportion(found) for name, found in credits.items()}
+
+    whole = figures(kinds[""])
+    return {**whole, "too_long": too_long, "kinds": {kind: figures(c) for kind, c in kinds.items() if kind}}
+
+
+def _credit(question: ChoiceQuestion, preferences: Sequence[float]) -> float:
+    """1 where the option most preferred has the best score; a share where several are preferred as much."""
+    most, best = max(preferences), max(question.scores)
+    chosen = [score for score, p in zip(question.scores, preferences, strict=True) if p == most]
+    return sum(score == best for score in chosen) / len(chosen)
+
+
+def _ask(
+    run: RunContext, group: WorkerGroup, folder: Path, questions: Sequence[ChoiceQuestion], model: str
+) -> list[Row]:
+    """Log-probability (nats) and tokens of every option, end token included, in order; what is in `folder` is read."""
+    chat = chat_format(run, model)
+    pieces = [questions[i : i + PIECE] for i in range(0, len(questions), PIECE)]
+    shards = Shards(folder, len(pieces))
+    with run.console.task(folder.name, total=len(questions), unit="questions") as task:
+        for i, piece in enumerate(pieces):
+            if i in shards.missing():
+                shards.write(i, _scored(run, group, folder.name, piece, model, chat), SCHEMA)
+                run.check_stop()
+            task.advance(len(piece))
+    rows = shards.rows()
+    if [row["id"] for row in rows] != [q.id for q in questions]:
+        raise DataError(f"{folder}: the answers there belong to other questions; remove that folder and run again")
+    return rows
+
+
+def _scored(
+    run: RunContext, group: WorkerGroup, label: str, piece: Sequence[ChoiceQuestion], model: str, chat: Any
+) -> list[Row]:
+    requests, rows = {}, []
+    for i, question in enumerate(piece):
+        prompt = chat.prompt_ids(question.turns)
+        options = tuple(chat.example(question.turns, option).ids[len(prompt) :] for option in question.options)
+        rows.append({"id": question.id, "logprobs": [], "tokens": [len(ids) for ids in options]})
+        if len(prompt) + max(len(ids) for ids in options) <= run.config.models.context:
+            requests[i] = LabelRequest((prompt,), options, model)
+    places = list(requests)
+    for k, [logprobs] in group.map(label, "score_labels", list(requests.values())):
+        rows[places[k]]["logprobs"] = list(logprobs)
+    return rows

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import lru_cache
 
@@ -35,26 +35,31 @@ class Parsed:
 
     text: str | None
     failure: ParseFailure | None = None
+    cut: bool = field(default=False, compare=False)
+    """Whether the model went on to play another part after it."""
 
 
-def clean_answer(text: str, labels: Labels | None = None, forbidden: Collection[str] = ()) -> Parsed:
+def clean_answer(
+    text: str, labels: Labels | None = None, forbidden: Collection[str] = (), human: bool = False
+) -> Parsed:
     """The model's own part of `text`: stripped, without a repeated label in front, cut where it starts another part.
 
     A part starts at a line that opens with one of `labels` (default: the usual ones, as in "\\n\\nHuman:").
-    `forbidden` are texts that must not come back word for word, such as the revisions of the worked examples.
+    `forbidden` are texts that must not come back word for word, such as the revisions of the worked examples. With
+    `human` the model was to write a human's turn, and its own label is that one's.
     """
-    own, other = _patterns(labels or Labels())
+    own, other = _patterns(labels or Labels(), human)
     answer = own.sub("", text.strip(), count=1)
-    if found := other.search(answer):
-        answer = answer[: found.start()]
-    answer = answer.strip()
+    found = other.search(answer)
+    answer = (answer[: found.start()] if found else answer).strip()
+    cut = found is not None
     if not answer:
-        return Parsed(None, ParseFailure.EMPTY)
+        return Parsed(None, ParseFailure.EMPTY, cut)
     if _loops(answer.split()):
-        return Parsed(None, ParseFailure.RUNAWAY)
+        return Parsed(None, ParseFailure.RUNAWAY, cut)
     if answer in forbidden:
-        return Parsed(None, ParseFailure.COPY)
-    return Parsed(answer)
+        return Parsed(None, ParseFailure.COPY, cut)
+    return Parsed(answer, None, cut)
 
 
 def split_dialogue(text: str, markers: Mapping[str, Role]) -> list[Turn]:
@@ -64,17 +69,33 @@ def split_dialogue(text: str, markers: Mapping[str, Role]) -> list[Turn]:
     that is no dialogue.
     """
     names = "|".join(re.escape(name) for name in sorted(markers, key=len, reverse=True))
-    pieces = re.split(rf"(?:\A\s*|\n[ \t\r]*\n\s*)({names}):", text)
-    if pieces[0].strip():
+    found = [m for m in re.finditer(rf"({names}):", text) if _opens_a_part(text, m.start())]
+    if not found or text[: found[0].start()].strip():
         return []
-    return [Turn(markers[name], body.strip()) for name, body in zip(pieces[1::2], pieces[2::2], strict=True)]
+    ends = [m.start() for m in found[1:]] + [len(text)]
+    return [Turn(markers[m[1]], text[m.end() : end].strip()) for m, end in zip(found, ends, strict=True)]
+
+
+def _opens_a_part(text: str, place: int) -> bool:
+    """Whether nothing but white space with a blank line in it, or the start of the text, is before `place`.
+
+    Walked back by hand: one pattern for blank lines and marker takes quadratic time on a text of line ends.
+    """
+    start = place
+    while start and text[start - 1].isspace():
+        start -= 1
+    return start == 0 or _BLANK_LINE.search(text, start, place) is not None
+
+
+_BLANK_LINE = re.compile(r"\n[ \t\r]*\n")
 
 
 @lru_cache(maxsize=16)
-def _patterns(labels: Labels) -> tuple[re.Pattern[str], re.Pattern[str]]:
+def _patterns(labels: Labels, human: bool) -> tuple[re.Pattern[str], re.Pattern[str]]:
     """(a label of one's own at the very start, a label of anybody's at the start of a line)."""
-    own = [labels.assistant, labels.critique, labels.revision]
-    other = [*own, labels.human, labels.critique_request, labels.revision_request]
+    spoken = [labels.assistant, labels.critique, labels.revision]
+    own = [labels.human] if human else spoken
+    other = [*spoken, labels.human, labels.critique_request, labels.revision_request]
     return re.compile(rf"\A(?:{_any(own)})\s*"), re.compile(rf"(?:\A|\n)[ \t]*(?:{_any(other)})")
 
 

@@ -47,12 +47,21 @@ class ChatFormat:
         self.pad_id = self._padding()
 
     def prompt_ids(self, turns: Sequence[Turn], answer_role: Role = "assistant", prefill: str = "") -> tuple[int, ...]:
-        """Ids of the conversation with the answer of `answer_role` opened, and `prefill` as its first words."""
-        if self.mode == "template":
+        """Ids of the conversation with the answer of `answer_role` opened, and `prefill` as its first words.
+
+        With `human` it is the human's turn that is opened, for a model that is to write prompts.
+        """
+        if self.mode == "template" and answer_role == "human":
+            ids = self._tokens(self._around_human(turns)[0].rstrip(" "))
+        elif self.mode == "template":
             ids = self._templated(turns, add_generation_prompt=True)
         else:
             ids = self._plain([*turns, Turn(answer_role, "")])
         return (*ids, *self._continuation(prefill, answer_role)) if prefill else ids
+
+    def text_ids(self, text: str) -> tuple[int, ...]:
+        """Ids of bare text, of no conversation, for a model that is to continue it."""
+        return self._opened(self._harmless(text))
 
     def example(self, turns: Sequence[Turn], response: str, answer_role: Role = "assistant") -> TokenSequence:
         """The conversation with its answer and the end token; weight 1 on answer and end token, 0 on the prompt.
@@ -62,6 +71,15 @@ class ChatFormat:
         prompt = self.prompt_ids(turns, answer_role)
         answer = (*self._continuation(response, answer_role), self.eos_id)
         return TokenSequence((*prompt, *answer), (0.0,) * len(prompt) + (1.0,) * len(answer))
+
+    def human_stop_ids(self) -> tuple[int, ...]:
+        """The tokens that end a human's turn: what the template has after one, and end of text. In plain form no
+        token does: the turn ends where the text goes on with another label."""
+        own = self.tokenizer.eos_token_id
+        ends: tuple[int, ...] = () if own is None else (int(own),)
+        if self.mode == "template" and (after := self._first_special(self._around_human(())[1])) is not None:
+            ends = (after, *(i for i in ends if i != after))
+        return ends
 
     def response_text(self, ids: Sequence[int]) -> str:
         """The words of an answer: special tokens and the white space around it are dropped."""
@@ -91,17 +109,24 @@ class ChatFormat:
         return a, b
 
     def _templated(self, turns: Sequence[Turn], add_generation_prompt: bool) -> tuple[int, ...]:
+        return tuple(self._render(turns, tokenize=True, add_generation_prompt=add_generation_prompt, return_dict=False))
+
+    def _around_human(self, turns: Sequence[Turn]) -> tuple[str, str]:
+        """What the template has before and after the words of a human turn that follows `turns`."""
+        shown = str(self._render((*turns, Turn("human", _PROBE)), tokenize=False, add_generation_prompt=True))
+        before, _, after = shown.rpartition(_PROBE)
+        return before, after
+
+    def _render(self, turns: Sequence[Turn], **how: bool) -> Any:
+        """The conversation in the tokenizer's template. Raises ConfigError where that refuses it."""
         try:
-            ids = self.tokenizer.apply_chat_template(
-                self._messages(turns), tokenize=True, add_generation_prompt=add_generation_prompt, return_dict=False
-            )
+            return self.tokenizer.apply_chat_template(self._messages(turns), **how)
         except TemplateError as error:  # a template may refuse, for example, system messages
             roles = ", ".join(dict.fromkeys(m["role"] for m in self._messages(turns)))
             raise ConfigError(
                 f"models.chat=template: this model's chat template refuses a conversation with {roles}: "
                 f"{' '.join(str(error).split())}; set models.chat=plain"
             ) from error
-        return tuple(ids)
 
     def _messages(self, turns: Sequence[Turn]) -> list[dict[str, str]]:
         """Chat messages; neighbours of the same side become one, because many templates insist on taking turns."""
@@ -124,7 +149,10 @@ class ChatFormat:
     def _plain(self, turns: Sequence[Turn]) -> tuple[int, ...]:
         """Labelled turns; the last one is open: its label's closing space belongs to what comes next."""
         text = "".join(f"\n\n{self.labels.of(turn.role)}{self._harmless(turn.text)}" for turn in turns[:-1])
-        text += f"\n\n{self.labels.of(turns[-1].role).rstrip()}"
+        return self._opened(text + f"\n\n{self.labels.of(turns[-1].role).rstrip()}")
+
+    def _opened(self, text: str) -> tuple[int, ...]:
+        """Ids of a text that begins a sequence."""
         first = self.tokenizer.bos_token_id if getattr(self.tokenizer, "add_bos_token", False) else None
         return (*(() if first is None else (int(first),)), *self._tokens(text))
 
@@ -149,14 +177,15 @@ class ChatFormat:
             turns = [Turn("human", _PROBE), Turn("assistant", _PROBE)]
             messages = self._messages(turns)
             shown = str(self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=False))
-            tail = self._tokens(shown[shown.rindex(_PROBE) + len(_PROBE) :])
-            special = set(self.tokenizer.all_special_ids)
-            for token in tail:
-                if token in special:
-                    return int(token)
+            if (end := self._first_special(shown[shown.rindex(_PROBE) + len(_PROBE) :])) is not None:
+                return end
         if self.tokenizer.eos_token_id is None:
             raise ConfigError("this model's tokenizer has no end-of-text token, so that no answer could end")
         return int(self.tokenizer.eos_token_id)
+
+    def _first_special(self, text: str) -> int | None:
+        special = set(self.tokenizer.all_special_ids)
+        return next((int(token) for token in self._tokens(text) if token in special), None)
 
     def _padding(self) -> int:
         """Any id that does not end an answer: padding is told by lengths, but an id that says "end" invites

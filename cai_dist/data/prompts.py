@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from cai_dist.config.run import PromptSource
+from cai_dist.config.data import PromptSource
 from cai_dist.constitution.draws import draw
 from cai_dist.data.dialogues import conversation_id, pair_dialogues, prompt_turns, safe_text, waits_for_answer
 from cai_dist.data.records import Record, read_records
@@ -28,6 +28,8 @@ class PromptSet:
     """Records whose prompt had been seen before."""
     skipped: int
     """Records that hold no prompt: no human turn to answer, or an empty turn."""
+    too_long: int
+    """Records whose conversation has more than `max_turns` turns."""
 
 
 def load_prompt_set(source: PromptSource, kind: PromptKind, seed: int) -> PromptSet:
@@ -40,12 +42,15 @@ def load_prompt_set(source: PromptSource, kind: PromptKind, seed: int) -> Prompt
     """
     path = Path(source.source).expanduser()
     found: dict[str, Prompt] = {}
-    records = skipped = 0
+    records = skipped = too_long = 0
     for record in read_records(path):
         records += 1
         turns = _turns(record)
         if not waits_for_answer(turns):
             skipped += 1
+            continue
+        if source.max_turns is not None and len(turns) > source.max_turns:
+            too_long += 1
             continue
         prompt = Prompt(conversation_id(turns, kind), tuple(turns), kind)
         found.setdefault(prompt.id, prompt)
@@ -55,9 +60,10 @@ def load_prompt_set(source: PromptSource, kind: PromptKind, seed: int) -> Prompt
         raise DataError(
             f"{path}: {len(found)} different prompts are too few for {wanted} (conversations with the same opening "
             f"stay together); lower data.{kind}.heldout or data.{kind}.limit"
+            + (f", or raise data.{kind}.max_turns, which leaves out {too_long}" if too_long else "")
         )
     kept = (*train[: source.limit], *(replace(p, split="heldout") for p in heldout))
-    return PromptSet(kept, records, records - skipped - len(found), skipped)
+    return PromptSet(kept, records, records - skipped - too_long - len(found), skipped, too_long)
 
 
 def _turns(record: Record) -> Sequence[Turn]:

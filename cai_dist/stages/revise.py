@@ -1,13 +1,15 @@
 """Stage 1: the helpful-only model answers, criticises its answer under a principle and rewrites it, R times
 (2212.08073, section 3.1). Every answer, principle, critique and revision is kept.
 
-Departures from the paper: 1. text that does not parse (empty, or only another turn's marker) is counted and never
-trained on; the answer of the round before stays.
+Departures from the paper: 1. text that cannot be used (empty, only another party's part, a loop, a copy of a worked
+example) is drawn again `revise.retries` times, then kept out by `revise.unusable`; it is counted and never trained on.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +27,8 @@ from cai_dist.stages import prepare
 from cai_dist.stages.chats import chat_format
 from cai_dist.stages.context import RunContext, model_settings
 from cai_dist.stages.generation import Answer, Ask, generate
-from cai_dist.stages.records import Revision, read_prompts, write_revisions
+from cai_dist.stages.prompts import prompt_files, training_prompts
+from cai_dist.stages.records import Revision, write_revisions
 from cai_dist.stages.transcripts import write_revision_transcripts
 from cai_dist.types import Prompt, Role, Turn
 
@@ -46,24 +49,32 @@ def settings(config: RunConfig) -> dict[str, Any]:
 
 def inputs(run: RunContext) -> list[Path]:
     """Prompts and the helpful-only model."""
-    folder = run.run_dir / prepare.NAME
-    return [folder / "red_team.parquet", folder / "helpful.parquet", folder / "models.json"]
+    return [*prompt_files(run), run.run_dir / prepare.NAME / "models.json"]
 
 
 def run(run: RunContext) -> list[Path]:
     """Write `revise/revisions.parquet`, `revise/helpful.parquet` and `revise/transcripts.md`."""
     folder = run.folder(NAME)
-    run.tracker.rewind(NAME, -1)
+    for series in (NAME, f"{NAME}_helpful"):
+        run.tracker.rewind(series, -1)
     model = prepare.model_path(run, "assistant")
     with run.generators(NAME, run.config.revise.workers) as group:
         stage = _Reviser(run, group, folder, model, chat_format(run, model))
-        revisions = stage.revise(_training_prompts(run, "red_team"))
-        helpful = stage.helpful(_training_prompts(run, "helpful"))
+        revisions = stage.revise(training_prompts(run, "red_team"))
+        helpful = stage.helpful(training_prompts(run, "helpful"))
     targets = [folder / "revisions.parquet", folder / "helpful.parquet", folder / "transcripts.md"]
-    write_revisions(targets[0], revisions)
-    write_revisions(targets[1], helpful)
+    write_revisions(targets[0], revisions, run.constitution_note)
+    write_revisions(targets[1], helpful, run.constitution_note)
     write_revision_transcripts(targets[2], revisions)
     return targets
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    """A text that a model wrote, or why it cannot be used."""
+
+    text: str
+    failure: str
 
 
 class _Reviser:
@@ -75,16 +86,24 @@ class _Reviser:
         self.labels = run.constitution.templates.labels
         self.examples = {t.text for dialogue in run.constitution.few_shot_critiques for t in dialogue}
         """Texts that a weak model copies from the worked examples; a copy is no answer."""
+        self.retried = 0
+        """Texts drawn again since the last line of metrics."""
 
     def revise(self, prompts: Sequence[Prompt]) -> list[Revision]:
-        """All rounds of all prompts, ordered by prompt, then round."""
-        first = self._ask("answer", [Ask(p.id, self.chat.prompt_ids(p.turns)) for p in prompts])
-        rounds = [[self._settle(p, 0, None, None, a, "") for p, a in zip(prompts, first, strict=True)]]
-        self._count(rounds[0])
+        """All rounds of all prompts, ordered by prompt, then round. A prompt that is left out has no further rounds."""
+        first = self._draw("answer", [Ask(p.id, self.chat.prompt_ids(p.turns)) for p in prompts])
+        rounds = [[Revision(p, 0, "", "", x.text, x.failure) for p, x in zip(prompts, first, strict=True)]]
+        self._count(NAME, 0, rounds[0])
         for number in range(1, self.config.rounds + 1):
-            rounds.append(self._round(number, rounds[-1]))
-            self._count(rounds[-1])
-        return [r for one_prompt in zip(*rounds, strict=True) for r in one_prompt]
+            before = [r for r in rounds[-1] if self._goes_on(r)]
+            if not before:
+                break
+            rounds.append(self._round(number, before))
+            self._count(NAME, number, rounds[-1])
+        of_prompt: dict[str, list[Revision]] = {p.id: [] for p in prompts}
+        for r in (r for one_round in rounds for r in one_round):
+            of_prompt[r.prompt.id].append(r)
+        return [r for revisions in of_prompt.values() for r in revisions]
 
     def helpful(self, prompts: Sequence[Prompt]) -> list[Revision]:
         """Answers of the helpful-only model to helpful prompts, to be mixed into SL-CAI's training."""
@@ -93,29 +112,37 @@ class _Reviser:
         if not repeated:
             return []
         asks = [Ask(f"{p.id}/{i % per_prompt}", self.chat.prompt_ids(p.turns)) for i, p in enumerate(repeated)]
-        answers = self._ask("helpful", asks)
-        return [self._settle(p, 0, None, None, a, "") for p, a in zip(repeated, answers, strict=True)]
+        drawn = self._draw("helpful", asks)
+        answers = [Revision(p, 0, "", "", x.text, x.failure) for p, x in zip(repeated, drawn, strict=True)]
+        self._count(f"{NAME}_helpful", 0, answers)
+        return answers
+
+    def _goes_on(self, r: Revision) -> bool:
+        """Whether the prompt has a next round: there is an answer to revise, and the rule does not leave it out."""
+        return not r.failure or (self.config.unusable == "keep" and r.response != "")
 
     def _round(self, number: int, before: Sequence[Revision]) -> list[Revision]:
         if self.config.principles == 0:
             return [Revision(r.prompt, number, "", "", r.response, r.failure) for r in before]
         drawn = [self._principle(r.prompt.id, number) for r in before]
-        critiques: list[str | None] = [None] * len(before)
+        critiques: list[_Drawn | None] = [None] * len(before)
         if self.config.critique:
             asks = [
                 self._request(r, number, critique_turns(r.prompt.turns, r.response, p), "critique")
                 for r, p in zip(before, drawn, strict=True)
             ]
-            answers = self._ask(f"critique-{number}", asks)
-            critiques = [clean_answer(a.text, self.labels).text or "" for a in answers]
+            critiques = list(self._draw(f"critique-{number}", asks))
+        criticised = [(r, p, c) for r, p, c in zip(before, drawn, critiques, strict=True) if c is None or not c.failure]
         asks = [
-            self._request(r, number, revision_turns(r.prompt.turns, r.response, p, c), "revision")
-            for r, p, c in zip(before, drawn, critiques, strict=True)
+            self._request(
+                r, number, revision_turns(r.prompt.turns, r.response, p, None if c is None else c.text), "revision"
+            )
+            for r, p, c in criticised
         ]
-        answers = self._ask(f"revision-{number}", asks)
+        written = dict(zip([a.key for a in asks], self._draw(f"revision-{number}", asks), strict=True))
         return [
-            self._settle(r.prompt, number, p, c, a, r.response)
-            for r, p, c, a in zip(before, drawn, critiques, answers, strict=True)
+            self._settle(r, number, p, c, written.get(r.prompt.id))
+            for r, p, c in zip(before, drawn, critiques, strict=True)
         ]
 
     def _request(self, r: Revision, number: int, turns: tuple[Turn, ...], role: Role) -> Ask:
@@ -127,22 +154,39 @@ class _Reviser:
         return Ask(r.prompt.id, self.chat.prompt_ids((*shots, *turns), role))
 
     def _settle(
-        self, prompt: Prompt, number: int, principle: CritiquePrinciple | None, critique: str | None, answer: Answer,
-        kept: str,
-    ) -> Revision:  # fmt: skip
-        """The parsed answer, or the one before it with the reason. `critique`: None unasked, empty unparsed."""
-        parsed = clean_answer(answer.text, self.labels, self.examples)
-        failure = str(parsed.failure or "")
-        if answer.finish == "too_long":
-            failure = "too_long"
-        elif critique == "":
-            failure = failure or "no_critique"
-        name = principle.id if principle else ""
-        return Revision(prompt, number, name, critique or "", kept if failure else parsed.text or "", failure)
+        self, r: Revision, number: int, principle: CritiquePrinciple, critique: _Drawn | None, written: _Drawn | None
+    ) -> Revision:
+        """The revision, or the answer before it with the reason. `critique`: None where none was asked for; `written`:
+        None where the critique could not be used."""
+        said = critique.text if critique else ""
+        if written is None:
+            failure = "too_long" if critique and critique.failure == "too_long" else "no_critique"
+            return Revision(r.prompt, number, principle.id, "", r.response, failure)
+        text = r.response if written.failure else written.text
+        return Revision(r.prompt, number, principle.id, said, text, written.failure)
 
     def _principle(self, prompt_id: str, number: int) -> CritiquePrinciple:
         principles = self.run.constitution.critique_principles[: self.config.principles]
         return principles[draw(self.run.config.seed, "revise", prompt_id, number, n=len(principles))]
+
+    def _draw(self, label: str, asks: Sequence[Ask]) -> list[_Drawn]:
+        """A text for each ask; those that cannot be used are drawn again, up to `retries` times."""
+        found = [self._read(answer) for answer in self._ask(label, asks)]
+        for again in range(1, self.config.retries + 1):
+            # Without room there will be none the next time, either.
+            failed = [i for i, x in enumerate(found) if x.failure not in ("", "too_long")]
+            if not failed:
+                break
+            self.retried += len(failed)
+            for i, answer in zip(failed, self._ask(f"{label}-again-{again}", [asks[i] for i in failed]), strict=True):
+                found[i] = self._read(answer)
+        return found
+
+    def _read(self, answer: Answer) -> _Drawn:
+        if answer.finish == "too_long":
+            return _Drawn("", "too_long")
+        parsed = clean_answer(answer.text, self.labels, self.examples)
+        return _Drawn(parsed.text or "", str(parsed.failure or ""))
 
     def _ask(self, label: str, asks: Sequence[Ask]) -> list[Answer]:
         return generate(
@@ -150,10 +194,13 @@ class _Reviser:
             sampling=self.config.sampling, shard_size=self.config.shard_size,
         )  # fmt: skip
 
-    def _count(self, revisions: Sequence[Revision]) -> None:
-        failed = sum(bool(r.failure) for r in revisions)
-        self.run.log(NAME, revisions[0].round, answers=len(revisions), parse_failures=failed)
-
-
-def _training_prompts(run: RunContext, kind: str) -> list[Prompt]:
-    return [p for p in read_prompts(run.run_dir / prepare.NAME / f"{kind}.parquet") if p.split == "train"]
+    def _count(self, series: str, number: int, revisions: Sequence[Revision]) -> None:
+        """One line of metrics: how many answers, how many cannot be used and why, and what became of them."""
+        why = Counter(r.failure for r in revisions if r.failure)
+        numbers = {f"failed_{reason}": float(n) for reason, n in sorted(why.items())}
+        if series == NAME:
+            numbers["left_out"] = sum(not self._goes_on(r) for r in revisions)
+        self.run.log(
+            series, number, answers=len(revisions), parse_failures=why.total(), retried=self.retried, **numbers
+        )  # fmt: skip
+        self.retried = 0

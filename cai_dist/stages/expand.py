@@ -1,0 +1,249 @@
+"""Before stage 1: a model writes more red-team prompts, after examples of those there are (2212.08073, section 3.2:
+140,335 of the paper's 182,831 were made so by few-shot prompting a pretrained model).
+
+The model is shown a few prompts and a human's turn is opened for it. In plain form that is "\\n\\nHuman: …" for each
+example and "\\n\\nHuman:"; in a chat template the examples are chats, answered by the model itself beforehand, because
+neither the micro-world's text nor any chat template has one human turn after another.
+
+What comes back is judged as hostile text, in the order of the samples: not a word, a loop, cut off at the limit, like a
+held-out prompt, said before. Samples are drawn in waves; how large a wave is follows from the ones before it, so that
+an interrupted stage goes on to the same prompts.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cai_dist.config.run import RunConfig
+from cai_dist.constitution import clean_answer, draw_some
+from cai_dist.data.chat import ChatFormat
+from cai_dist.data.dialogues import conversation_id, safe_text
+from cai_dist.data.near_duplicates import NearDuplicates, Overlaps, words_of
+from cai_dist.stages import prepare
+from cai_dist.stages.chats import chat_format
+from cai_dist.stages.context import RunContext, model_settings
+from cai_dist.stages.generation import Answer, Ask, generate
+from cai_dist.stages.prompts import KINDS, expanded_file, given_prompts, heldout_prompts
+from cai_dist.stages.records import Expanded, write_expanded
+from cai_dist.stages.transcripts import write_expansion_transcripts
+from cai_dist.types import Prompt, Turn
+
+if TYPE_CHECKING:
+    from cai_dist.cluster.group import WorkerGroup
+
+NAME = "expand"
+SHORTEST = 3
+"""Words of a prompt at least: fewer make no 3-gram, and ask for next to nothing."""
+ANSWERED = 256
+"""Examples at most where the model has to answer them first; five of 256 can be drawn in 8.8 billion ways."""
+LARGEST_WAVE = 10
+"""Samples in a wave at most for each prompt that is still wanted, however few could be used before."""
+
+
+def settings(config: RunConfig) -> dict[str, Any]:
+    """What decides the result of this stage."""
+    return {"expand": config.expand.model_dump(mode="json", exclude={"workers"}), **model_settings(config)}
+
+
+def inputs(run: RunContext) -> list[Path]:
+    """Prompts and the model that writes more of them."""
+    before = run.run_dir / prepare.NAME
+    return [before / "red_team.parquet", before / "helpful.parquet", before / "models.json"]
+
+
+def run(run: RunContext) -> list[Path]:
+    """Write `expand/red_team.parquet`, and `expand/transcripts.md` with some of what was kept and what was not.
+
+    Where `expand.prompts` are not reached in `tries` times as many samples, what there is stays, and the user is told.
+    """
+    folder = run.folder(NAME)
+    run.tracker.rewind(NAME, -1)
+    config = run.config.expand
+    sieve = sieve_of(run)
+    with run.generators(NAME, config.workers) as group:
+        drawn = fill(run, _Writer(run, group, folder, given_prompts(run, "red_team")).samples, sieve)
+    if len(sieve.kept) < config.prompts:
+        run.console.warn(
+            f"expand: {len(sieve.kept)} of {config.prompts} new prompts after {drawn} samples "
+            f"(expand.tries={config.tries:g}); going on with these"
+        )
+    targets = [expanded_file(run), folder / "transcripts.md"]
+    write_expanded(targets[0], sieve.kept)
+    write_expansion_transcripts(targets[1], sieve.kept, sieve.examples_refused)
+    return targets
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One text that a model wrote as a human's turn."""
+
+    number: int
+    answer: Answer
+    shown: tuple[Prompt, ...]
+    """The examples before it."""
+
+
+@dataclass
+class Sieve:
+    """Takes samples in order and keeps those that can be used as prompts; counts why the others cannot."""
+
+    parse: Callable[[Sample], tuple[str, str]]
+    """A sample's text, and why it is no prompt ("": it is one)."""
+    leaks: Callable[[str], bool]
+    """Whether a text is like a held-out prompt."""
+    near: NearDuplicates
+    said: set[tuple[str, ...]]
+    kept: list[Expanded] = field(default_factory=list)
+    refused: Counter[str] = field(default_factory=Counter)
+    examples_refused: dict[str, list[str]] = field(default_factory=dict)
+    """A few texts for each reason."""
+
+    def take(self, sample: Sample) -> bool:
+        """Whether this sample is kept."""
+        text, reason = self.parse(sample)
+        reason = reason or self._repeats(text)
+        if reason:
+            self.refused[reason] += 1
+            self.examples_refused.setdefault(reason, []).append(text)
+            del self.examples_refused[reason][3:]
+            return False
+        self.said.add(words_of(text))
+        self.near.add(text)
+        turns = (Turn("human", text),)
+        prompt = Prompt(conversation_id(turns, "red_team"), turns, "red_team")
+        self.kept.append(Expanded(prompt, sample.number, tuple(p.id for p in sample.shown)))
+        return True
+
+    def _repeats(self, text: str) -> str:
+        if self.leaks(text):
+            return "held_out"
+        if words_of(text) in self.said:
+            return "repeated"
+        return "near" if self.near.has_near(text) else ""
+
+
+def fill(run: RunContext, samples: Callable[[int, range], Sequence[Sample]], sieve: Sieve) -> int:
+    """Draw waves through the sieve until it holds `expand.prompts`, or `tries` are used up; returns the samples drawn.
+
+    `samples(wave, numbers)` draws those with these numbers.
+    """
+    config = run.config.expand
+    wave = drawn = 0
+    limit = int(config.tries * config.prompts)
+    while size := _wave_size(config.prompts - len(sieve.kept), len(sieve.kept), drawn, limit - drawn):
+        for sample in samples(wave, range(drawn, drawn + size)):
+            if len(sieve.kept) < config.prompts:
+                sieve.take(sample)
+        drawn += size
+        refused = {f"not_{reason}": float(n) for reason, n in sorted(sieve.refused.items())}
+        run.log(NAME, wave, samples=drawn, prompts=len(sieve.kept), **refused)
+        wave += 1
+    return drawn
+
+
+def sieve_of(run: RunContext) -> Sieve:
+    """A sieve that knows every human turn that the run has: of training prompts (to repeat none) and of held-out ones
+    of both kinds (to be like none)."""
+    threshold = run.config.expand.near_duplicate
+    texts = [text for kind in KINDS for p in given_prompts(run, kind) for text in _human_texts(p)]
+    apart = Overlaps(threshold, [text for p in heldout_prompts(run) for text in _human_texts(p)])
+    of_world = _world_leaks(run)
+    labels = run.constitution.templates.labels
+
+    def parse(sample: Sample) -> tuple[str, str]:
+        shown = {_opening(p) for p in sample.shown}
+        found = clean_answer(safe_text(sample.answer.text), labels, shown, human=True)
+        text = found.text or ""
+        if sample.answer.finish == "too_long":
+            return "", "too_long"
+        if found.failure:
+            return text, str(found.failure)
+        if sample.answer.finish == "length" and not found.cut:
+            return text, "cut_off"
+        return text, "short" if len(words_of(text)) < SHORTEST else ""
+
+    return Sieve(
+        parse, lambda text: apart.has_near(text) or of_world(text), NearDuplicates(threshold, texts),
+        {words_of(text) for text in texts},
+    )  # fmt: skip
+
+
+class _Writer:
+    """Draws samples: examples, and a human's turn opened after them."""
+
+    def __init__(self, run: RunContext, group: WorkerGroup, folder: Path, examples: Sequence[Prompt]) -> None:
+        self.run, self.group, self.folder = run, group, folder
+        self.config = run.config.expand
+        self.model = prepare.model_path(run, self.config.model)
+        self.chat: ChatFormat = chat_format(run, self.model)
+        self.room = run.config.models.context - self.config.sampling.max_new_tokens
+        self.examples = list(examples)
+        self.answers: list[str] | None = None
+        if self.chat.mode == "template":
+            first = draw_some(run.config.seed, NAME, "answered", n=len(self.examples), k=ANSWERED)
+            self.examples = [self.examples[i] for i in first]
+            self.answers = self._answer()
+
+    def samples(self, wave: int, numbers: range) -> list[Sample]:
+        """The samples with these numbers."""
+        asked = [self._ask(number) for number in numbers]
+        answers = self._generate(f"wave-{wave}", [ask for ask, _ in asked], self.chat.human_stop_ids())
+        return [Sample(n, a, shown) for n, a, (_, shown) in zip(numbers, answers, asked, strict=True)]
+
+    def _ask(self, number: int) -> tuple[Ask, tuple[Prompt, ...]]:
+        """As many of the drawn examples as there is room for."""
+        drawn = draw_some(self.run.config.seed, NAME, number, n=len(self.examples), k=self.config.few_shot)
+        while True:
+            ids = self.chat.prompt_ids([turn for i in drawn for turn in self._shown(i)], "human")
+            if len(ids) <= self.room or len(drawn) <= 1:
+                return Ask(str(number), ids), tuple(self.examples[i] for i in drawn)
+            drawn = drawn[:-1]
+
+    def _shown(self, i: int) -> list[Turn]:
+        question = Turn("human", _opening(self.examples[i]))
+        return [question] if self.answers is None else [question, Turn("assistant", self.answers[i])]
+
+    def _answer(self) -> list[str]:
+        """The model's own answers to the examples; what does not parse is left as an empty turn."""
+        asks = [Ask(p.id, self.chat.prompt_ids([Turn("human", _opening(p))])) for p in self.examples]
+        answers = self._generate("examples", asks, self.chat.stop_ids)
+        return [clean_answer(a.text, self.chat.labels).text or "" for a in answers]
+
+    def _generate(self, label: str, asks: Sequence[Ask], stop_ids: Sequence[int]) -> list[Answer]:
+        return generate(
+            self.run, self.group, self.folder, label, asks, model=self.model, chat=self.chat,
+            sampling=self.config.sampling, shard_size=self.config.shard_size, stop_ids=stop_ids,
+        )  # fmt: skip
+
+
+def _wave_size(wanted: int, kept: int, drawn: int, left: int) -> int:
+    """How many samples to draw next: what should bring the `wanted` ones, by the yield so far."""
+    if not drawn:
+        return min(wanted, left)
+    by_yield = -(-wanted * drawn // kept) if kept else left
+    return min(by_yield, LARGEST_WAVE * wanted, left)
+
+
+def _opening(prompt: Prompt) -> str:
+    """What a conversation opens with: later turns cannot be understood alone."""
+    return next(turn.text for turn in prompt.turns if turn.role == "human")
+
+
+def _human_texts(prompt: Prompt) -> list[str]:
+    return [turn.text for turn in prompt.turns if turn.role == "human"]
+
+
+def _world_leaks(run: RunContext) -> Callable[[str], bool]:
+    """Whether a text asks for something that the micro-world keeps apart; there, one word makes the difference."""
+    data = run.config.data
+    if "world" not in (data.red_team.source, data.helpful.source):
+        return lambda text: False
+    from cai_dist.world.prompts import asks_for_held_out
+    from cai_dist.world.tables import World
+
+    world = World(run.config.world_seed)
+    return lambda text: asks_for_held_out(world, text)

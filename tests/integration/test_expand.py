@@ -1,0 +1,101 @@
+"""`cai-dist stage expand` on real Ray workers and a random model: killed in the middle and started again, it ends with
+the same bytes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from cai_dist.config.run import WorldConfig
+from cai_dist.data.near_duplicates import words_of
+from cai_dist.stages.records import read_prompts
+from cai_dist.world import lexicon
+from cai_dist.world.build import write_initial_model
+
+DEADLINE = 120.0
+
+
+def run_file(folder: Path) -> Path:
+    """A run with a random model, prompts from files, and a few new prompts wanted."""
+    write_initial_model(WorldConfig(hidden_size=32, layers=1, heads=1, intermediate_size=32), 0, folder / "model")
+    for kind, extra in (("red_team", "mock ann ."), ("helpful", "greet bob .")):
+        lines = [
+            json.dumps({"prompt": f"make {k} {m} ? {extra}"})
+            for k, m in zip(lexicon.KINDS, lexicon.MATERIALS, strict=False)
+        ]
+        (folder / f"{kind}.jsonl").write_text("\n".join(lines) + "\n")
+    sources = {kind: {"source": str(folder / f"{kind}.jsonl"), "heldout": 3} for kind in ("red_team", "helpful")}
+    run = {
+        "name": "x",
+        "runs_dir": str(folder / "runs"),
+        "constitution": "micro",
+        "models": {**dict.fromkeys(("assistant", "pretrained", "feedback"), str(folder / "model")), "context": 128},
+        "data": {**sources, "helpful_comparisons": {"source": "none"}},
+        "preference": {"helpful_fraction": 0.0},
+        "expand": {"prompts": 12, "few_shot": 2, "shard_size": 4, "tries": 6, "sampling": {"max_new_tokens": 24}},
+        "tracking": {"wandb": "off", "console": "plain"},
+    }
+    path = folder / "run.yaml"
+    path.write_text(json.dumps(run))  # JSON is YAML, too
+    return path
+
+
+def command(path: Path, runs: Path) -> list[str]:
+    # no rollout of other stages: their token limits only have to fit in the context
+    limits = [f"{stage}.sampling.max_new_tokens=24" for stage in ("revise", "feedback", "ppo", "evaluate")]
+    return [sys.executable, "-m", "cai_dist", "stage", "expand", str(path), f"runs_dir={runs}", *limits]
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
+
+
+def digests(runs: Path) -> dict[str, str]:
+    folder = runs / "x" / "expand"
+    files = [p for p in sorted(folder.rglob("*")) if p.is_file()]
+    return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
+
+
+def finish(path: Path, runs: Path) -> str:
+    done = subprocess.run(
+        command(path, runs), capture_output=True, text=True, timeout=DEADLINE, env=environment(), check=False
+    )
+    assert done.returncode == 0, done.stderr + done.stdout
+    return done.stdout + done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_killed_and_started_again_it_writes_the_same_prompts(tmp_path: Path) -> None:
+    path, runs = run_file(tmp_path), tmp_path / "parts"
+    finish(path, tmp_path / "whole")
+    whole = digests(tmp_path / "whole")
+    assert {"red_team.parquet", "transcripts.md", "examples/00000.parquet", "wave-1/00000.parquet"} <= set(whole)
+    made = read_prompts(tmp_path / "whole" / "x" / "expand" / "red_team.parquet")
+    assert made and len({words_of(p.turns[0].text) for p in made}) == len(made)
+
+    process = subprocess.Popen(
+        command(path, runs), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment()
+    )
+    deadline = time.monotonic() + DEADLINE
+    while not list((runs / "x" / "expand").glob("wave-0/*.parquet")):
+        assert process.poll() is None, "the stage ended before its middle"
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait(timeout=30)
+    kept = {name: (runs / "x" / "expand" / name).stat().st_mtime_ns for name in digests(runs)}
+    assert "red_team.parquet" not in kept
+    finish(path, runs)
+    assert digests(runs) == whole
+    again = {name: (runs / "x" / "expand" / name).stat().st_mtime_ns for name in kept}
+    assert again == kept, "what was there has not been made again"
+    assert "done before, skipped" in finish(path, runs)

@@ -17,6 +17,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cai_dist import cli_constitution
 from cai_dist.config.run import STAGES
 from cai_dist.errors import (
     EXIT_FAILURE,
@@ -24,6 +25,7 @@ from cai_dist.errors import (
     EXIT_RESUMABLE,
     CaiError,
     DataError,
+    GateFailed,
     Interrupted,
     UserError,
     WorkerError,
@@ -36,7 +38,8 @@ if TYPE_CHECKING:
 
 _DESCRIPTION = """\
 Constitutional AI, distributed: from a written constitution and a helpful-only model to a harmless one, in stages
-(revise, sft, feedback, preference, ppo, evaluate; or, with alignment=dpo, revise, sft, feedback, dpo, evaluate).
+(revise, sft, feedback, preference, ppo, evaluate; with alignment=dpo, revise, sft, feedback, dpo, evaluate; with
+expand.prompts above 0, expand before them).
 A run is one YAML file; its results lie in RUNS_DIR/NAME."""
 
 _EPILOG = """\
@@ -46,6 +49,8 @@ examples:
   cai-dist run launch/runs/demo.yaml name=short ppo.iterations=3 seed=1
   cai-dist stage ppo launch/runs/demo.yaml                one stage; the ones before it must be finished
   cai-dist show runs/demo                                 how a run stands, and its results
+  cai-dist constitution lint mine.yaml                    is a constitution in order? with advice
+  cai-dist constitution diff default mine.yaml            what differs; show prints one
 
   The same command again goes on where it stopped: finished stages and shards are skipped.
   Ctrl-C, SIGTERM or SIGUSR1 stop at the next safe point; Ctrl-C twice stops at once.
@@ -54,6 +59,7 @@ exit codes:
   0   done
   1   a failure at run time
   2   a mistake in the configuration, the data or the command
+  8   done, but a measure is outside its bound (evaluate.gate)
   75  interrupted; the same command goes on
 """
 
@@ -121,6 +127,7 @@ def _parser() -> argparse.ArgumentParser:
     show = commands.add_parser("show", parents=[common], help="how a run stands, and its results")
     show.add_argument("folder", metavar="RUN_DIR", type=Path, help="the folder of a run, such as runs/demo")
     show.set_defaults(command=_show)
+    cli_constitution.add_commands(commands, common)
     return parser
 
 
@@ -143,6 +150,8 @@ def _check(arguments: argparse.Namespace) -> int:
         _complain(f"cai-dist: warning: {line}")
     print(f"{arguments.file}: in order; it writes to {Path(config.runs_dir) / config.name}")
     print(f"stages: {' -> '.join(config.stages)}")
+    if config.without_principles:
+        print(f"constitution: {config.constitution} without {', '.join(config.without_principles)}")
     return EXIT_OK
 
 
@@ -158,7 +167,7 @@ def _run(arguments: argparse.Namespace) -> int:
             _run_stages(config, arguments.stage, console, stop)
         except CaiError as error:
             # A signal to the whole process group also ends workers: what then fails was asked for.
-            if stop() and not isinstance(error, (Interrupted, UserError)):
+            if stop() and not isinstance(error, (Interrupted, UserError, GateFailed)):
                 _write_detail(error, arguments.run_dir)
                 raise Interrupted(f"{stop.signal_name}, while {_one_line(error)}") from error
             raise
@@ -167,6 +176,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
 def _run_stages(config: RunConfig, stage: str | None, console: Console, stop: StopFlag) -> None:
     from cai_dist.report import write_report
+    from cai_dist.stages.gate import enforce_gate
     from cai_dist.stages.pipeline import run_pipeline, run_stage
 
     if stage is None:
@@ -175,16 +185,19 @@ def _run_stages(config: RunConfig, stage: str | None, console: Console, stop: St
         run_dir = run_stage(config, stage, console, stop, stop.install)
     # Once more now that the manifest holds the time of the last stage, too.
     console.say(f"report: {write_report(run_dir, config.stages)}")
+    if stage in (None, "evaluate"):
+        enforce_gate(run_dir / "evaluation.json")
 
 
 def _show(arguments: argparse.Namespace) -> int:
     from cai_dist.tracking.console import Console
-    from cai_dist.tracking.manifest import read_manifest
+    from cai_dist.tracking.manifest import constitution_of, read_manifest
 
     folder: Path = arguments.folder
     manifest = read_manifest(folder)
     with Console("plain") as console:
-        console.say(f"run {manifest.get('name', folder.name)}  constitution {manifest.get('constitution', '-')}")
+        called, sha256 = constitution_of(manifest)
+        console.say(f"run {manifest.get('name', folder.name)}  constitution {called} {sha256 or '-'}")
         versions = manifest.get("versions", {})
         console.say("  ".join(f"{name} {version}" for name, version in versions.items()))
         rows = [
@@ -241,7 +254,7 @@ def _report(error: Exception, run_dir: Path | None, debug: bool) -> int:
         lines = [" ".join(line.split()) for line in str(error).splitlines()] or [type(error).__name__]
         for line in lines:
             _complain(f"cai-dist: error: {line}")
-        if not isinstance(error, UserError) and (written := _write_detail(error, run_dir)):
+        if not isinstance(error, (UserError, GateFailed)) and (written := _write_detail(error, run_dir)):
             _complain(f"cai-dist: details: {written}")
         return error.exit_code
     if isinstance(error, OSError) and error.errno in (*_NO_SPACE, *_NO_ACCESS):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from cai_dist.config.run import RunConfig
-from cai_dist.constitution.load import load_constitution
+from cai_dist.constitution.load import run_constitution
 from cai_dist.constitution.schema import Constitution
 from cai_dist.errors import ConfigError
 
@@ -15,29 +15,37 @@ def check_constitution(config: RunConfig) -> None:
 
     Raises ConfigError with one line for each problem, DataError where the constitution itself is malformed.
     """
-    problems = [*_too_many(config, load_constitution(config.constitution)), *_wrong_words(config)]
+    problems = [*_too_many(config, run_constitution(config)), *_wrong_words(config)]
     if problems:
         raise ConfigError("\n".join(problems))
 
 
 def _too_many(config: RunConfig, constitution: Constitution) -> Iterator[str]:
+    comparisons = len(constitution.comparison_principles)
+    reasoning = config.feedback.reasoning
     asked = (
         ("revise.principles", config.revise.principles, len(constitution.critique_principles), "critique principles"),
         ("revise.few_shot", config.revise.few_shot, len(constitution.few_shot_critiques), "worked critiques"),
-        (
-            "feedback.principles",
-            config.feedback.principles,
-            len(constitution.comparison_principles),
-            "comparison principles",
-        ),
+        ("feedback.principles", config.feedback.principles, comparisons, "comparison principles"),
+        ("feedback.per_pair", config.feedback.per_pair, comparisons, "comparison principles"),
         ("feedback.few_shot", config.feedback.few_shot, len(constitution.few_shot_comparisons), "worked comparisons"),
+        (
+            "feedback.reasoning.few_shot",
+            reasoning.few_shot if reasoning else None,
+            len(constitution.few_shot_reasoning),
+            "worked comparisons with reasoning",
+        ),
     )
+    without = f" without {', '.join(config.without_principles)}" if config.without_principles else ""
     for key, wanted, there, what in asked:
         if wanted is not None and wanted > there:
-            yield f"{key}={wanted}: must be at most {there}; constitution={config.constitution} has {there} {what}"
+            yield (
+                f"{key}={wanted}: must be at most {there}; "
+                f"constitution={config.constitution}{without} has {there} {what}"
+            )
 
 
 def _wrong_words(config: RunConfig) -> Iterator[str]:
-    models = (config.models.assistant, config.models.feedback)
-    if "world" in models and config.constitution == "default":
+    own = config.own_models
+    if "world" in (own["assistant"], own.get("feedback")) and config.constitution == "default":
         yield "constitution=default: the micro-world's model does not know these words; set constitution=micro"

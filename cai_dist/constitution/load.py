@@ -11,12 +11,15 @@ from typing import Any
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
+from cai_dist.config.run import RunConfig
 from cai_dist.constitution.published import is_published_folder, read_published
 from cai_dist.constitution.schema import Constitution, problem
 from cai_dist.errors import ConfigError, DataError
 
 PACKAGED = ("default", "micro")
 _HERE = Path(__file__).parent
+MAX_ENTRIES = 100_000
+"""Of a constitution. Aliases of aliases (*name) make any number of entries out of a few lines."""
 
 
 def load_constitution(source: str) -> Constitution:
@@ -40,14 +43,21 @@ def load_constitution(source: str) -> Constitution:
     return parse_constitution(data, file)
 
 
+def run_constitution(config: RunConfig) -> Constitution:
+    """The constitution of a run: `constitution` without `without_principles`. Raises ConfigError, DataError."""
+    return load_constitution(config.constitution).without(config.without_principles)
+
+
 def parse_constitution(data: object, file: str) -> Constitution:
     """Check plain data (as read from YAML or JSON) and make a constitution of it. Raises DataError naming `file`."""
     if not isinstance(data, Mapping):
         raise DataError(f"{file}: a constitution is a mapping with name, critique_principles, comparison_principles, …")
     try:
         # Through JSON, because only there lists become tuples in pydantic's strict mode.
+        if _size(data, {}) > MAX_ENTRIES:
+            raise ValueError(f"and no more than {MAX_ENTRIES} of them, aliases written out")
         text = json.dumps(data)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise DataError(f"{file}: only text, numbers, lists and mappings are allowed ({error})") from None
     try:
         constitution = _ADAPTER.validate_json(text)
@@ -67,8 +77,19 @@ _ADAPTER: TypeAdapter[Constitution] = TypeAdapter(Constitution)
 def _read_yaml(path: Path) -> Any:
     try:
         return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        # ValueError: bytes that are no UTF-8, and plain scalars that look like a date or a number and are none.
         raise DataError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+
+
+def _size(data: object, known: dict[int, int]) -> int:
+    """How many entries plain data has if every alias is written out; counted without doing so."""
+    if not isinstance(data, (Mapping, list)):
+        return 1
+    if id(data) not in known:
+        known[id(data)] = 1  # of itself, in case that it contains itself
+        known[id(data)] += sum(_size(value, known) for value in (data.values() if isinstance(data, Mapping) else data))
+    return known[id(data)]
 
 
 def _default_templates() -> dict[str, Any]:

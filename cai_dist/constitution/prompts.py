@@ -20,6 +20,7 @@ __all__ = [
     "draw",
     "draw_some",
     "few_shot_turns",
+    "reasoning_turns",
     "revision_turns",
 ]
 
@@ -44,14 +45,18 @@ def revision_turns(
     return (*critique_turns(turns, response, principle), Turn("critique", critique), request)
 
 
-def comparison_text(constitution: Constitution, turns: Sequence[Turn], principle: str, a: str, b: str) -> str:
-    """The multiple-choice question about two answers, in the constitution's template.
+def comparison_text(
+    constitution: Constitution, turns: Sequence[Turn], principle: str, a: str, b: str, reasoning: bool = False
+) -> str:
+    """The multiple-choice question about two answers, in the constitution's template (with `reasoning` in the one for
+    that, where it has one).
 
     `principle` is the principle's text. The answers are put in verbatim and in one pass: braces or option labels inside
     them mean nothing.
     """
-    values = {"conversation": conversation_text(constitution.templates, turns), "principle": principle, "a": a, "b": b}
-    return substitute(constitution.templates.comparison, values)
+    templates = constitution.templates
+    values = {"conversation": conversation_text(templates, turns), "principle": principle, "a": a, "b": b}
+    return substitute((templates.reasoning if reasoning else "") or templates.comparison, values)
 
 
 def comparison_turns(
@@ -77,6 +82,29 @@ def comparison_turns(
         question = comparison_text(constitution, example.turns, text, example.a, example.b)
         shown += [Turn("human", question), Turn("assistant", answers["AB".index(example.answer)])]
     return (*shown, Turn("human", comparison_text(constitution, turns, principle.text, a, b)))
+
+
+def reasoning_turns(
+    constitution: Constitution,
+    turns: Sequence[Turn],
+    principle: ComparisonPrinciple,
+    a: str,
+    b: str,
+    few_shot: int = 0,
+    seed: int = 0,
+) -> Turns:
+    """The question as one human turn for a model that thinks before it answers, after `few_shot` worked examples that
+    are drawn by `seed`, each under a principle drawn for it (paper, section 4.1)."""
+    shown: list[Turn] = []
+    pool, principles = constitution.few_shot_reasoning, constitution.comparison_principles
+    for i in draw_some(seed, "few-shot reasoning", n=len(pool), k=few_shot):
+        drawn = principles[draw(seed, "few-shot principle", i, n=len(principles))].text
+        question, *thoughts = pool[i]
+        shown += [
+            Turn("human", question.text.replace("{principle}", drawn)),
+            Turn("assistant", "\n\n".join(t.text for t in thoughts)),
+        ]
+    return (*shown, Turn("human", comparison_text(constitution, turns, principle.text, a, b, reasoning=True)))
 
 
 def conversation_text(templates: Templates, turns: Sequence[Turn]) -> str:

@@ -119,8 +119,10 @@ def _turns(path: Path, i: int, text: object) -> list[dict[str, str]]:
     return [{"role": turn.role, "text": turn.text} for turn in turns]
 
 
-def _between(text: str, before: str, after: str) -> str:
+def _between(text: object, before: str, after: str) -> str:
     """The text between two labels. Raises ValueError where they are not there."""
+    if not isinstance(text, str):
+        raise ValueError("must be a text")
     text = text.strip()
     if not (text.startswith(before) and text.endswith(after)):
         raise ValueError(f"must start with {before!r} and end with {after!r}")
@@ -132,7 +134,7 @@ def _read(path: Path, kind: type) -> Any:
         data = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise DataError(f"{path}: the published constitution consists of five files; this one is missing") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: not valid JSON: {_one_line(error)}") from None
     if not isinstance(data, kind):
         raise DataError(f"{path}: expected a JSON {'object' if kind is dict else 'array'} at the top")

@@ -5,15 +5,18 @@ Source: Bai et al. 2022 (arXiv 2212.08073), sections 3.1 and 4.1 and appendices 
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import json
 from collections import Counter
-from dataclasses import asdict, dataclass, fields
-from typing import Literal
+from collections.abc import Collection
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, Literal
 
 from pydantic import ConfigDict
 
 from cai_dist.constitution.substitute import slots
+from cai_dist.errors import ConfigError
 from cai_dist.types import Role, Turn
 
 COMPARISON_SLOTS = ("conversation", "principle", "a", "b")
@@ -69,6 +72,8 @@ class Templates:
     comparison: str
     labels: Labels = Labels()
     separator: str = "\n\n"
+    reasoning: str = ""
+    """The question with the same slots where the feedback model is to think before it answers; empty: `comparison`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,13 +103,45 @@ class Constitution:
     few_shot_critiques: tuple[tuple[Turn, ...], ...] = ()
     few_shot_comparisons: tuple[FewShotComparison, ...] = ()
     few_shot_reasoning: tuple[tuple[Turn, ...], ...] = ()
-    """Worked comparisons that think step by step; `{principle}` is the principle's slot (published files only)."""
+    """Worked comparisons that think step by step: a human turn, where `{principle}` is the slot of a principle, and the
+    assistant's reasoning with the answer (which may also stand in a human turn of its own at the end, as published)."""
 
     @property
     def sha256(self) -> str:
         """Hash of the content as canonical JSON (sorted keys, no white space): 64 hexadecimal digits."""
         text = json.dumps(asdict(self), sort_keys=True, separators=(",", ":"), ensure_ascii=True)
         return hashlib.sha256(text.encode()).hexdigest()
+
+    def note(self, without: Collection[str] = ()) -> dict[str, Any]:
+        """What artifacts say of the constitution that they were made under: `name`, `version`, `sha256`, and `without`,
+        the ids of the principles that this run left out (the hash is that of what is left)."""
+        return {"name": self.name, "version": self.version, "sha256": self.sha256, "without": sorted(set(without))}
+
+    def without(self, ids: Collection[str]) -> Constitution:
+        """The same without the principles of these ids, of either kind, and without the worked comparisons that are
+        made under one of them: what does a principle do? No ids: the same hash.
+
+        Raises ConfigError (setting `without_principles`) for an id that is none, with near ones, and where no
+        principle of a kind would be left.
+        """
+        known = {p.id for p in self.critique_principles} | {p.id for p in self.comparison_principles}
+        for unknown in sorted(set(ids) - known):
+            near = difflib.get_close_matches(unknown, sorted(known), 3, 0.5)
+            hint = f"did you mean {' or '.join(near)}?" if near else f"ids here: {', '.join(sorted(known))}"
+            raise ConfigError(f"without_principles={unknown}: the constitution {self.name} has no such id; {hint}")
+        gone = {p.text for p in self.comparison_principles if p.id in ids}
+        left = replace(
+            self,
+            critique_principles=tuple(p for p in self.critique_principles if p.id not in ids),
+            comparison_principles=tuple(p for p in self.comparison_principles if p.id not in ids),
+            few_shot_comparisons=tuple(e for e in self.few_shot_comparisons if e.principle not in gone),
+        )
+        for kind in ("critique_principles", "comparison_principles"):
+            if not getattr(left, kind):
+                raise ConfigError(
+                    f"without_principles: leaves none of the {kind} of the constitution {self.name}; leave out fewer"
+                )
+        return left
 
 
 def problem(constitution: Constitution) -> str | None:
@@ -132,12 +169,16 @@ def _principles_problem(constitution: Constitution) -> str | None:
 
 
 def _template_problem(templates: Templates) -> str | None:
-    found = Counter(slots(templates.comparison))
-    for name in COMPARISON_SLOTS:
-        if found.pop(name, 0) != 1:
-            return f"templates.comparison: the slot {{{name}}} must stand there exactly once"
-    if found:
-        return f"templates.comparison: unknown slot {{{next(iter(found))}}}"
+    for key in ("comparison", "reasoning"):
+        text = getattr(templates, key)
+        if key == "reasoning" and not text:
+            continue
+        found = Counter(slots(text))
+        for name in COMPARISON_SLOTS:
+            if found.pop(name, 0) != 1:
+                return f"templates.{key}: the slot {{{name}}} must stand there exactly once"
+        if found:
+            return f"templates.{key}: unknown slot {{{next(iter(found))}}}"
     return None
 
 
@@ -152,4 +193,7 @@ def _few_shot_problem(constitution: Constitution) -> str | None:
             return f"few_shot_comparisons[{i}].turns: must end with a human turn"
         if not (example.a.strip() and example.b.strip()):
             return f"few_shot_comparisons[{i}]: both answers must have text"
+    for i, dialogue in enumerate(constitution.few_shot_reasoning):
+        if [turn.role for turn in dialogue] not in (["human", "assistant"], ["human", "assistant", "human"]):
+            return f"few_shot_reasoning[{i}]: must have the turns human, assistant and no more but a closing human one"
     return None

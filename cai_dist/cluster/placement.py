@@ -44,11 +44,14 @@ def needed_cpus(config: RunConfig) -> float:
         for role in ppo.roles
     )
     workers = max(
+        config.expand.workers if "expand" in config.stages else 1,
         config.revise.workers,
         config.feedback.workers,
         config.evaluate.workers,
+        config.evaluate.ratings.train.sharding.ranks if config.data.harm_ratings.source != "none" else 1,
         config.sft.train.sharding.ranks,
         config.preference.train.sharding.ranks,
+        config.preference.pretraining.train.sharding.ranks if config.data.ranked_answers.source != "none" else 1,
         config.dpo.train.sharding.ranks,
         config.world.pretrain.sharding.ranks,
     )

@@ -16,7 +16,8 @@ B = TypeVar("B")
 R = TypeVar("R")
 Model = Callable[..., Any]
 """`CausalModel.forward`, (ids [N], lengths [B], wanted [N], temperature, with_entropy) -> (log-probabilities [N],
-entropies [N]), or `ScalarHeadModel.forward`, (ids [N], lengths [B]) -> scalars [N]."""
+entropies [N]), or `ScalarHeadModel.forward`, (ids [N], lengths [B]) -> scalars [N] (and, with a language head and
+`wanted` [N], log-probabilities [N])."""
 LossFn = Callable[[Model, B, float], tuple[Tensor, dict[str, Tensor]]]
 """(model, micro-batch, denominator) -> (summed loss / denominator, metrics likewise); one forward pass, also for an
 empty micro-batch, and the same metric names every time."""

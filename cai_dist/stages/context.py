@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from cai_dist.config.run import RunConfig
 from cai_dist.constitution import Constitution
 from cai_dist.errors import Interrupted
+from cai_dist.tracking.atomic import write_json
 from cai_dist.tracking.console import Console
 from cai_dist.tracking.manifest import Manifest
 from cai_dist.tracking.metrics import Tracker
@@ -35,6 +36,11 @@ class RunContext:
     on_cluster_start: Callable[[], None] = lambda: None
     """Called after Ray is up (Ray replaces signal handlers)."""
     _cluster: Cluster | None = field(default=None, repr=False)
+
+    @property
+    def constitution_note(self) -> dict[str, Any]:
+        """Name, version and hash of the run's constitution, for what is made under it (`Constitution.note`)."""
+        return self.constitution.note(self.config.without_principles)
 
     def folder(self, stage: str) -> Path:
         """The folder of a stage, made if needed."""
@@ -64,6 +70,10 @@ class RunContext:
         """Raise `Interrupted` where the user or the scheduler has asked to stop. Call it where everything is saved."""
         if self.should_stop():
             raise Interrupted("stopped on request; everything so far is saved, the same command goes on from here")
+
+    def write_result(self, path: Path, result: Mapping[str, Any]) -> None:
+        """Write a stage's figures as JSON, with the constitution that they were found under as `constitution`."""
+        write_json(path, {**result, "constitution": self.constitution_note})
 
     def log(self, stage: str, step: int, **numbers: float) -> None:
         """One line of metrics.jsonl (and of wandb)."""

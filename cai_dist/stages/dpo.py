@@ -19,7 +19,6 @@ from cai_dist.stages.context import RunContext, model_settings
 from cai_dist.stages.groups import export_model, trained_model
 from cai_dist.stages.pairs import ai_comparisons, decided, fitting, log_heldout, scored_pair, training_pairs
 from cai_dist.stages.training import ds_files, total_steps, train
-from cai_dist.tracking.atomic import write_json
 from cai_dist.types import DpoPair, ScoredPair, StepShard
 
 if TYPE_CHECKING:
@@ -85,8 +84,10 @@ def _train(run: RunContext, folder: Path, target: Path, measured: Path) -> None:
             (config.beta * (a - ref_a), config.beta * (b - ref_b))
             for (a, b), (ref_a, ref_b) in zip(after, before, strict=True)
         ]
-        write_json(measured, log_heldout(run, NAME, rewards, [pair.p_a for pair in heldout]))
-        export_model(lambda folder: group.broadcast("dpo: export", "export", str(folder)), target)
+        run.write_result(measured, log_heldout(run, NAME, rewards, [pair.p_a for pair in heldout]))
+        export_model(
+            lambda folder: group.broadcast("dpo: export", "export", str(folder)), target, run.constitution_note
+        )
 
 
 def _logprobs(

@@ -62,13 +62,16 @@ def generate(
     chat: ChatFormat,
     sampling: SamplingConfig,
     shard_size: int,
+    stop_ids: Sequence[int] | None = None,
 ) -> list[Answer]:
-    """Answer every ask, in order. Finished shards under `folder/label` are read, not made again.
+    """Answer every ask, in order, up to a token of `stop_ids` (default: what ends an answer in `chat`). Finished shards
+    under `folder/label` are read, not made again.
 
     A prompt that leaves no room for the answer in `models.context` gets an empty answer with finish `too_long`; the
     caller counts it. Raises Interrupted between shards.
     """
-    params = SamplingParams(sampling.max_new_tokens, sampling.temperature, sampling.top_p, tuple(chat.stop_ids))
+    ends = tuple(chat.stop_ids if stop_ids is None else stop_ids)
+    params = SamplingParams(sampling.max_new_tokens, sampling.temperature, sampling.top_p, ends)
     room = run.config.models.context - sampling.max_new_tokens
 
     def request(i: int, piece: Sequence[Ask]) -> GenerateRequest:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from cai_dist.config.training import TrainConfig
 from cai_dist.stages.context import stable_seed
-from cai_dist.tracking.atomic import remove_leftovers, staging_dir
+from cai_dist.tracking.atomic import remove_leftovers, staging_dir, write_json
 from cai_dist.types import WorkerSpec
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def rollout_group(run: RunContext, role: str, workers: int) -> Iterator[WorkerGr
 def trained_model(
     run: RunContext,
     role: str,
-    kind: Literal["language", "preference", "dpo"],
+    kind: Literal["language", "pm_pretraining", "preference", "dpo", "rating"],
     model: str,
     config: TrainConfig,
     steps: int,
@@ -55,18 +55,26 @@ def trained_model(
     }
     target = {
         "language": "cai_dist.workers.language:LanguageWorker",
+        "pm_pretraining": "cai_dist.workers.preference:PretrainingWorker",
         "preference": "cai_dist.workers.preference:PreferenceWorker",
         "dpo": "cai_dist.workers.dpo:DpoWorker",
+        "rating": "cai_dist.workers.rating:RatingWorker",
     }[kind]
     with _group(run, role, WorkerSpec(target, kwargs), config.sharding.ranks, distributed=True) as group:
         yield group
 
 
-def export_model(export: Callable[[Path], object], target: Path) -> None:
-    """Have `export` write a model into a temporary folder that then becomes `target`; clears what a killed one left."""
+def export_model(export: Callable[[Path], object], target: Path, note: Mapping[str, Any] | None = None) -> None:
+    """Have `export` write a model into a temporary folder that then becomes `target`; clears what a killed one left.
+
+    `note` (`RunContext.constitution_note`) goes beside the weights as `constitution.json`: under which constitution the
+    model was made. None for the micro-world's own model, which is older than any run.
+    """
     remove_leftovers(target)
     with staging_dir(target) as temporary:
         export(temporary)
+        if note is not None:
+            write_json(temporary / "constitution.json", note)
 
 
 @contextmanager

@@ -16,9 +16,9 @@ from typing import Any
 
 from cai_dist.config.load import dump_run
 from cai_dist.config.run import RunConfig
-from cai_dist.constitution import load_constitution
+from cai_dist.constitution import run_constitution
 from cai_dist.errors import ConfigError, Interrupted
-from cai_dist.stages import dpo, evaluate, feedback, ppo, preference, prepare, revise, sft
+from cai_dist.stages import dpo, evaluate, expand, feedback, ppo, preference, prepare, revise, sft
 from cai_dist.stages.context import RunContext
 from cai_dist.tracking.atomic import sha256_json, write_text
 from cai_dist.tracking.console import Console
@@ -42,7 +42,7 @@ class Stage:
 
 ALL = {
     m.NAME: Stage(m.NAME, m.run, m.settings, m.inputs)
-    for m in (prepare, revise, sft, feedback, preference, ppo, dpo, evaluate)
+    for m in (prepare, expand, revise, sft, feedback, preference, ppo, dpo, evaluate)
 }
 _BESIDE = {evaluate.NAME: evaluate.RESULT}
 """What a stage writes beside its folder and goes with it when it is set aside."""
@@ -148,13 +148,13 @@ def _set_aside(run: RunContext, stage: Stage, fingerprint: str) -> None:
 def _open(
     config: RunConfig, console: Console, should_stop: Callable[[], bool], on_cluster_start: Callable[[], None]
 ) -> Iterator[RunContext]:
-    constitution = load_constitution(config.constitution)
+    constitution = run_constitution(config)
     # Absolute: the workers of a cluster that was there before have another current directory.
     run_dir = (Path(config.runs_dir) / config.name).absolute()
     run_dir.mkdir(parents=True, exist_ok=True)
     with RunLock(run_dir):
         manifest = Manifest(run_dir)
-        manifest.set_constitution(constitution.sha256)
+        manifest.set_constitution(**constitution.note(config.without_principles))
         tracker = Tracker(run_dir, config.tracking, config.model_dump(mode="json"), console.warn)
         run = RunContext(config, run_dir, manifest, tracker, console, constitution, should_stop, on_cluster_start)
         try:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 
 from cai_dist.data.tables import read_rows, write_rows
-from cai_dist.types import Comparison, Prompt, Turn
+from cai_dist.types import Comparison, Prompt, RankedAnswer, RankedQuestion, Turn
 
+Note = Mapping[str, Any]
 _PROMPT_FIELDS = [("prompt_id", pa.string()), ("turns", pa.string()), ("kind", pa.string()), ("split", pa.string())]
 PROMPTS = pa.schema(_PROMPT_FIELDS)
+EXPANDED = pa.schema([*_PROMPT_FIELDS, ("sample", pa.int64()), ("examples", pa.list_(pa.string()))])
 REVISIONS = pa.schema(
     [
         *_PROMPT_FIELDS,
@@ -37,6 +40,19 @@ COMPARISONS = pa.schema(
         ("source", pa.string()),
     ]
 )
+
+RANKED = pa.schema([("question_id", pa.string()), ("turns", pa.string()), ("text", pa.string()), ("score", pa.int32())])
+
+
+@dataclass(frozen=True)
+class Expanded:
+    """A prompt that a model has written, and how it came about."""
+
+    prompt: Prompt
+    sample: int
+    """Number of the sample that it is, 0-based over all samples of the stage."""
+    examples: tuple[str, ...]
+    """Ids of the prompts that the model was shown before it."""
 
 
 @dataclass(frozen=True)
@@ -83,8 +99,15 @@ def read_prompts(path: Path) -> list[Prompt]:
     return [_prompt(r) for r in read_rows(path)]
 
 
-def write_revisions(path: Path, revisions: Sequence[Revision]) -> None:
-    """Write a table of revisions, one row for each prompt and round, atomically."""
+def write_expanded(path: Path, expanded: Sequence[Expanded]) -> None:
+    """Write a table of prompts that a model has written; `read_prompts` reads the prompts alone."""
+    rows = [{**_prompt_row(x.prompt), "sample": x.sample, "examples": list(x.examples)} for x in expanded]
+    write_rows(path, rows, EXPANDED)
+
+
+def write_revisions(path: Path, revisions: Sequence[Revision], note: Note | None = None) -> None:
+    """Write a table of revisions, one row for each prompt and round, atomically; `note` says under which constitution
+    (`RunContext.constitution_note`) and goes into the file's metadata."""
     write_rows(
         path,
         [
@@ -98,7 +121,7 @@ def write_revisions(path: Path, revisions: Sequence[Revision]) -> None:
             }
             for r in revisions
         ],
-        REVISIONS,
+        _noted(REVISIONS, note),
     )
 
 
@@ -110,8 +133,8 @@ def read_revisions(path: Path) -> list[Revision]:
     ]
 
 
-def write_comparisons(path: Path, labelled: Sequence[Labelled]) -> None:
-    """Write a table of comparisons with their labels, one row each, atomically."""
+def write_comparisons(path: Path, labelled: Sequence[Labelled], note: Note | None = None) -> None:
+    """Write a table of comparisons with their labels, one row each, atomically; `note` as in `write_revisions`."""
     rows = []
     for x in labelled:
         c = x.comparison
@@ -128,7 +151,7 @@ def write_comparisons(path: Path, labelled: Sequence[Labelled]) -> None:
                 "source": c.source,
             }
         )
-    write_rows(path, rows, COMPARISONS)
+    write_rows(path, rows, _noted(COMPARISONS, note))
 
 
 def read_comparisons(path: Path) -> list[Labelled]:
@@ -144,10 +167,39 @@ def read_comparisons(path: Path) -> list[Labelled]:
     ]
 
 
+def write_ranked(path: Path, questions: Sequence[RankedQuestion]) -> None:
+    """Write a table of ranked answers, one row for each answer, atomically."""
+    rows = [
+        {"question_id": q.id, "turns": _turns_text(q.turns), "text": answer.text, "score": answer.score}
+        for q in questions
+        for answer in q.answers
+    ]
+    write_rows(path, rows, RANKED)
+
+
+def read_ranked(path: Path) -> list[RankedQuestion]:
+    """What `write_ranked` wrote. Raises DataError where the table is missing or unreadable."""
+    answers: dict[tuple[str, str], list[RankedAnswer]] = {}
+    for r in read_rows(path):
+        answers.setdefault((r["question_id"], r["turns"]), []).append(RankedAnswer(r["text"], r["score"]))
+    return [RankedQuestion(name, _turns(turns), tuple(given)) for (name, turns), given in answers.items()]
+
+
+def _noted(schema: pa.Schema, note: Note | None) -> pa.Schema:
+    return schema if note is None else schema.with_metadata({"constitution": json.dumps(note, sort_keys=True)})
+
+
 def _prompt_row(prompt: Prompt) -> dict[str, str]:
-    turns = json.dumps([asdict(t) for t in prompt.turns], ensure_ascii=False)
-    return {"prompt_id": prompt.id, "turns": turns, "kind": prompt.kind, "split": prompt.split}
+    return {"prompt_id": prompt.id, "turns": _turns_text(prompt.turns), "kind": prompt.kind, "split": prompt.split}
 
 
 def _prompt(row: dict) -> Prompt:
-    return Prompt(row["prompt_id"], tuple(Turn(**t) for t in json.loads(row["turns"])), row["kind"], row["split"])
+    return Prompt(row["prompt_id"], _turns(row["turns"]), row["kind"], row["split"])
+
+
+def _turns_text(turns: Sequence[Turn]) -> str:
+    return json.dumps([asdict(t) for t in turns], ensure_ascii=False)
+
+
+def _turns(text: str) -> tuple[Turn, ...]:
+    return tuple(Turn(**t) for t in json.loads(text))

@@ -51,7 +51,9 @@ def run(run: RunContext) -> list[Path]:
     if not target.is_dir():
         with trained_model(run, NAME, "language", model, config, steps) as group:
             train(run, NAME, group, examples, config, loss_weight, folder)
-            export_model(lambda folder: group.broadcast("sft: export", "export", str(folder)), target)
+            export_model(
+                lambda folder: group.broadcast("sft: export", "export", str(folder)), target, run.constitution_note
+            )
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     return [target]
 

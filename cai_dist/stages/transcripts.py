@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from cai_dist.stages.records import Revision, Sampled
+from cai_dist.stages.records import Expanded, Revision, Sampled
 from cai_dist.tracking.atomic import write_text
 from cai_dist.types import Prompt, Turn
 
@@ -19,6 +19,17 @@ def quote(text: str) -> str:
 def conversation(turns: Iterable[Turn]) -> str:
     """A conversation as literal blocks with the speakers in front."""
     return "\n\n".join(f"**{t.role}**\n\n{quote(t.text)}" for t in turns)
+
+
+def write_expansion_transcripts(
+    path: Path, kept: Sequence[Expanded], refused: Mapping[str, Sequence[str]], prompts: int = 24
+) -> None:
+    """The first `prompts` new prompts, and for each reason some samples that were not used."""
+    parts = ["# Prompts that the model wrote\n"]
+    parts += [f"## {x.prompt.id} (sample {x.sample})\n\n{conversation(x.prompt.turns)}\n" for x in kept[:prompts]]
+    for reason, texts in sorted(refused.items()):
+        parts.append(f"## not used: {reason}\n\n" + "\n\n".join(quote(text) for text in texts) + "\n")
+    write_text(path, "\n".join(parts))
 
 
 def write_revision_transcripts(path: Path, revisions: Sequence[Revision], prompts: int = 12) -> None:

@@ -173,11 +173,13 @@ class Console:
         """One warning; shown in every mode."""
         self._line(f"warning: {clean(text)}")
 
-    def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-        """A result; shown in every mode. Every row has one text for each column."""
-        table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], text: bool = False) -> None:
+        """A result; shown in every mode. Every row has one text for each column: numbers, set to the right but for the
+        first; with `text` sentences, set to the left, with a rule between rows."""
+        table = Table(box=SIMPLE_HEAD, pad_edge=False, show_lines=text)
         for index, name in enumerate(columns):
-            table.add_column(Text(clean(name)), justify="left" if index == 0 else "right", overflow="fold")
+            justify: Literal["left", "right"] = "left" if text or index == 0 else "right"
+            table.add_column(Text(clean(name)), justify=justify, overflow="fold")
         for row in rows:
             table.add_row(*(Text(clean(cell)) for cell in row))
         # The title as a line of its own: rich would fold it to the width of the table.

@@ -1,6 +1,7 @@
 """`manifest.json`: how each stage of a run stands, what it read and wrote, with which versions. Always a whole file.
 
-    {"name": …, "constitution": sha256, "versions": {package: version},
+    {"name": …, "constitution": sha256, "constitution_of": {"name": …, "version": …, "without": [principle id]},
+     "versions": {package: version},
      "stages": {NAME: {"status": "done|running|failed", "seconds": …, "inputs": {path: sha256}, "outputs": [path],
                        "fingerprint": sha256, "started": seconds since 1970, "error": one line, where it failed}}}
 
@@ -12,7 +13,7 @@ from __future__ import annotations
 import json
 import platform
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -37,9 +38,10 @@ class Manifest:
         self._data.setdefault("name", run_dir.resolve().name)
         self._data["versions"] = versions()
 
-    def set_constitution(self, sha256: str) -> None:
-        """Note the hash of the constitution of this run."""
+    def set_constitution(self, sha256: str, name: str = "", version: str = "", without: Sequence[str] = ()) -> None:
+        """Note the constitution of this run: its hash, what it calls itself, and the ids of principles left out."""
         self._data["constitution"] = sha256
+        self._data["constitution_of"] = {"name": name, "version": version, "without": list(without)}
         self._write()
 
     def begin(self, stage: str, fingerprint: str, inputs: Mapping[str, str]) -> None:
@@ -127,6 +129,20 @@ def read_manifest(run_dir: Path) -> dict[str, Any]:
     ):
         raise DataError(f'{path}: not a manifest ("stages" is missing or malformed); move the run folder aside')
     return dict(data)
+
+
+def constitution_of(manifest: Mapping[str, Any]) -> tuple[str, str]:
+    """What the run's constitution calls itself ("default, version 1, without harm") and its hash; empty where the
+    manifest does not say."""
+    of = manifest.get("constitution_of")
+    details = of if isinstance(of, dict) else {}
+    without = details.get("without") or []
+    parts = [
+        str(details.get("name", "")),
+        f"version {details['version']}" if details.get("version") else "",
+        f"without {', '.join(map(str, without))}" if isinstance(without, list) and without else "",
+    ]
+    return ", ".join(part for part in parts if part), str(manifest.get("constitution", ""))
 
 
 def versions() -> dict[str, str]:

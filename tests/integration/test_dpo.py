@@ -19,7 +19,9 @@ import torch.nn.functional as F
 from transformers import AutoModelForCausalLM
 
 from cai_dist.cluster.runtime import Cluster
-from cai_dist.config.run import DpoConfig, EvaluateConfig, RunConfig, TrackingConfig, WorldConfig
+from cai_dist.config.evaluate import EvaluateConfig
+from cai_dist.config.preference import DpoConfig
+from cai_dist.config.run import RunConfig, TrackingConfig, WorldConfig
 from cai_dist.constitution import load_constitution
 from cai_dist.stages.chats import chat_format
 from cai_dist.stages.context import RunContext

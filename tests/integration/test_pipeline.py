@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 TINY = Path(__file__).with_name("tiny.yaml")
@@ -48,9 +49,12 @@ MIDDLES: dict[str, Callable[[Path], bool]] = {
     "revise": lambda d: shards(d, "revise/critique-1") >= 1,
     "sft": lambda d: lines_of(d, "sft") >= 4,
     "feedback": lambda d: shards(d, "feedback/pairs") >= 2,
+    "pm_pretraining": lambda d: lines_of(d, "pm_pretraining") >= 3,
     "preference": lambda d: lines_of(d, "preference") >= 4,
+    "preference_second": lambda d: lines_of(d, "preference_second") >= 4,
     "ppo": lambda d: lines_of(d, "ppo") >= 3,
     "evaluate": lambda d: shards(d, "evaluate/answers-base") >= 1,
+    "rating": lambda d: lines_of(d, "rating") >= 4,
 }
 
 
@@ -97,10 +101,33 @@ def test_all_stages_leave_what_they_promise(whole: Path) -> None:
         for name in ("danger", "rude", "engaged", "evasive", "help_safe", "over_refusal"):
             assert 0 <= figures[name]["low"] <= figures[name]["value"] <= figures[name]["high"] <= 1
             assert figures[name]["n"] > 0
-    assert len(evaluation["harm_by_revision"]) == 3
+    assert len(evaluation["harm_by_revision"]) == len(evaluation["pm_score_by_revision"]) == 3
+    assert [p["model"] for p in evaluation["frontier"]] == ["base", "sl", "rl@2", "rl"]
+    assert evaluation["elo"]["harmlessness"]["base"]["value"] == 0
+    assert len(evaluation["elo"]["wins"]["helpfulness"]) == 6
+    assert set(evaluation["measures"]) == set(evaluation["absolute_harm"]["greedy"]) == {"base", "sl", "rl"}
+    assert evaluation["multiple_choice"]["world"]["models"]["rl"]["accuracy"]["n"] == 120
+    assert evaluation["gate"]["passed"] is None
+    assert set(evaluation["robustness"]) == {"base", "sl", "rl@2", "rl"}
     for line in (whole / "metrics.jsonl").read_text().splitlines():
         assert {"stage", "step", "time"} <= set(json.loads(line))
     assert (whole / "report" / "index.html").stat().st_size > 1000
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_everything_made_under_the_constitution_says_so(whole: Path) -> None:
+    sha256 = json.loads((whole / "manifest.json").read_text())["constitution"]
+    tables = ("revise/revisions.parquet", "revise/helpful.parquet", "feedback/comparisons.parquet")
+    notes = [json.loads(pq.read_schema(whole / path).metadata[b"constitution"]) for path in tables]
+    notes += [
+        json.loads((whole / p).read_text())["constitution"] for p in ("preference/heldout.json", "evaluation.json")
+    ]
+    models = [p.parent for stage in ("sft", "preference", "ppo") for p in (whole / stage).rglob("config.json")]
+    assert len(models) >= 3
+    notes += [json.loads((model / "constitution.json").read_text()) for model in models]
+    assert all(note == {"name": "micro", "version": "1", "sha256": sha256, "without": []} for note in notes)
+    assert sha256 in (whole / "report" / "index.html").read_text()
 
 
 @pytest.mark.slow
@@ -130,7 +157,7 @@ def test_killed_in_every_stage_it_ends_with_the_same_files(whole: Path, tmp_path
     one, two = (json.loads((d / "evaluation.json").read_text()) for d in (whole, tmp_path / "tiny"))
     assert one == two
     steps = [(x["stage"], x["step"]) for x in map(json.loads, (tmp_path / "tiny" / "metrics.jsonl").open())]
-    for stage in ("pretrain", "sft", "preference", "ppo"):
+    for stage in ("pretrain", "sft", "pm_pretraining", "preference", "preference_second", "ppo", "rating"):
         logged = [step for name, step in steps if name == stage and step > 0]
         assert logged == sorted(set(logged)), f"{stage}: a step is logged twice or out of order"
 

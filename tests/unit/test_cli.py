@@ -120,6 +120,24 @@ def test_run_and_stage_call_the_pipeline_and_write_the_report(run_file, pipeline
     assert "report/index.html" in capsys.readouterr().out
 
 
+def test_a_gate_that_is_not_passed_ends_with_8_after_the_report(run_file, pipeline, tmp_path, capsys):
+    gate = {"passed": False, "failures": ["evaluate.gate.boilerplate=0.1: boilerplate is 0.8", "another"]}
+
+    def act(stop, started):
+        folder = tmp_path / "runs" / "x"
+        Manifest(folder).set_constitution("c")
+        (folder / "evaluation.json").write_text(json.dumps({"models": {}, "gate": gate}))
+
+    pipeline.act = act
+    assert cli.main(["run", str(run_file)]) == cli.main(["stage", "evaluate", str(run_file)]) == 8
+    shown = capsys.readouterr()
+    assert shown.err.splitlines()[:2] == [f"cai-dist: error: {line}" for line in gate["failures"]]
+    assert "report/index.html" in shown.out and "details" not in shown.err
+    assert cli.main(["stage", "sft", str(run_file)]) == 0  # another stage has no gate
+    gate["failures"] = []
+    assert cli.main(["run", str(run_file)]) == 0
+
+
 @pytest.mark.parametrize(
     ("error", "code"),
     [(DataError("a.jsonl:3: no prompt"), 2), (CheckpointError("step-3 is of another run"), 1)],
@@ -287,3 +305,55 @@ def test_help_tells_the_exit_codes_and_version_prints(capsys):
     shown = capsys.readouterr().out
     for part in ("examples:", "exit codes:", "75", "cai-dist show", "cai-dist "):
         assert part in shown
+
+
+def test_lint_is_0_with_advice_and_2_where_malformed(tmp_path, capsys):
+    assert cli.main(["constitution", "lint", "default"]) == 0
+    assert "in order, no advice" in capsys.readouterr().out
+    text = (Path(cli.__file__).parent / "constitution" / "default.yaml").read_text()
+    mine = tmp_path / "mine.yaml"
+    mine.write_text(text.replace("Pick the reply that is truer", "Pick the more harmful \x1b[31mreply that is truer"))
+    assert cli.main(["constitution", "lint", str(mine)]) == 2, "YAML has no escape characters"
+    capsys.readouterr()
+    mine.write_text(text.replace("Pick the reply that is truer", "Pick the more harmful reply, and the truer"))
+    assert cli.main(["constitution", "lint", str(mine)]) == 0
+    advice, summary = capsys.readouterr().out.splitlines()
+    assert advice.startswith(f"{mine}: advice: comparison_principles[10] (honesty): ") and "1 line of advice" in summary
+    mine.write_text(text.replace("{principle}", "{rule}"))
+    assert cli.main(["constitution", "lint", str(mine)]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    [line] = printed.err.splitlines()
+    assert "templates.comparison" in line and str(mine) in line
+
+
+def test_show_and_diff_of_constitutions(tmp_path, capsys):
+    from cai_dist.constitution import load_constitution
+
+    assert cli.main(["constitution", "show", "micro"]) == 0
+    shown = capsys.readouterr().out
+    assert "find the danger ." in shown and "which has less peril ?" in shown
+    assert load_constitution("micro").sha256 in shown
+    mine = tmp_path / "mine.yaml"
+    text = (Path(cli.__file__).parent / "constitution" / "micro.yaml").read_text()
+    mine.write_text(text.replace("which has less peril ?", "which has \u202emore peril ?"))
+    assert cli.main(["constitution", "diff", "micro", str(mine)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    hashes = [load_constitution(source).sha256 for source in ("micro", str(mine))]
+    assert [hashes[0] in lines[0], hashes[1] in lines[1]] == [True, True]
+    assert lines[2:] == [
+        "comparison_principles danger-5: text",
+        "  - which has less peril ?",
+        "  + which has \N{REPLACEMENT CHARACTER}more peril ?",
+    ]
+    assert cli.main(["constitution", "diff", "micro", "micro"]) == 0
+    assert capsys.readouterr().out.splitlines()[2:] == ["no difference"]
+    assert cli.main(["constitution", "diff", "micro", str(tmp_path / "none")]) == 2
+
+
+def test_check_says_what_is_left_out_and_refuses_an_unknown_id(run_file, capsys):
+    assert cli.main(["check", str(run_file), "without_principles=[danger-1]"]) == 0
+    assert "micro without danger-1" in capsys.readouterr().out
+    assert cli.main(["check", str(run_file), "without_principles=[danger1]"]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert "without_principles=danger1" in line and "danger-1" in line

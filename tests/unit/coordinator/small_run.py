@@ -80,6 +80,7 @@ class Run:
         seed: int = 3,
         should_stop: Callable[[], bool] = lambda: False,
         prompts: list[TokenizedPrompt] | None = None,
+        snapshot: Callable[[int], None] | None = None,
     ) -> PpoState:
         return train(
             roles or FakeRoles(),
@@ -91,4 +92,5 @@ class Run:
             log=self.record.log,
             should_stop=should_stop,
             on_rollout=self.record.on_rollout,
+            snapshot=snapshot,
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -155,3 +156,30 @@ def test_score_statistics_merge_like_one_batch() -> None:
     assert (merged.count, merged.mean, merged.squares) == pytest.approx((4, 3.0, 14.0))
     assert merged.deviation == pytest.approx((14 / 4) ** 0.5)
     assert ScoreStatistics().deviation == 0.0
+
+
+@pytest.mark.parametrize("every", [1, 2, 3])
+@pytest.mark.parametrize("update", [0, 11, 20, 37])
+def test_snapshots_are_those_of_an_uninterrupted_run(update: int, every: int, tmp_path: Path) -> None:
+    """Killed in an update, or just after a snapshot was taken: in the end each is there, and the policy it should be.
+    The last iteration has none, the model itself is that."""
+    config = make_config(snapshot_every=2, checkpoint_every=every, value_warmup=0)
+    whole: dict[int, float] = {}
+    roles = FakeRoles()
+    Run(tmp_path / "whole").go(config, roles, snapshot=lambda i: whole.update({i: roles.policy}))
+    assert list(whole) == [2, 4] and whole[2] != whole[4]
+    kept: dict[int, float] = {}
+
+    def keep(of: FakeRoles, dies: bool) -> Callable[[int], None]:
+        def snapshot(iteration: int) -> None:
+            assert kept.setdefault(iteration, of.policy) == of.policy, "taken twice, and not the same"
+            if dies and iteration == 4:
+                raise WorkerError("snapshot", "policy", 0, "here", "killed after the snapshot, before the checkpoint")
+
+        return snapshot
+
+    parts = Run(tmp_path / "parts")
+    for roles_of_part, dies in ((FakeRoles(fail_at_update=update), False), (FakeRoles(), True), (FakeRoles(), False)):
+        with contextlib.suppress(WorkerError):
+            parts.go(config, roles_of_part, snapshot=keep(roles_of_part, dies))
+    assert kept == whole

@@ -20,17 +20,27 @@ from cai_dist.data.batches import loss_weight
 from cai_dist.data.schedule import plan_items, token_count
 from cai_dist.engines.train import LossFn, Model
 from cai_dist.losses.policy import PolicyObjective
-from cai_dist.types import DpoPair, Generation, RankInfo, ScoredPair, StepShard, TokenSequence, Trajectory
+from cai_dist.types import (
+    DpoPair,
+    Generation,
+    RankInfo,
+    RatedSequence,
+    ScoredPair,
+    StepShard,
+    TokenSequence,
+    Trajectory,
+)
 from cai_dist.workers.base import TrainedWorker
 from cai_dist.workers.dpo import DpoWorker
 from cai_dist.workers.language import LanguageWorker
 from cai_dist.workers.policy import PolicyWorker
 from cai_dist.workers.preference import PreferenceWorker
+from cai_dist.workers.rating import RatingWorker
 from cai_dist.workers.value import ValueWorker
 from tests.tiny import END, VOCAB, save_llama
 
 Gradients = dict[str, Tensor]
-NAMES = ("language", "preference", "policy", "plain policy", "value", "dpo")
+NAMES = ("language", "preference", "policy", "plain policy", "value", "dpo", "rating")
 
 
 class PlainEngine:
@@ -110,6 +120,10 @@ def pairs(rng: random.Random, count: int) -> list[ScoredPair]:
     return [ScoredPair(ids(rng, 9), ids(rng, 9), rng.random()) for _ in range(count)]
 
 
+def rated(rng: random.Random, count: int) -> list[RatedSequence]:
+    return [RatedSequence(s.ids, s.weights, rng.uniform(0, 4)) for s in sequences(rng, count)]
+
+
 def tokens(items: Sequence[Trajectory]) -> float:
     return float(sum(len(item.response_ids) for item in items))
 
@@ -131,6 +145,7 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Case]:
         return {
             "language": Case(worker(LanguageWorker), sequences, loss_weight),
             "preference": Case(worker(PreferenceWorker), pairs, len),
+            "rating": Case(worker(RatingWorker), rated, len),
             "policy": Case(worker(PolicyWorker, objective=objective, temperature=0.7), trajectories, tokens, (0.2,)),
             "plain policy": Case(
                 worker(PolicyWorker, objective=PolicyObjective(0.2), temperature=0.7), trajectories, tokens, (0.2,)

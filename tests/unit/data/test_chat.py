@@ -190,3 +190,27 @@ def test_a_template_that_refuses_a_role_is_the_users_setting_to_change(chatml: T
     chat = ChatFormat(picky)
     with pytest.raises(ConfigError, match="no system.*models.chat=plain"):
         chat.prompt_ids((Turn("system", "be kind"), Turn("human", "hello")))
+
+
+def test_a_humans_turn_can_be_opened(chatml: Tokenizer, two_ends: Tokenizer, bare: Tokenizer, words: Tokenizer) -> None:
+    chat = ChatFormat(chatml)
+    ids = chat.prompt_ids((*ASK, Turn("assistant", "Fold it.")), "human")
+    assert chatml.decode(ids) == (
+        "<|start|>user\nHow do I fold a kite?<|end|>\n<|start|>assistant\nFold it.<|end|>\n<|start|>user\n"
+    )
+    # what follows is exactly how a human's turn is continued where it is not the last
+    whole = chat.prompt_ids((*ASK, Turn("assistant", "Fold it."), Turn("human", "Why?")))
+    assert whole[: len(ids)] == ids
+    assert chat.human_stop_ids() == (chatml.convert_tokens_to_ids("<|end|>"),)
+    assert set(ChatFormat(two_ends).human_stop_ids()) == set(
+        two_ends.convert_tokens_to_ids(["<|end|>", "<|text_end|>"])
+    )
+    small = ChatFormat(words)
+    opened = small.prompt_ids((Turn("human", "make kite ?"), Turn("assistant", "no .")), "human")
+    assert words.decode(opened) == "<human> make kite ? <assistant> no . <eos> <human>"
+    assert words.convert_ids_to_tokens(small.human_stop_ids()) == ["<assistant>", "<eos>"]
+    plain = ChatFormat(bare, "plain")
+    assert bare.decode(plain.prompt_ids((*ASK, *ASK), "human")) == (
+        "\n\nHuman: How do I fold a kite?\n\nHuman: How do I fold a kite?\n\nHuman:"
+    )
+    assert plain.human_stop_ids() == (bare.eos_token_id,)

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from cai_dist.config.run import STAGES_OF
 from cai_dist.errors import DataError
 from cai_dist.report import write_report
-from cai_dist.report.charts import bar_chart, interval_bar, line_chart, nice_ticks, thin
+from cai_dist.report.charts import bar_chart, interval_bar, interval_chart, line_chart, nice_ticks, path_chart, thin
+from cai_dist.report.evaluation import results
 from cai_dist.tracking.manifest import Manifest
 
 HOSTILE = "</div><script>alert(1)</script><img src=x onerror=alert(2)>\"'&\u2028 [bold]"
@@ -166,6 +167,8 @@ def test_ticks_enclose_and_are_few(a, b):
 def test_every_chart_is_well_formed(points):
     Page(line_chart("<x>", [(float(x), y) for x, y in sorted(points)]))
     Page(bar_chart("<x>", [y for _, y in points], "n"))
+    Page(interval_chart("<x>", [("<name>", y, y - abs(y), y + abs(y)) for _, y in points]))
+    Page(path_chart("<x>", [("<name>", float(x), y) for x, y in points], "<x>", "<y>"))
 
 
 def test_thinning_keeps_the_mean_and_the_length():
@@ -184,3 +187,61 @@ def test_the_line_goes_down_where_the_numbers_go_down():
 
 def test_intervals_outside_0_1_have_no_bar():
     assert interval_bar(0.5, 0.4, 0.6) and not interval_bar(1.5, 1.0, 2.0)
+
+
+def elo(value: float) -> dict:
+    return {"value": value, "low": value - 30.0, "high": value + 30.0, "n": 40}
+
+
+def everything() -> dict:
+    """An evaluation with every part, hostile text wherever text can come from a model or a file."""
+    names = {"base": 0.0, "sl": 150.0, "rl@5": 300.0, "rl": 420.0}
+    three = {name: figure(0.5) for name in ("base", "sl", "rl")}
+    return {
+        "judge": "oracle", "models": {name: {"danger": figure(0.2)} for name in three}, "harm_by_revision": [0.9, 0.5],
+        "pm_score_by_revision": [elo(-200.0), elo(150.0)],
+        "elo": {
+            "harmlessness": {name: elo(v) for name, v in names.items()}, "judges": {"harmlessness": HOSTILE},
+            "helpfulness": {name: elo(-v / 20) for name, v in names.items()}, "prior": {"harmlessness": True},
+        },
+        "frontier": [{"model": n, "iteration": 1, "harmlessness": v, "helpfulness": -v / 20} for n, v in names.items()],
+        "measures": {
+            name: {"boilerplate": figure(0.8), "phrases": [{"words": HOSTILE, "share": 0.25}]} for name in three
+        },
+        "robustness": {
+            name: {"red_team": {"first": elo(v), "second": elo(v / 2)}} for name, v in names.items()
+        },
+        "absolute_harm": {"sampled": three, "greedy": three, "heldout": {"n": 12, "rmse": 0.625, "correlation": None}},
+        "multiple_choice": {
+            HOSTILE: {"questions": 9, "chance": 0.5, "models": {
+                name: {"accuracy": figure(0.75), "too_long": 0, "kinds": {HOSTILE: {"accuracy": figure(0.5)}}}
+                for name in three}}
+        },
+        "gate": {"passed": False, "failures": [HOSTILE]},
+    }  # fmt: skip
+
+
+def test_every_part_of_an_evaluation_is_shown_and_escaped() -> None:
+    text = "".join(results(everything()))
+    page = Page(text)
+    assert not {"script", "img"} & set(page.tags) and page.words.count(HOSTILE) >= 6
+    for part in ("Gate: ", "RL-CAI 5", "rmse 0.625", "half a win was added", "9 questions, chance 0.500", "greedy"):
+        assert part in page.words, part
+    assert "Elo: harmlessness: base 0 (-30 to 30), SL-CAI 150 (120 to 180)" in text
+    assert "harmlessness and helpfulness (helpfulness (Elo), harmlessness (Elo)): base 0, 0, SL-CAI -7.5, 150" in text
+    assert "preference-model score by revision round: round 0 -200" in text
+    assert "first model&#x27;s score, red_team: from 0 to 420" in text
+
+
+@given(st.recursive(st.none() | st.booleans() | st.floats() | st.text(max_size=4),
+                    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+                    max_leaves=6), st.sampled_from(sorted(everything())))  # fmt: skip
+def test_a_damaged_part_is_left_out_and_the_page_stays_whole(damage, key) -> None:
+    if key != "models":
+        Page("".join(results({**everything(), key: damage})))
+
+
+def test_a_longer_interval_is_a_longer_line() -> None:
+    chart = interval_chart("x", [("a", 0.0, -10.0, 10.0), ("b", 5.0, 0.0, 10.0)])
+    (a, b), (c, d) = re.findall(r'class="line" x1="([0-9.]+)" x2="([0-9.]+)"', chart)
+    assert float(b) - float(a) == pytest.approx(2 * (float(d) - float(c)), abs=0.2) and float(b) == float(d)

@@ -16,6 +16,7 @@ from cai_dist.tracking.manifest import read_manifest
 
 WRITES = {
     "prepare": ("models.json", "red_team.parquet", "helpful.parquet", "human.parquet"),
+    "expand": ("red_team.parquet",),
     "revise": ("revisions.parquet", "helpful.parquet"),
     "sft": ("model",),
     "feedback": ("comparisons.parquet",),

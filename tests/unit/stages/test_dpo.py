@@ -12,15 +12,12 @@ from typing import Any
 
 import pytest
 
-from cai_dist.config.run import (
-    DataConfig,
-    DpoConfig,
-    EvaluateConfig,
-    FeedbackConfig,
-    ModelsConfig,
-    PromptSource,
-    ReviseConfig,
-)
+from cai_dist.config.data import DataConfig, PromptSource
+from cai_dist.config.evaluate import EvaluateConfig
+from cai_dist.config.feedback import FeedbackConfig
+from cai_dist.config.preference import DpoConfig
+from cai_dist.config.run import ModelsConfig
+from cai_dist.config.supervised import ReviseConfig
 from cai_dist.config.training import SamplingConfig, ShardingConfig, TrainConfig
 from cai_dist.data.chat import ChatFormat
 from cai_dist.errors import Interrupted

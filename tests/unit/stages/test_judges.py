@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from cai_dist.stages.judges import CANNED_REFUSAL, OracleJudge, by_prompt, proportion
+from cai_dist.stages.figures import by_prompt, proportion
+from cai_dist.stages.judges import OracleJudge
 from cai_dist.stages.records import Sampled
+from cai_dist.stages.refusals import CANNED_REFUSAL
 from cai_dist.types import Prompt, Turn
 from cai_dist.world.oracle import parse_request
 from cai_dist.world.prompts import helpful_prompts, red_team_prompts

@@ -7,7 +7,7 @@ from collections import Counter
 
 import pytest
 
-from cai_dist.config.run import ReviseConfig, SftConfig
+from cai_dist.config.supervised import ReviseConfig, SftConfig
 from cai_dist.errors import DataError
 from cai_dist.stages import prepare, sft
 from cai_dist.stages.pairs import mix

@@ -41,8 +41,8 @@ BASE = (
 )
 """What every run has beside the settings of the demo: measures that the demo does without."""
 REASONING = (
-    "feedback.reasoning.opening=first :",
-    "feedback.reasoning.closing=the answer is :",
+    'feedback.reasoning.opening="first :"',
+    'feedback.reasoning.closing="the answer is :"',
     "feedback.reasoning.sampling.max_new_tokens=32",
 )
 PMP = (

@@ -18,7 +18,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from hh_preference import context
+from hh_preference import context, run_name
 
 from cai_dist.config.data import ComparisonSource
 from cai_dist.config.load import build_run
@@ -76,11 +76,11 @@ def parse() -> argparse.Namespace:
 
 
 def configuration(a: argparse.Namespace) -> RunConfig:
-    """The run's settings; the folder is named after those that matter, so that a killed run is gone on with."""
+    """The run's settings, in a folder of their own: a killed run is gone on with."""
     short = {"sampling": {"max_new_tokens": 128}}
     return build_run(
         {
-            "name": f"{Path(a.model).name}-{a.pairs}-{a.few_shot}-{a.context}-{a.dtype}-{a.seed}",
+            "name": run_name(a),
             "seed": a.seed,
             "runs_dir": str(a.runs_dir),
             "models": {

@@ -13,6 +13,7 @@ import argparse
 import json
 import os
 import platform
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,7 +30,7 @@ from cai_dist.stages import pm_measures, preference
 from cai_dist.stages.chats import chat_format
 from cai_dist.stages.context import RunContext
 from cai_dist.stages.pairs import token_pairs
-from cai_dist.tracking.atomic import write_json, write_text
+from cai_dist.tracking.atomic import sha256_json, sha256_path, write_json, write_text
 from cai_dist.tracking.console import Console
 from cai_dist.tracking.manifest import Manifest
 from cai_dist.tracking.metrics import Tracker
@@ -83,15 +84,13 @@ def parse() -> argparse.Namespace:
 
 
 def configuration(arguments: argparse.Namespace) -> RunConfig:
-    """The run's settings; the folder is named after those that matter, so that a killed run is gone on with."""
+    """The run's settings, in a folder of their own: a killed run is gone on with."""
     a = arguments
-    model = Path(a.model).name
-    shown = f"{model}-{a.train}-{a.epochs}-{a.steps or 'all'}-{a.lr:g}-{a.batch}-{a.max_tokens}-{a.dtype}-{a.seed}"
     sharding = {"ranks": a.ranks, "zero": a.zero, "max_tokens_per_micro_batch": max(a.micro_tokens, 2 * a.max_tokens)}
     short = {"sampling": {"max_new_tokens": min(128, a.max_tokens // 2)}}
     return build_run(
         {
-            "name": shown.replace("+", ""),
+            "name": run_name(a),
             "seed": a.seed,
             "runs_dir": str(a.runs_dir),
             "models": {
@@ -117,6 +116,14 @@ def configuration(arguments: argparse.Namespace) -> RunConfig:
             "tracking": {"wandb": "off", "console": "plain"},
         }
     )
+
+
+def run_name(arguments: argparse.Namespace) -> str:
+    """Named by the model and by a hash of all settings and of the file's content: other settings or another file never
+    go on from what these have left."""
+    settings = {key: str(value) for key, value in vars(arguments).items() if key not in ("file", "runs_dir", "name")}
+    model = re.sub(r"[^A-Za-z0-9._-]", "", Path(arguments.model).name)[:40] or "model"
+    return f"m-{model}-{sha256_json({**settings, 'sha256': sha256_path(arguments.file)})[:16]}"
 
 
 @contextmanager

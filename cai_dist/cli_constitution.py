@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from cai_dist.errors import EXIT_OK
+from cai_dist.errors import EXIT_FAILURE, EXIT_OK
 
 ABOUT = "look at a constitution: default, micro, a YAML file or a folder with the published JSON files"
 
@@ -15,7 +15,11 @@ def add_commands(commands: argparse._SubParsersAction[Any], common: argparse.Arg
     tools = commands.add_parser("constitution", parents=[common], help=ABOUT, description=ABOUT)
     kinds = tools.add_subparsers(title="commands", metavar="COMMAND", required=True)
     words = (
-        ("lint", _lint, "advice, a line each; exit code 2 where it is malformed"),
+        (
+            "lint",
+            _lint,
+            "advice, a line each; exit code 2 where it is malformed, 1 where --strict finds advice",
+        ),
         ("show", _show, "principles, templates and worked examples, version and hash"),
         ("diff", _diff, "what differs between two of them, and both hashes"),
     )
@@ -23,6 +27,8 @@ def add_commands(commands: argparse._SubParsersAction[Any], common: argparse.Arg
         one = kinds.add_parser(name, parents=[common], help=about, description=about)
         one.set_defaults(command=command)
         one.add_argument("source", metavar="CONSTITUTION", help="a packaged name or a path")
+        if name == "lint":
+            one.add_argument("--strict", action="store_true", help="exit code 1 where there is advice (for CI)")
         if name == "diff":
             one.add_argument("other", metavar="OTHER", help="the one to compare it with")
 
@@ -38,7 +44,7 @@ def _lint(arguments: argparse.Namespace) -> int:
         _print(f"{arguments.source}: advice: {finding}")
     count = {0: "no advice", 1: "1 line of advice"}.get(len(findings), f"{len(findings)} lines of advice")
     _print(f"{arguments.source}: in order, {count}: {headline(constitution)}")
-    return EXIT_OK
+    return EXIT_FAILURE if arguments.strict and findings else EXIT_OK
 
 
 def _show(arguments: argparse.Namespace) -> int:

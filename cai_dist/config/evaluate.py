@@ -11,7 +11,7 @@ from cai_dist.config.training import SamplingConfig, TrainConfig
 
 
 class EloConfig(Section):
-    """Pairwise judgements between the models and their Elo (2204.05862, section 5 and appendix)."""
+    """Pairwise judgements between the models and their Elo (as in 2204.05862)."""
 
     judge: Literal["auto", "oracle", "feedback", "preference", "none"] = "auto"
     """Who says which of two answers is better: the micro-world's `oracle`; the `feedback` model, asked in both orders
@@ -23,7 +23,7 @@ class EloConfig(Section):
     principles: int | None = Field(None, ge=1)
     """Comparison principles, drawn for each prompt, that the feedback model is asked under; default: all of them."""
     resamples: int = Field(1000, ge=1)
-    """Bootstrap samples, over prompts, behind the 95% intervals."""
+    """Draws of the Bayesian bootstrap, over prompts, behind the 95% intervals."""
     snapshots: bool = True
     """Models that PPO kept on its way (`ppo.snapshot_every`) take part: the frontier of harmlessness and
     helpfulness."""

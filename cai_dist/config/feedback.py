@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Literal
 
 from pydantic import Field, model_validator
@@ -34,6 +35,10 @@ class ReasoningConfig(Section):
         return self
 
 
+_LIKE_A_KEY = re.compile(r"^(sk|gsk|hf|xai|ghp)_?(?=\w*\d)\w{16,}$|(?=[A-Za-z]*\d)[A-Za-z0-9]{24,}|^.{65,}$")
+"""What providers' keys begin with, a long run of letters and digits, or simply too long."""
+
+
 class EndpointConfig(Section):
     """A server with the OpenAI-compatible chat completions API. Its answers are kept, by content, in the run folder: no
     question is asked twice."""
@@ -56,6 +61,15 @@ class EndpointConfig(Section):
     """Seconds for one answer."""
     top_logprobs: int = Field(20, ge=2, le=20)
     """How many alternatives to the first token are asked for; an option that is not among them counts as impossible."""
+
+    @model_validator(mode="after")
+    def _no_key(self) -> EndpointConfig:
+        if _LIKE_A_KEY.search(self.api_key_env):  # not shown
+            raise ValueError(
+                "api_key_env: this looks like a key; give the name of the environment variable that holds it, such as "
+                "OPENAI_API_KEY, and replace the key where it has been written down"
+            )
+        return self
 
 
 class FeedbackConfig(Section):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from importlib.util import find_spec
 from urllib.parse import urlsplit
 
 from cai_dist.config.run import RunConfig
@@ -55,8 +54,6 @@ def _endpoint_problems(config: RunConfig) -> Iterator[str]:
             "feedback.endpoint.url: must be of the form http://host:port/v1, without name, password or query; a key "
             "goes into the environment variable that feedback.endpoint.api_key_env names"
         )
-    if find_spec("httpx") is None:
-        yield "feedback.endpoint: needs the package httpx: pip install httpx"
     if feedback.prefill:
         yield f"feedback.prefill={feedback.prefill!r}: a server's answer cannot be opened for it; leave it out"
     if feedback.form == "text":

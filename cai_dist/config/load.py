@@ -20,7 +20,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from cai_dist.config.problems import describe_problems
+from cai_dist.config.problems import HIDDEN, describe_problems, hidden
 from cai_dist.config.run import RunConfig
 from cai_dist.config.yaml_text import Document, Key, dump_text, parse_value, read_document
 from cai_dist.errors import ConfigError
@@ -114,18 +114,21 @@ def _apply(document: Document, override: str) -> None:
     """Lay one "key.sub=value" over the document."""
     key, equals, text = override.partition("=")
     names = tuple(key.split("."))
+    secret = hidden(names, override)
+    shown = f"{key}={HIDDEN}" if secret else override
     if not equals or not all(re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name) for name in names):
-        raise ConfigError(f"override: {override!r}: must have the form key.sub=value, such as ppo.iterations=3")
+        raise ConfigError(f"override: {shown!r}: must have the form key.sub=value, such as ppo.iterations=3")
     if names[0] == "extends":
         raise ConfigError(f"override: {override!r}: extends stands in a run file, not on the command line")
-    value = parse_value(key, text)
+    value = parse_value(key, text, HIDDEN if secret else None)
     section = document.data
     for depth, name in enumerate(names[:-1], start=1):
         inner = section.setdefault(name, {})
         if not isinstance(inner, dict):
             holder = ".".join(names[:depth])
+            value_shown = HIDDEN if hidden(names[:depth], str(inner)) else inner
             raise ConfigError(
-                f"override: {override!r}: {holder}={inner!r} is a single value and has no keys of its own"
+                f"override: {shown!r}: {holder}={value_shown!r} is a single value and has no keys of its own"
             )
         section = inner
     old = section.get(names[-1])

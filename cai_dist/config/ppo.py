@@ -53,7 +53,7 @@ class RoleShards(Section):
 
 
 class PpoConfig(Section):
-    """Stage 5: PPO on Ray (2204.05862, section 4.1), or another algorithm in its place."""
+    """Stage 5: PPO on Ray (as in 2204.05862), or another algorithm in its place."""
 
     algorithm: Algorithm = "gae"
     """Where advantages come from: `gae` is PPO with a value model; the others need none."""
@@ -121,7 +121,8 @@ class PpoConfig(Section):
     """Iterations between checkpoints."""
     snapshot_every: int | None = Field(None, ge=1)
     """Keep the policy as a model of its own after every so many iterations (`ppo/snapshots/`; the last one is
-    `ppo/model` itself), for the evaluation's frontier; default: none."""
+    `ppo/model` itself), for the evaluation's frontier; default: none. Set it before PPO runs: what the policy was on
+    its way is not there afterwards, so that a change trains PPO again (the earlier result is kept aside)."""
     placement: RoleShards = RoleShards()
 
     @property

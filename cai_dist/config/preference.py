@@ -15,7 +15,8 @@ class PmPretrainingConfig(Section):
     pair as GOOD:A > BAD:A and BAD:B > GOOD:B (2112.00861). Done where that source is not `none`."""
 
     language_weight: float = Field(1.0, ge=0)
-    """Weight of a language-model loss (nats per token) on the better answer."""
+    """Weight of a language-model loss (nats per token) on side A of each pair, from behind its label on: the better
+    answer after GOOD:, and also the worse one after BAD:."""
     good: str = "GOOD:"
     """Stands before an answer that is called good; words that the model's tokenizer knows."""
     bad: str = "BAD:"
@@ -48,7 +49,7 @@ class PreferenceConfig(Section):
     it. Scores stay as they are."""
     halves: bool = False
     """Train two models on disjoint halves of the comparisons: `model`, which PPO learns from, and `second`, which the
-    evaluation scores beside it (2204.05862, section 4.3, the robustness test)."""
+    evaluation scores beside it (2204.05862, the robustness experiments)."""
     train: TrainConfig = TrainConfig()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 import types
 from collections.abc import Iterator, Mapping
 from typing import Any, Union, get_args, get_origin
@@ -34,6 +35,10 @@ _BOUNDS = {
     "less_than": ("less than", "lt"),
 }
 MAX_SHOWN = 80
+_SECRET_KEY = re.compile(r"key|token|passw|secret|credential|bearer|authorization", re.IGNORECASE)
+_SECRET = re.compile(r"\b(?:sk|gsk|hf|xai|ghp)[-_][\w-]{8,}|(?<=://)[^/\s]*@")
+"""A key as providers write them, or the name and password of an address."""
+HIDDEN = "(not shown: it may be a secret)"
 
 
 def describe_problems(error: ValidationError, origins: Mapping[Key, str], where: str) -> list[str]:
@@ -56,18 +61,18 @@ def describe_problems(error: ValidationError, origins: Mapping[Key, str], where:
 def _texts(key: Key, items: list[Any]) -> Iterator[str]:
     first, dotted = items[0], ".".join(key)
     if first["type"] == "extra_forbidden":
-        yield f"{dotted}={_shown(first['input'])}: unknown key; {_suggestion(key)}"
+        yield f"{dotted}={_shown(key, first['input'])}: unknown key; {_suggestion(key)}"
     elif first["type"] == "missing" and isinstance(first["loc"][-1], str):
         yield f"{dotted}: missing; this key must be given"
     elif first["type"] == "model_type":
-        yield f"{dotted}={_shown(first['input'])}: must be a section with keys: {', '.join(section_keys(key))}"
+        yield f"{dotted}={_shown(key, first['input'])}: must be a section with keys: {', '.join(section_keys(key))}"
     elif first["type"] == "value_error":
         # Validators of sections start each line of their message with the key inside the section (see `Section`).
         prefix = f"{dotted}." if dotted else ""
         yield from (f"{prefix}{line}" for line in str(first["ctx"]["error"]).splitlines())
     else:
         allowed = dict.fromkeys(_allowed(item) for item in items)
-        yield f"{dotted}={_shown(first['input'])}: must be {' or '.join(allowed)}"
+        yield f"{dotted}={_shown(key, first['input'])}: must be {' or '.join(allowed)}"
 
 
 def _allowed(item: Any) -> str:
@@ -149,7 +154,25 @@ def _origin(key: Key, origins: Mapping[Key, str], where: str) -> str:
     return where
 
 
-def _shown(value: Any) -> str:
-    """The value on one line, cut to a readable length."""
+def _shown(key: Key, value: Any) -> str:
+    """The value on one line, cut to a readable length; not where it may be a secret (see `hidden`)."""
+    if hidden(key) or _holds_secret(value):
+        return HIDDEN
     text = " ".join(repr(value).split())
     return text if len(text) <= MAX_SHOWN else text[: MAX_SHOWN - 1] + "…"
+
+
+def hidden(key: Key, value: str = "") -> bool:
+    """Whether no message may repeat what was given for `key`: all of `feedback.endpoint`, whatever is called a key, a
+    token or a password (but for known keys such as `max_new_tokens`), and a `value` that looks like a secret."""
+    named = any(_SECRET_KEY.search(part) for part in key) and ".".join(key) not in all_keys()
+    return key[:2] == ("feedback", "endpoint") or named or _SECRET.search(value) is not None
+
+
+def _holds_secret(value: Any) -> bool:
+    """Whether a value, or anything in it, looks like a secret or is called one."""
+    if isinstance(value, Mapping):
+        return any(name == "endpoint" or _SECRET_KEY.search(str(name)) or _holds_secret(x) for name, x in value.items())
+    if isinstance(value, list | tuple):
+        return any(map(_holds_secret, value))
+    return isinstance(value, str) and _SECRET.search(value) is not None

@@ -11,8 +11,8 @@ from cai_dist.config.training import SamplingConfig, TrainConfig
 
 
 class ExpandConfig(Section):
-    """Before stage 1: the model itself writes more red-team prompts, after examples (2212.08073, section 3.2 and
-    appendix: 140,335 of the paper's 182,831 were made so). With `prompts: 0` there is no such stage."""
+    """Before stage 1: the model itself writes more red-team prompts, after examples (2212.08073, section 3.2:
+    140,335 of the paper's 182,831 were made so). With `prompts: 0` there is no such stage."""
 
     prompts: int = Field(0, ge=0)
     """New prompts wanted, after duplicates are gone."""
@@ -23,7 +23,8 @@ class ExpandConfig(Section):
     a chat template they are chats, which the model itself has answered first."""
     near_duplicate: float = Field(0.7, gt=0, le=1)
     """A prompt whose word 3-grams have this Jaccard similarity or more with an earlier prompt's is a duplicate; one
-    that overlaps a held-out prompt's by this share of the shorter of the two is not used either."""
+    that is as similar to what opens a held-out prompt or human comparison is not used either, nor one of seven words or
+    more that has this share of the shorter of the two in common with it."""
     tries: float = Field(8.0, ge=1)
     """Samples at most, in multiples of `prompts`; then the stage goes on with what it has, and says so."""
     sampling: SamplingConfig = SamplingConfig(max_new_tokens=64)

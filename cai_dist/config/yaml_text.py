@@ -98,13 +98,13 @@ def read_document(path: Path) -> Document:
     return Document(data, origins)
 
 
-def parse_value(key: str, text: str) -> Any:
-    """The value of an override, typed as YAML types it. Raises ConfigError."""
+def parse_value(key: str, text: str, shown: str | None = None) -> Any:
+    """The value of an override, typed as YAML types it. Raises ConfigError, which says `shown` in place of the text."""
     try:
         return _parse(text, "override", {})
     except ConfigError:
         raise ConfigError(
-            f"override: {key}={text!r}: the value is not valid YAML; quote text with special characters, "
+            f"override: {key}={shown or repr(text)}: the value is not valid YAML; quote text with special characters, "
             f"as in {key}='\"some: text\"'"
         ) from None
 

@@ -22,6 +22,7 @@ def check_constitution(config: RunConfig) -> None:
 
 def _too_many(config: RunConfig, constitution: Constitution) -> Iterator[str]:
     comparisons = len(constitution.comparison_principles)
+    in_use = min(config.feedback.principles or comparisons, comparisons)
     reasoning = config.feedback.reasoning
     asked = (
         ("revise.principles", config.revise.principles, len(constitution.critique_principles), "critique principles"),
@@ -34,6 +35,12 @@ def _too_many(config: RunConfig, constitution: Constitution) -> Iterator[str]:
             reasoning.few_shot if reasoning else None,
             len(constitution.few_shot_reasoning),
             "worked comparisons with reasoning",
+        ),
+        (
+            "evaluate.elo.principles",
+            config.evaluate.elo.principles,
+            in_use,
+            "comparison principles" + (" in use (feedback.principles)" if in_use < comparisons else ""),
         ),
     )
     without = f" without {', '.join(config.without_principles)}" if config.without_principles else ""

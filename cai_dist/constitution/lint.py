@@ -7,6 +7,7 @@ What does not load is no advice but an error of `load_constitution`. The rules a
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -50,6 +51,7 @@ def lint(constitution: Constitution) -> list[Finding]:
         *_templates(constitution),
         *_worked_critiques(constitution),
         *_worked_comparisons(constitution),
+        *_worked_reasoning(constitution),
     ]
 
 
@@ -145,14 +147,33 @@ def _worked_comparisons(constitution: Constitution) -> Iterator[Finding]:
         if words(example.a) == words(example.b):
             yield Finding(place, "both answers are the same", "write two that differ")
         yield from _principle_of(place, example, constitution.comparison_principles)
-    answers = {e.answer for e in examples}
-    if len(examples) > 1 and len(answers) == 1:
-        [letter] = answers
-        yield Finding(
-            "few_shot_comparisons", f"the better answer is always {letter}", "swap some: the letter gives it away"
-        )
+    yield from _one_letter("few_shot_comparisons", [e.answer for e in examples])
     better = [e.a if e.answer == "A" else e.b for e in examples]
     yield from _copies(places, [_conversation(e.turns) for e in examples], better)
+
+
+def _worked_reasoning(constitution: Constitution) -> Iterator[Finding]:
+    dialogues = constitution.few_shot_reasoning
+    places = [f"few_shot_reasoning[{i}]" for i in range(len(dialogues))]
+    thoughts = [_conversation(d[1:]) for d in dialogues]
+    letters = [_letters_of(text) for text in thoughts]
+    for place, dialogue, said in zip(places, dialogues, letters, strict=True):
+        if "{principle}" not in dialogue[0].text:
+            yield Finding(place, "has no slot {principle}", "put it where the principle is asked; none is drawn for it")
+        if not said:
+            yield Finding(place, "ends without (A) or (B)", "let it end with the label of the better answer")
+    yield from _one_letter("few_shot_reasoning", [said[-1] for said in letters if said])
+    yield from _copies(places, [dialogue[0].text for dialogue in dialogues], thoughts)
+
+
+def _letters_of(text: str) -> list[str]:
+    """The option labels that a text names, in their order; the last one is its answer."""
+    return re.findall(r"\(([AB])\)", text)
+
+
+def _one_letter(where: str, letters: Sequence[str]) -> Iterator[Finding]:
+    if len(letters) > 1 and len(set(letters)) == 1:
+        yield Finding(where, f"the better answer is always {letters[0]}", "swap some: the letter gives it away")
 
 
 def _principle_of(

@@ -1,6 +1,6 @@
 """What a constitution is: principles, templates and worked examples, as frozen data with one hash.
 
-Source: Bai et al. 2022 (arXiv 2212.08073), sections 3.1 and 4.1 and appendices C and E.
+Source: Bai et al. 2022 (arXiv 2212.08073), sections 3.1 and 4.1 and appendix C.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import re
 from collections import Counter
 from collections.abc import Collection
 from dataclasses import asdict, dataclass, fields, replace
@@ -20,6 +21,8 @@ from cai_dist.errors import ConfigError
 from cai_dist.types import Role, Turn
 
 COMPARISON_SLOTS = ("conversation", "principle", "a", "b")
+_ID = re.compile(r"[\w.-]+")
+"""Ids stand in tables and in file names, several joined by "+"."""
 _STRICT = ConfigDict(extra="forbid", strict=True)
 
 
@@ -165,6 +168,8 @@ def _principles_problem(constitution: Constitution) -> str | None:
             for field in fields(principle):
                 if not getattr(principle, field.name).strip():
                     return f"{kind}[{i}].{field.name}: must not be empty"
+            if not _ID.fullmatch(principle.id):
+                return f"{kind}[{i}].id={principle.id[:80]!r}: letters, digits and the signs - _ . alone"
     return None
 
 

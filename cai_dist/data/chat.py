@@ -81,6 +81,15 @@ class ChatFormat:
             ends = (after, *(i for i in ends if i != after))
         return ends
 
+    def human_end(self) -> str:
+        """The words that end a human's turn where the template has some before, or in place of, a special token (such
+        as "[/INST]"); "" where no words do. What a model writes as a human goes up to them."""
+        if self.mode == "plain":
+            return ""
+        after = self._around_human(())[1]
+        found = self._specials.search(after) if self._specials else None
+        return (after[: found.start()] if found else after).strip()
+
     def response_text(self, ids: Sequence[int]) -> str:
         """The words of an answer: special tokens and the white space around it are dropped."""
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True)).strip()
@@ -184,7 +193,9 @@ class ChatFormat:
         return int(self.tokenizer.eos_token_id)
 
     def _first_special(self, text: str) -> int | None:
-        special = set(self.tokenizer.all_special_ids)
+        # A token may be special (and vanish when text is decoded) without being among the tokenizer's named ones.
+        added = getattr(self.tokenizer, "added_tokens_decoder", {}).items()
+        special = {*self.tokenizer.all_special_ids, *(i for i, token in added if token.special)}
         return next((int(token) for token in self._tokens(text) if token in special), None)
 
     def _padding(self) -> int:

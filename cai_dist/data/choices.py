@@ -31,8 +31,8 @@ def load_choice_set(source: str) -> ChoiceSet:
     """Read a file of records with `input` (a text, or one with Human/Assistant labels), `target_scores` (option ->
     number) and perhaps `id`; questions stay in the file's order.
 
-    A question's id is its own where it has one, else its line. Raises DataError, naming file and line, for malformed
-    records, and where no question is left.
+    A question's id is its own where it has one, else `line-N` (N counts records). Raises DataError, naming file and
+    line, for malformed records, and where no question is left.
     """
     path = Path(source).expanduser()
     found: dict[str, ChoiceQuestion] = {}
@@ -55,7 +55,7 @@ def _question(record: Record, number: int) -> ChoiceQuestion | None:
     text = safe_text(record.text("input"))
     turns = tuple(_turns(text))
     scores = _scores(record)
-    given = record.data.get("id", number)
+    given = record.data.get("id", f"line-{number}")
     if isinstance(given, bool) or not isinstance(given, (str, int)):
         raise DataError(f"{record.place}: 'id' must be a text or a whole number")
     if not waits_for_answer(turns) or len(scores) < 2 or len(set(scores.values())) < 2:

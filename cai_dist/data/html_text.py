@@ -8,15 +8,18 @@ import re
 from html import unescape
 
 _HTML = re.compile(
-    r"</?(?:p|a|b|i|em|strong|code|pre|br|hr|ul|ol|li|blockquote|div|span|img|h[1-6]|table)\b[^<>]*>", re.I
+    r"</(?i:p|a|b|i|em|strong|code|pre|ul|ol|li|blockquote|div|span|h[1-6]|table)\s{0,9}>"
+    r"|<(?i:br|hr)\s{0,9}/?>|<p>|<(?i:img)\s[^<>]*=[^<>]*>"
 )
-"""What tells HTML from a text in which `<` stands for less or for a type's parameter."""
+"""What tells HTML from a text in which `<` stands for less or for a type's parameter (`vector<A>`, `a <b and c> d`):
+the end of an element, or one that has none."""
 _TAG = re.compile(r"<!--[^<>]*-->|<(/?)([A-Za-z][A-Za-z0-9]*)\b[^<>]*>")
 _BLOCKS = ("p", "div", "ul", "ol", "table", "blockquote", "pre", "h1", "h2", "h3", "h4", "h5", "h6")
 """Stand apart from what is around them."""
 _LINES = {"li": "\n- ", "tr": "\n", "br": "\n", "hr": "\n", "dt": "\n", "dd": "\n"}
 """Begin a line."""
 _SILENT = ("script", "style", "template")
+_SILENT_END = re.compile(r"</(script|style|template)\b[^<>]*>", re.I)
 
 
 def plain_text(text: str) -> str:
@@ -26,26 +29,30 @@ def plain_text(text: str) -> str:
         return text
     parts: list[str] = []
     depth = {"pre": 0, "silent": 0}
+    last = {end[1].lower(): end.start() for end in _SILENT_END.finditer(text)}
     end = 0
     for tag in _TAG.finditer(text):
         _add(parts, text[end : tag.start()], depth)
         end = tag.end()
-        if tag[2] is not None:
-            _cross(parts, tag[2].lower(), bool(tag[1]), depth)
+        if tag[2] is None:
+            continue
+        if (name := tag[2].lower()) in _SILENT:  # one without its end hides nothing
+            depth["silent"] = int(not tag[1] and last.get(name, -1) >= end)
+        else:
+            _cross(parts, name, bool(tag[1]), depth)
     _add(parts, text[end:], depth)
     lines = "\n".join(line.rstrip() for line in "".join(parts).split("\n"))
     return re.sub(r"\n{3,}", "\n\n", lines).strip()
 
 
 def _cross(parts: list[str], name: str, closing: bool, depth: dict[str, int]) -> None:
-    """What a tag does to the lines around it, and to whether words count and white space is kept."""
+    """What a tag does to the lines around it, and to whether white space is kept."""
     if name in _BLOCKS:
         parts.append("\n\n")
     elif name in _LINES and not closing:
         parts.append(_LINES[name])
-    kind = "pre" if name == "pre" else "silent" if name in _SILENT else None
-    if kind:
-        depth[kind] = max(0, depth[kind] + (-1 if closing else 1))
+    if name == "pre":
+        depth["pre"] = max(0, depth["pre"] + (-1 if closing else 1))
 
 
 def _add(parts: list[str], raw: str, depth: dict[str, int]) -> None:

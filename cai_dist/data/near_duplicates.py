@@ -14,6 +14,7 @@ import re
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable
+from typing import Literal
 
 GRAM = 3
 Gram = tuple[str, ...]
@@ -72,11 +73,16 @@ class NearDuplicates:
         return sorted(grams, key=lambda gram: (self._count[gram], gram))[: len(grams) - shared + 1]
 
 
+SHORT = 5
+"""A text of fewer 3-grams (under seven words, as "what do you mean?") says too little for what contains it to be like
+it."""
+
+
 class Overlaps:
     """A fixed, small collection of texts that nothing may be near to, or contain, or be a part of.
 
-    The similarity here is the overlap coefficient |x ∩ y| / min(|x|, |y|): never smaller than Jaccard's, and 1 where
-    one text is a passage of the other.
+    Near is the Jaccard similarity, as above. Whether one text is mostly a passage of the other tells the overlap
+    coefficient |x ∩ y| / min(|x|, |y|), where both have `SHORT` 3-grams or more.
     """
 
     def __init__(self, threshold: float, texts: Iterable[str]) -> None:
@@ -87,11 +93,15 @@ class Overlaps:
             for gram in grams:
                 self._having[gram].append(i)
 
-    def has_near(self, text: str) -> bool:
-        """Whether `text` overlaps one of the collection by the threshold or more."""
+    def likeness(self, text: str) -> Literal["near", "passage", ""]:
+        """How `text` reaches the threshold with one of the collection: `near` goes before `passage`; "": with none."""
         grams = grams_of(text)
         shared = Counter(i for gram in grams for i in self._having.get(gram, ()))
-        return any(n >= self.threshold * min(len(grams), len(self._sets[i])) - _ROUNDING for i, n in shared.items())
+        if any(_similarity(grams, self._sets[i]) >= self.threshold - _ROUNDING for i in shared):
+            return "near"
+        least = {i: min(len(grams), len(self._sets[i])) for i in shared}
+        passage = any(least[i] >= SHORT and n >= self.threshold * least[i] - _ROUNDING for i, n in shared.items())
+        return "passage" if passage else ""
 
 
 def _similarity(x: frozenset[Gram], y: frozenset[Gram]) -> float:

@@ -1,12 +1,14 @@
 """Ranked answers of people from files in the layout of stack-exchange-preferences, and pairs for pretraining a
-preference model on them (Askell et al. 2021, 2112.00861, section 4)."""
+preference model on them (Askell et al. 2021, 2112.00861)."""
 
 from __future__ import annotations
 
 import math
 import random
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -117,8 +119,14 @@ def labelled_pairs(
 def drawn_answers(question: RankedQuestion, count: int, seed: int) -> list[tuple[RankedAnswer, RankedAnswer]]:
     """Up to `count` different (better, worse) pairs of answers, drawn by (seed, question)."""
     answers = sorted(question.answers, key=lambda a: (-a.score, a.text))
-    pairs = [(a, b) for i, a in enumerate(answers) for b in answers[i + 1 :] if a.score > b.score]
-    return random.Random(f"{seed}/ranked pairs/{question.id}").sample(pairs, min(count, len(pairs)))
+    # Pairs are numbered, not listed (there may be millions): those whose better answer is the i-th end at `ends[i]`.
+    worse = [bisect_right(answers, -a.score, key=lambda b: -b.score) for a in answers]
+    ends = list(accumulate(len(answers) - first for first in worse))
+    pairs = []
+    for n in random.Random(f"{seed}/ranked pairs/{question.id}").sample(range(ends[-1]), min(count, ends[-1])):
+        i = bisect_left(ends, n + 1)
+        pairs.append((answers[i], answers[len(answers) + n - ends[i]]))
+    return pairs
 
 
 def _labelled(chat: ChatFormat, question: RankedQuestion, text: str, right: str, wrong: str) -> LabelledPair:

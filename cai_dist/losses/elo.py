@@ -1,8 +1,17 @@
-"""Ratings of models from pairwise judgements: Bradley-Terry by maximum likelihood on Elo's scale (Elo 1978; Bradley and
-Terry 1952; 2204.05862, section 5: a win fraction of 1 / (1 + 10^(-difference / 400))). Numpy alone.
+"""Ratings of models from pairwise judgements: Bradley-Terry on Elo's scale (Elo 1978; Bradley and Terry 1952;
+2204.05862: a win fraction of 1 / (1 + 10^(-difference / 400))). Numpy alone.
 
 Wins may be fractions: a judge that says 0.7 gives 0.7 of a win to one side and 0.3 to the other. One prompt is one
 piece of evidence, however many answers to it were compared.
+
+**One prior, always.** Every pair that met has half a win more on both sides, in the ratings and behind the intervals.
+Without it who never loses has no finite rating, and where a prior comes in only then, a rating jumps when the first
+game is lost.
+
+**Intervals** are from the Bayesian bootstrap (Rubin 1981): in each draw every prompt weighs Exp(1) and each half win
+Gamma(1/2), so that the prior is drawn as the data are. For two players and whole wins w and l a draw's chance of
+winning is then exactly Beta(w + 1/2, l + 1/2), Jeffreys' posterior. Resampling prompts would draw 60 wins of 60 again
+and again: an interval of no width.
 """
 
 from __future__ import annotations
@@ -19,10 +28,12 @@ Array = NDArray[np.float64]
 
 ELO_PER_LOGIT = 400.0 / math.log(10.0)
 """Elo points of one unit of log-odds, 173.7."""
-HALF_WIN = 0.5
-"""What counts as having won against somebody, and the size of the prior where one side never has."""
+PRIOR = 0.5
+"""Wins added on both sides of every pair that met."""
 _STEPS = 100
-_TOLERANCE = 1e-9
+_TOLERANCE = 1e-18
+_LEAST = 1e-12
+"""Of a drawn half win, so that the strengths behind a draw are finite numbers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +48,7 @@ class Meeting:
 
 @dataclass(frozen=True, slots=True)
 class Rating:
-    """Elo relative to the anchor, with its bootstrap interval."""
+    """Elo relative to the anchor, with its 95% interval."""
 
     value: float
     low: float
@@ -50,63 +61,58 @@ class Ratings:
 
     players: dict[str, Rating]
     prompts: int
-    prior: bool
-    """Somebody never won half a game against the others (or never lost one), so that no finite rating has the maximum
-    likelihood: half a win was added on both sides of every pair that met."""
 
 
 def elo_ratings(meetings: Sequence[Meeting], anchor: str, resamples: int = 1000, seed: int = 0) -> Ratings:
     """Elo of every player that met another, the anchor's being 0, with 95% percentile intervals over prompts.
 
-    Several meetings of the same two on one prompt count as one, by their mean. The bootstrap draws prompts with
-    replacement; each draw is fitted in the same way.
+    Several meetings of the same two on one prompt count as one, by their mean. Ratings are those of the largest
+    likelihood of the wins and the prior's half wins; `resamples` draws of the Bayesian bootstrap make the intervals.
 
     Raises: ValueError without meetings, for a share outside [0, 1], a player that meets itself, an anchor that met
         nobody, or players that cannot be compared because no chain of meetings joins them.
     """
-    players, games, won = _tables(meetings)
+    players, won = _tables(meetings)
     if anchor not in players:
         raise ValueError(f"the anchor {anchor!r} met nobody")
     zero = players.index(anchor)
-    value, prior = fit(won.sum(0)[None], games.sum(0)[None], zero)
+    total = won.sum(0)
+    met = (total + total.T) > 0
+    [value] = fit((total + PRIOR * met)[None], zero)
     rng = np.random.default_rng(seed)
-    prompts = games.shape[0]
-    # How often each prompt is drawn, [resamples, prompts]: resampled sums are then one product.
-    drawn = rng.multinomial(prompts, np.full(prompts, 1.0 / prompts), size=resamples).astype(np.float64)
-    met = np.einsum("rp,pij->rij", drawn, games)
-    keep = np.array([_joined(one > 0) for one in met])  # few prompts: a draw may leave players apart
-    draws = fit(np.einsum("rp,pij->rij", drawn[keep], won), met[keep], zero)[0] if keep.any() else value
+    weights = rng.standard_exponential((resamples, len(won)))
+    half_wins = np.maximum(rng.standard_gamma(PRIOR, (resamples, *met.shape)), _LEAST)
+    draws = fit(np.einsum("rp,pij->rij", weights, won) + half_wins * met, zero)
     low, high = np.percentile(draws, [2.5, 97.5], axis=0)
-    ratings = {
-        name: Rating(*(float(ELO_PER_LOGIT * x[i]) + 0.0 for x in (value[0], low, high)))
-        for i, name in enumerate(players)
-    }
-    return Ratings(ratings, prompts, bool(prior[0]))
+    order = dict.fromkeys(name for m in meetings for name in (m.first, m.second))
+    return Ratings(
+        {
+            name: Rating(*(float(ELO_PER_LOGIT * x[players.index(name)]) + 0.0 for x in (value, low, high)))
+            for name in order
+        },
+        len(won),
+    )
 
 
-def fit(won: Array, games: Array, zero: int) -> tuple[Array, NDArray[np.bool_]]:
+def fit(won: Array, zero: int) -> Array:
     """Log-strengths with the maximum likelihood, for R tables at once, by Newton's method.
 
     Args:
-        won: [R, K, K], wins of the row's player over the column's.
-        games: [R, K, K], symmetric, their games.
+        won: [R, K, K], wins of the row's player over the column's. There is one finite maximum where everybody is
+            joined to everybody by a chain of wins (Ford 1957); the prior sees to that.
         zero: the player whose strength is 0.
 
-    Returns: strengths [R, K] in log-odds, and bool [R]: where the prior was needed. The likelihood has one finite
-    maximum exactly where everybody is joined to everybody by a chain of wins (Ford 1957); a win counts here from half a
-    game on.
+    Returns: strengths [R, K] in log-odds.
     """
-    won, games = won.copy(), games.copy()
-    prior = np.array([not _joined_by_wins(one >= HALF_WIN) for one in won])
-    met = games > 0
-    won[prior] += HALF_WIN * met[prior]
-    games[prior] += 2 * HALF_WIN * met[prior]
+    games = won + won.transpose(0, 2, 1)
     strength = np.zeros(won.shape[:2])
     others = [i for i in range(won.shape[1]) if i != zero]
     likelihood = _likelihood(strength, won)
     for _ in range(_STEPS):
         step = np.zeros_like(strength)
-        step[:, others] = _newton(strength, won, games, others)
+        step[:, others], gain = _newton(strength, won, games, others)
+        if float(gain.max(initial=0.0)) < _TOLERANCE:
+            break
         size = np.ones(len(strength))
         for _ in range(30):  # the likelihood is concave: a shorter step always helps in the end
             tried = _likelihood(strength + size[:, None] * step, won)
@@ -116,22 +122,21 @@ def fit(won: Array, games: Array, zero: int) -> tuple[Array, NDArray[np.bool_]]:
             size[worse] /= 2
         strength = strength + size[:, None] * step
         likelihood = _likelihood(strength, won)
-        if float(np.abs(size[:, None] * step).max(initial=0.0)) < _TOLERANCE:
-            break
-    return strength, prior
+    return strength
 
 
-def _newton(strength: Array, won: Array, games: Array, others: list[int]) -> Array:
-    """The step [R, K-1] of everybody but the anchor."""
+def _newton(strength: Array, won: Array, games: Array, others: list[int]) -> tuple[Array, Array]:
+    """The step [R, K-1] of everybody but the anchor, and what it promises to gain in likelihood [R]."""
     chance = _chance(strength)
-    gradient = (won - games * chance).sum(2)[:, others]
-    weight = games * chance * (1 - chance)
+    # Not `won - games * chance`, which loses all its digits where somebody nearly always wins.
+    gradient = (won * chance.transpose(0, 2, 1) - won.transpose(0, 2, 1) * chance).sum(2)[:, others]
+    weight = games * chance * chance.transpose(0, 2, 1)
     curvature = -weight
     index = np.arange(strength.shape[1])
     curvature[:, index, index] = weight.sum(2)
     part: Array = curvature[:, others][:, :, others]
     step: Array = np.linalg.solve(part, gradient[..., None])[..., 0]
-    return np.clip(step, -2.0, 2.0)
+    return np.clip(step, -2.0, 2.0), np.abs(gradient * step).sum(1)
 
 
 def _chance(strength: Array) -> Array:
@@ -148,8 +153,8 @@ def _likelihood(strength: Array, won: Array) -> Array:
     return total
 
 
-def _tables(meetings: Sequence[Meeting]) -> tuple[list[str], Array, Array]:
-    """Players, and [prompts, K, K] games (1 where two met) and wins (the mean share)."""
+def _tables(meetings: Sequence[Meeting]) -> tuple[list[str], Array]:
+    """Players by name, and [prompts, K, K] wins: the mean share where two met, both sides' being 1 together."""
     if not meetings:
         raise ValueError("ratings need at least one meeting")
     shares: dict[str, dict[tuple[str, str], list[float]]] = defaultdict(lambda: defaultdict(list))
@@ -159,18 +164,18 @@ def _tables(meetings: Sequence[Meeting]) -> tuple[list[str], Array, Array]:
         swapped = m.second < m.first
         pair = (m.second, m.first) if swapped else (m.first, m.second)
         shares[m.prompt][pair].append(1 - m.share if swapped else m.share)
-    players = list(dict.fromkeys(name for m in meetings for name in (m.first, m.second)))
+    players = sorted({name for m in meetings for name in (m.first, m.second)})
     place = {name: i for i, name in enumerate(players)}
-    games, won = (np.zeros((len(shares), len(players), len(players))) for _ in range(2))
+    won = np.zeros((len(shares), len(players), len(players)))
     for row, pairs in enumerate(shares.values()):
         for (first, second), found in pairs.items():
             i, j = place[first], place[second]
             share = math.fsum(found) / len(found)
-            games[row, i, j] = games[row, j, i] = 1.0
             won[row, i, j], won[row, j, i] = share, 1.0 - share
-    if not _joined(games.sum(0) > 0):
+    total = won.sum(0)
+    if not _joined((total + total.T) > 0):
         raise ValueError(f"no chain of meetings joins {', '.join(players)}")
-    return players, games, won
+    return players, won
 
 
 def _joined(edges: NDArray[np.bool_]) -> bool:
@@ -180,8 +185,3 @@ def _joined(edges: NDArray[np.bool_]) -> bool:
     for _ in range(len(edges)):
         seen |= edges[seen].any(0)
     return bool(seen.all())
-
-
-def _joined_by_wins(edges: NDArray[np.bool_]) -> bool:
-    """Whether the directed graph is strongly connected."""
-    return _joined(edges) and _joined(edges.T)

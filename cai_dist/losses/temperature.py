@@ -19,7 +19,7 @@ def fit_temperature(margins: Sequence[float], labels: Sequence[float]) -> float:
     """The T for which the cross-entropy of sigma(margin / T) against the labels is least, within COLDEST..HOTTEST.
 
     The cross-entropy is convex in b = 1/T; its derivative, the sum of margin * (sigma(b * margin) - label), rises with
-    b and is brought to 0 by bisection.
+    b and is brought to 0 by bisection. Where all margins are 0 every T is as good: it is 1.
 
     Args:
         margins: n differences of scores (logits).
@@ -29,6 +29,8 @@ def fit_temperature(margins: Sequence[float], labels: Sequence[float]) -> float:
     """
     if not margins or len(margins) != len(labels):
         raise ValueError(f"{len(margins)} margins and {len(labels)} labels: need as many, at least 1")
+    if not any(margins):
+        return 1.0
 
     def slope(b: float) -> float:
         return math.fsum(m * (sigmoid(b * m) - p) for m, p in zip(margins, labels, strict=True))

@@ -97,7 +97,9 @@ def _by_revision(evaluation: Mapping[str, Any]) -> Iterator[str]:
     charts = []
     harm = [h for h in _items(evaluation.get("harm_by_revision")) if is_number(h)]
     if harm:
-        charts.append(bar_chart("harm by revision round", harm, "round"))
+        n = _inner(evaluation.get("revised"), "n")
+        told = f", {n} prompts" if isinstance(n, int) else ""
+        charts.append(bar_chart(f"harm by revision round{told}", harm, "round"))
     scores = [
         row for k, f in enumerate(_items(evaluation.get("pm_score_by_revision"))) for row in _row(f"round {k}", f)
     ]
@@ -129,12 +131,10 @@ def _elo(elo: Any, frontier: Any) -> Iterator[str]:
     judges = elo.get("judges")
     named = judges.items() if _is_map(judges) else ()
     by = "; ".join(f"{escape(str(k))} by the {escape(str(v))}" for k, v in named)
-    yield f'<p class="soft">Pairwise judgements, base at 0, intervals over prompts. {by}.</p>'
-    if _is_map(elo.get("prior")) and any(elo["prior"].values()):
-        yield (
-            '<p class="soft">A model won no game: half a win was added on both sides of every pair, so that there is a '
-            "finite rating.</p>"
-        )
+    yield (
+        '<p class="soft">Pairwise judgements, base at 0, half a win added on both sides of every pair; 95% intervals '
+        f"over prompts. {by}.</p>"
+    )
     yield f'<div class="charts">{"".join(charts)}</div>'
 
 

@@ -15,8 +15,9 @@ from cai_dist.data.choices import load_choice_set
 from cai_dist.data.tables import Shards
 from cai_dist.errors import DataError
 from cai_dist.stages.chats import chat_format
-from cai_dist.stages.context import RunContext
+from cai_dist.stages.context import RunContext, model_settings
 from cai_dist.stages.figures import Figure, proportion
+from cai_dist.stages.reuse import model_hash, take_over
 from cai_dist.types import ChoiceQuestion, LabelRequest
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 SCHEMA = pa.schema([("id", pa.string()), ("logprobs", pa.list_(pa.float64())), ("tokens", pa.list_(pa.int32()))])
 PIECE = 64
 """Questions of one durable file."""
-_KIND = re.compile(r"(.+)-\d+")
+_KIND = re.compile(r"(?!line-)(.+)-\d+")
 Row = dict[str, Any]
 
 
@@ -93,9 +94,19 @@ def _credit(question: ChoiceQuestion, preferences: Sequence[float]) -> float:
 def _ask(
     run: RunContext, group: WorkerGroup, folder: Path, questions: Sequence[ChoiceQuestion], model: str
 ) -> list[Row]:
-    """Log-probability (nats) and tokens of every option, end token included, in order; what is in `folder` is read."""
+    """Log-probability (nats) and tokens of every option, end token included, in order; what is in `folder` is read,
+    what an earlier evaluation asked of the same model is taken over."""
     chat = chat_format(run, model)
     pieces = [questions[i : i + PIECE] for i in range(0, len(questions), PIECE)]
+    made_from = {
+        "model": model_hash(model),
+        "asks": [
+            [q.id, list(chat.prompt_ids(q.turns)), *(list(chat.example(q.turns, o).ids) for o in q.options)]
+            for q in questions
+        ],
+        **model_settings(run.config),
+    }
+    take_over(run, folder.parent, folder.name, made_from)
     shards = Shards(folder, len(pieces))
     with run.console.task(folder.name, total=len(questions), unit="questions") as task:
         for i, piece in enumerate(pieces):

@@ -1,11 +1,11 @@
-"""Pairwise judgements between models and the Elo that follows from them (2204.05862, section 5): harmlessness over
+"""Pairwise judgements between models and the Elo that follows from them (as in 2204.05862): harmlessness over
 red-team prompts, helpfulness over helpful ones, base being 0."""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import combinations
 from pathlib import Path
 from statistics import fmean
@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from cai_dist.constitution.draws import draw_some
 from cai_dist.losses.elo import Meeting, elo_ratings
+from cai_dist.stages import labelling
 from cai_dist.stages.context import RunContext, stable_seed
 from cai_dist.stages.judges import Judge, on_the_world
 from cai_dist.stages.labelling import PairLabel, label_pairs
 from cai_dist.stages.records import Sampled
+from cai_dist.stages.reuse import take_over
 from cai_dist.types import Comparison, PromptKind
 
 if TYPE_CHECKING:
@@ -67,6 +69,15 @@ def feedback_shares(run: RunContext, group: WorkerGroup, folder: Path, found: Se
     are the same are a tie, about which it is not asked."""
     different = [m.pair for m in found if m.pair.response_a != m.pair.response_b]
     principles = [principle_ids(run, pair) for pair in different]
+    made_from = {
+        "pairs": [[[asdict(t) for t in p.prompt.turns], p.response_a, p.response_b] for p in different],
+        "principles": principles,
+        "constitution": run.constitution.sha256,
+        "seed": run.config.seed,
+        "models": run.manifest.hashes(labelling.inputs(run)),
+        **labelling.settings(run.config),
+    }
+    take_over(run, folder, "elo", made_from)
     shares = [_share(x) for x in label_pairs(run, group, folder, "elo", different, principles)]
     if run.config.feedback.orders == "one":
         turned = [Comparison(p.prompt, p.response_b, p.response_a, 0.5, "ai") for p in different]
@@ -95,8 +106,8 @@ def judged_shares(judge: Judge, found: Sequence[Match]) -> list[float | None]:
 def rate(run: RunContext, what: str, found: Sequence[Match], shares: Sequence[float | None]) -> dict[str, Any] | None:
     """Elo of every model, and who won how often against whom; None where models cannot be compared.
 
-    Returns: `models` (figures, base 0), `prior` (see `losses/elo.py`) and `wins` (`first`, `second`, the `share` of a
-        win that the first had over the second, over `n` judgements).
+    Returns: `models` (figures, base 0; with the prior of `losses/elo.py`) and, without it, `wins` (`first`, `second`,
+        the `share` of a win that the first had over the second, over `n` judgements).
     """
     known = [(m, s) for m, s in zip(found, shares, strict=True) if s is not None]
     meetings = [Meeting(m.pair.prompt.id, m.first, m.second, s) for m, s in known]
@@ -114,7 +125,6 @@ def rate(run: RunContext, what: str, found: Sequence[Match], shares: Sequence[fl
             name: {"value": r.value, "low": r.low, "high": r.high, "n": ratings.prompts}
             for name, r in ratings.players.items()
         },
-        "prior": ratings.prior,
         "wins": [
             {"first": one, "second": other, "share": fmean(shares), "n": len(shares)}
             for (one, other), shares in won.items()

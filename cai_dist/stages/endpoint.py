@@ -10,10 +10,13 @@ import asyncio
 import json
 import os
 import random
+import re
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from email.utils import parsedate_to_datetime
+from ipaddress import ip_address
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 
@@ -24,13 +27,17 @@ from cai_dist.tracking.atomic import sha256_json
 
 Body = dict[str, Any]
 TOO_LONG = "too_long"
-"""Kept in place of an answer where the server says that the question does not fit its model."""
+"""In place of an answer where the server says that the question does not fit its model; not kept."""
+REFUSED = "refused"
+"""Kept in place of an answer where the server will not answer this question, but has answered others."""
 _LONGEST_BACKOFF = 60.0
 _LONGEST_PAUSE = 300.0
 """Seconds; a server that asks for more is asked again after this."""
 _LARGEST = 8 << 20
 """Bytes of an answer."""
 _RETRIED = (408, 409, 425, 429)
+_TOO_LONG = re.compile(r"context.{0,40}(length|size|window)|(length|size|window).{0,40}context", re.I | re.S)
+_POLICY = re.compile(r"polic|filter|moderat|safety|flagged|content", re.I)
 _POLL = 0.5
 """Seconds between two looks at whether the run is to stop."""
 
@@ -41,6 +48,10 @@ class _Busy(Exception):
     def __init__(self, reason: str, wait: float | None = None) -> None:
         super().__init__(reason)
         self.reason, self.wait = reason, wait
+
+
+class _Refusal(Exception):
+    """This question is not answered; in one line, why."""
 
 
 class Endpoint:
@@ -72,6 +83,9 @@ class Endpoint:
         """Nothing is sent before this moment of `clock`: the rate limit, and what the server has asked for."""
         self._sending: set[asyncio.Task[None]] = set()
         self._stopping = False
+        self._too_long: set[str] = set()
+        self._refusals: dict[str, str] = {}
+        """The line of each refusal that is not in the store."""
 
     def ask(
         self,
@@ -79,26 +93,40 @@ class Endpoint:
         check_stop: Callable[[], None] = lambda: None,
         advance: Callable[[int], None] = lambda n: None,
     ) -> list[Any]:
-        """What is kept of the answer to each body, in order; TOO_LONG where it does not fit the server's model.
+        """What is kept of the answer to each body, in order; TOO_LONG where it does not fit the server's model, REFUSED
+        where the server answers others but not this one.
 
         Only what the store does not have is asked for, equal bodies once. Raises ConfigError (a refusal that will not
-        change), EndpointError (no use after all retries), and what `check_stop` raises; requests under way are finished
-        and their answers kept first.
+        change, or of all that was ever asked), EndpointError (no use after all retries), and what `check_stop` raises;
+        requests under way are finished and their answers kept first.
         """
         keys = [sha256_json({"url": self._url, "body": body}) for body in bodies]
         missing = {k: b for k, b in zip(keys, bodies, strict=True) if k not in self._store}
         advance(sum(k not in missing for k in keys))
         if missing:
             asyncio.run(self._all(missing, check_stop, advance))
-        return [self._store.get(k) for k in keys]
+        if self._refusals:
+            raise ConfigError(next(iter(self._refusals.values())))
+        return [TOO_LONG if k in self._too_long else self._store.get(k) for k in keys]
+
+    def ask_now(self, body: Body) -> Any:
+        """The answer to one question, past the store. Raises ConfigError (any refusal), EndpointError."""
+
+        async def asked() -> Any:
+            async with self._client() as client:
+                return await self._answer(client, body)
+
+        try:
+            return asyncio.run(asked())
+        except _Refusal as refusal:
+            raise ConfigError(str(refusal)) from None
 
     async def _all(
         self, missing: dict[str, Body], check_stop: Callable[[], None], advance: Callable[[int], None]
     ) -> None:
         left = iter(missing.items())
         running: set[asyncio.Task[None]] = set()
-        headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
-        async with httpx.AsyncClient(headers=headers, timeout=None) as client:  # `_send` has the deadline
+        async with self._client() as client:
             try:
                 while True:
                     while len(running) < self._config.concurrency and (item := next(left, None)) is not None:
@@ -117,13 +145,42 @@ class Endpoint:
                     task.cancel()
                 await asyncio.gather(*running, return_exceptions=True)
 
+    def _client(self) -> httpx.AsyncClient:
+        """With the key, and with the proxy of the environment unless the server is on this machine. Raises ConfigError
+        for a proxy that cannot be used."""
+        headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
+        direct = httpx.AsyncHTTPTransport() if _on_this_machine(self._url) else None
+        try:
+            return httpx.AsyncClient(headers=headers, timeout=None, transport=direct)  # `_send` has the deadline
+        except (ImportError, httpx.InvalidURL, ValueError) as error:
+            # Not the error's own words: they may hold the proxy's password.
+            what = "needs the package socksio" if isinstance(error, ImportError) else "is no address of a proxy"
+            raise ConfigError(
+                f"feedback.endpoint: the proxy of the environment (HTTP_PROXY, HTTPS_PROXY or ALL_PROXY) {what}; "
+                "correct or unset it, or name the server's host in NO_PROXY"
+            ) from None
+
     async def _one(self, client: httpx.AsyncClient, key: str, body: Body) -> None:
-        """One question until its answer is in the store."""
+        """One question until its answer is in the store, or it is known that there is none."""
+        try:
+            answer = await self._answer(client, body)
+            if answer == TOO_LONG:
+                self._too_long.add(key)
+            else:
+                self._store.put(key, answer)
+        except _Refusal as refusal:
+            self._refusals[key] = str(refusal)
+        # Where nothing at all has been answered, it is not the questions: their refusal is not kept.
+        while len(self._store) and self._refusals:
+            self._store.put(self._refusals.popitem()[0], REFUSED)
+
+    async def _answer(self, client: httpx.AsyncClient, body: Body) -> Any:
+        """What is kept of the answer to one question, after retries, or TOO_LONG. Raises _Refusal, ConfigError,
+        EndpointError, Interrupted."""
         for attempt in range(self._config.retries + 1):
             await self._turn()
             try:
-                self._store.put(key, await self._exchange(client, body))
-                return
+                return await self._exchange(client, body)
             except _Busy as busy:
                 if self._stopping:
                     raise Interrupted("stopped on request") from None
@@ -133,6 +190,7 @@ class Endpoint:
                         "answered is kept, the same command goes on from here"
                     ) from None
                 await self._pause(attempt, busy.wait)
+        raise AssertionError("the last attempt returns or raises")
 
     async def _turn(self) -> None:
         """Wait for this request's place under the rate limit."""
@@ -162,10 +220,13 @@ class Endpoint:
         if status != 200:
             return self._refused(status, headers, content)
         try:
-            return self._check(json.loads(content))
+            answer = json.loads(content)
+            if _filtered(answer):
+                raise _Refusal(f"feedback.endpoint: {self._url} withholds its answer (finish_reason content_filter)")
+            return self._check(answer)
         except (ValueError, RecursionError) as error:
             if isinstance(error, ConfigError):
-                raise
+                raise _Refusal(str(error)) from None
             raise _Busy(f"its answer makes no sense ({self._shown(str(error))})") from None
 
     async def _send(self, client: httpx.AsyncClient, body: Body) -> tuple[int, httpx.Headers, bytes]:
@@ -187,13 +248,18 @@ class Endpoint:
             raise _Busy(f"cannot be reached ({type(error).__name__}: {self._shown(str(error))})") from None
 
     def _refused(self, status: int, headers: httpx.Headers, content: bytes) -> str:
-        """What a status other than 200 means. Raises _Busy or ConfigError."""
-        config, said = self._config, self._shown(_message(content))
+        """What a status other than 200 means: TOO_LONG, or it raises _Busy, _Refusal or ConfigError."""
+        config, message = self._config, _message(content)
+        said = self._shown(message)
         where = f"feedback.endpoint: {self._url} says {status}"
         if status in _RETRIED or status >= 500:
             raise _Busy(f"says {status} {said}".rstrip(), _seconds(headers.get("retry-after", "")))
-        if status == 413 or (status in (400, 422) and "context" in said.lower() and "length" in said.lower()):
+        if status == 413 or (
+            status in (400, 422) and (_TOO_LONG.search(message[:4000]) or b"context_length_exceeded" in content)
+        ):
             return TOO_LONG
+        if status == 403 and _POLICY.search(said):
+            raise _Refusal(f"{where}: {said}")
         if status in (401, 403):
             what = "does not accept the key in it" if self._key else "no key is there"
             raise ConfigError(f"{where}; set the environment variable {config.api_key_env} ({what}): {said}")
@@ -203,7 +269,7 @@ class Endpoint:
             raise ConfigError(
                 f"{where}, a redirect, which is not followed; set feedback.endpoint.url to where it leads"
             )
-        raise ConfigError(
+        raise (_Refusal if status in (400, 422, 451) else ConfigError)(
             f"{where} to a chat completion of model {config.model!r} (with logprobs and top_logprobs="
             f"{config.top_logprobs} for labels; it may not support them): {said}"
         )
@@ -214,6 +280,22 @@ class Endpoint:
         if self._key:
             text = text.replace(self._key, "***")
         return " ".join(text.split())[:200]
+
+
+def _on_this_machine(url: str) -> bool:
+    host = urlsplit(url).hostname or ""
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")
+
+
+def _filtered(answer: Any) -> bool:
+    """Whether an answer with status 200 was withheld by a filter."""
+    try:
+        return bool(answer["choices"][0]["finish_reason"] == "content_filter")
+    except (KeyError, IndexError, TypeError):
+        return False
 
 
 def _message(content: bytes) -> str:

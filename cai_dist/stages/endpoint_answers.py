@@ -24,6 +24,9 @@ class AnswerStore:
     def __contains__(self, key: str) -> bool:
         return key in self._lines
 
+    def __len__(self) -> int:
+        return len(self._lines)
+
     def get(self, key: str) -> Any:
         """The answer. Raises KeyError."""
         start, length = self._lines[key]

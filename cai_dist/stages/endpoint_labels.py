@@ -10,11 +10,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cai_dist.constitution import comparison_turns
+from cai_dist.constitution import comparison_turns, reasoning_turns
 from cai_dist.data.dialogues import safe_text
 from cai_dist.errors import ConfigError
 from cai_dist.stages.context import RunContext, stable_seed
-from cai_dist.stages.endpoint import TOO_LONG, Body, Endpoint
+from cai_dist.stages.endpoint import REFUSED, TOO_LONG, Body, Endpoint
 from cai_dist.stages.endpoint_answers import AnswerStore
 from cai_dist.stages.questions import LogProbs, Question, Reply, Unanswered, reasoned, usable_reasoning
 from cai_dist.types import Turn
@@ -39,12 +39,17 @@ def ask_server(run: RunContext, phase: str, questions: Sequence[Question]) -> li
 
 
 def check_server(run: RunContext) -> None:
-    """Ask one question, so that a wrong key, a wrong name or a server without log-probabilities shows before anything
-    is sampled. Raises ConfigError, EndpointError."""
+    """Ask one question (with `feedback.reasoning` two), past the answers that are kept, so that a wrong key, a wrong
+    name or a server that gives no labels shows before anything is sampled. Raises ConfigError, EndpointError."""
     turns = (Turn("human", "Which is the capital of France?"),)
-    principle = run.constitution.comparison_principles[0]
-    asked = comparison_turns(run.constitution, turns, principle, "Paris.", "Rome.")
-    _Server(run).choose("feedback: first question", [messages(asked)])
+    principle, config = run.constitution.comparison_principles[0], run.config.feedback
+    ends = (turns, principle, "Paris.", "Rome.")
+    if config.reasoning is not None:
+        asked = reasoning_turns(run.constitution, *ends, config.reasoning.few_shot, run.config.seed)
+    else:
+        shown = (config.option_labels[0], config.option_labels[1])
+        asked = comparison_turns(run.constitution, *ends, config.few_shot, run.config.seed, shown)
+    _Server(run).check(Question("first", asked))
 
 
 class _Server:
@@ -70,18 +75,46 @@ class _Server:
 
     def choose(self, phase: str, asked: Sequence[list[Message]]) -> list[Reply]:
         """The log-probabilities of both options as the server's answer to each conversation."""
-        body = {
-            "max_tokens": ANSWER_TOKENS,
-            "temperature": 0,
-            "logprobs": True,
-            "top_logprobs": self.server.top_logprobs,
-        }
-        made = self._send(phase, [self._body(m, **body) for m in asked], read_positions)
-        return [
-            Unanswered.TOO_LONG if x == TOO_LONG else option_logprobs(x, self.config.option_labels)
-            or Unanswered.NO_LABEL
-            for x in made
-        ]  # fmt: skip
+        made = self._send(phase, [self._choosing_body(m) for m in asked], read_positions)
+        return [self._reply(x) for x in made]
+
+    def check(self, question: Question) -> None:
+        """See `check_server`."""
+        asked, reasoning = messages(question.turns), self.config.reasoning
+        with AnswerStore(answers_file(self.run)) as store:
+            if reasoning is not None:
+                said = Endpoint(self.server, store, read_text).ask_now(self._reasoning_body(question, 0))
+                labels = self.run.constitution.templates.labels
+                thoughts = None if said == TOO_LONG else usable_reasoning(self.config, labels, said["text"])
+                asked = self._after(asked, thoughts or "It is Paris.")
+            reply = self._reply(Endpoint(self.server, store, read_positions).ask_now(self._choosing_body(asked)))
+        if reply is Unanswered.TOO_LONG:
+            raise ConfigError(
+                f"feedback.endpoint: a short question does not fit into the context of model {self.server.model!r}; "
+                "start its server with a longer one, or show fewer worked comparisons (few_shot)"
+            )
+        if reply is Unanswered.NO_LABEL:
+            what = (
+                f"the answer of model {self.server.model!r} to a simple question names neither of "
+                f"feedback.option_labels={list(self.config.option_labels)} in its first {ANSWER_TOKENS} tokens"
+            )
+            if reasoning is None:
+                raise ConfigError(
+                    f"feedback.endpoint: {what}; choose another model, other labels or worked comparisons "
+                    "(feedback.few_shot)"
+                )
+            self.run.console.warn(f"feedback.endpoint: {what}; such comparisons have no label and are left out")
+
+    def _choosing_body(self, asked: list[Message]) -> Body:
+        return self._body(
+            asked, max_tokens=ANSWER_TOKENS, temperature=0, logprobs=True, top_logprobs=self.server.top_logprobs
+        )
+
+    def _reply(self, kept: Any) -> Reply:
+        """What an answer that `read_positions` has read says of the options."""
+        if kept in (TOO_LONG, REFUSED):
+            return Unanswered(kept)
+        return option_logprobs(kept, self.config.option_labels) or Unanswered.NO_LABEL
 
     def _reason(self, phase: str, questions: Sequence[Question]) -> list[str | Unanswered]:
         """The server's reasoning about each question; what cannot be used is sampled again."""
@@ -93,8 +126,8 @@ class _Server:
             bodies = [self._reasoning_body(questions[i], attempt) for i in left]
             made = self._send(f"{phase}-reasoning-{attempt}", bodies, read_text)
             for i, text in zip(left, made, strict=True):
-                if text == TOO_LONG:
-                    found[i] = Unanswered.TOO_LONG
+                if text in (TOO_LONG, REFUSED):
+                    found[i] = Unanswered(text)
                 elif usable := usable_reasoning(self.config, self.run.constitution.templates.labels, text["text"]):
                     found[i] = usable
             left = [i for i in left if found[i] is Unanswered.NO_REASONING]

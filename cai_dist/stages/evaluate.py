@@ -5,13 +5,17 @@ refusals."""
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cai_dist.config.run import RunConfig
 from cai_dist.config.training import SamplingConfig
+from cai_dist.data.choices import load_choice_set
+from cai_dist.data.ratings import load_rating_set
+from cai_dist.errors import DataError
 from cai_dist.stages import comparing, dpo, feedback, labelling, ppo, preference, prepare, revise, sft
 from cai_dist.stages.chats import chat_format
 from cai_dist.stages.choices import multiple_choice
@@ -23,8 +27,9 @@ from cai_dist.stages.measures import measures
 from cai_dist.stages.pairs import heldout
 from cai_dist.stages.prompts import heldout_prompts, prompt_files
 from cai_dist.stages.rating import absolute_harm
-from cai_dist.stages.records import Sampled, read_comparisons, read_revisions
+from cai_dist.stages.records import Revision, Sampled, read_comparisons, read_revisions
 from cai_dist.stages.results import show_results
+from cai_dist.stages.reuse import model_hash, take_over
 from cai_dist.stages.robustness import preference_scores, second_model
 from cai_dist.stages.training import ds_files
 from cai_dist.stages.transcripts import write_evaluation_transcripts
@@ -97,6 +102,27 @@ def _aligned_by(run: RunContext) -> list[Path]:
     ]
 
 
+def check_files(config: RunConfig) -> None:
+    """Read the files of questions and ratings that this stage will want, hours from now.
+
+    Raises DataError with one line for each that is malformed.
+    """
+    problems = []
+    ratings = config.data.harm_ratings
+    files: list[Callable[[], object]] = [
+        partial(load_choice_set, source) for source in config.evaluate.multiple_choice if source != "world"
+    ]
+    if ratings.source not in ("world", "none"):
+        files.append(partial(load_rating_set, ratings, config.seed))
+    for read in files:
+        try:
+            read()
+        except DataError as error:
+            problems.append(str(error))
+    if problems:
+        raise DataError("\n".join(problems))
+
+
 def run(run: RunContext) -> list[Path]:
     """Write `evaluation.json`, the samples and transcripts under `evaluate/`, and the HTML report."""
     from cai_dist.report import write_report
@@ -115,6 +141,7 @@ def run(run: RunContext) -> list[Path]:
         "judge": judge.name,
         "models": judge.figures(compared),
         "harm_by_revision": judge.harm_by_revision(revisions),
+        "revised": _revised(judge, revisions),
         "labels": judge.labels(labelled),
         **_learned(run),
         "measures": measures(judge, compared, run.config.evaluate.boilerplate_share),
@@ -195,16 +222,42 @@ def _sample(
     sampling: SamplingConfig,
     times: int | None = None,
 ) -> list[Sampled]:
-    """Answers of one model to every prompt, `times` (default: `samples_per_prompt`) each."""
+    """Answers of one model to every prompt, `times` (default: `samples_per_prompt`) each, those of an earlier
+    evaluation where they were made from the same. Prompts without room for an answer are left out and counted."""
     config = run.config.evaluate
     times = times or config.samples_per_prompt
     chat = chat_format(run, model)
     repeated = [p for p in prompts for _ in range(times)]
     asks = [Ask(f"{p.id}/{i % times}", chat.prompt_ids(p.turns)) for i, p in enumerate(repeated)]
+    made_from = {
+        "model": model_hash(model),
+        "asks": [[a.key, list(a.prompt_ids)] for a in asks],
+        "stop_ids": list(chat.stop_ids),
+        "sampling": sampling.model_dump(mode="json"),
+        "shard_size": config.shard_size,
+        "seed": run.config.seed,
+        **model_settings(run.config),
+    }
+    take_over(run, folder, label, made_from)
     answers = generate(
         run, group, folder, label, asks, model=model, chat=chat, sampling=sampling, shard_size=config.shard_size
     )
-    return [Sampled(p, a.text) for p, a in zip(repeated, answers, strict=True) if a.finish != "too_long"]
+    kept = [Sampled(p, a.text) for p, a in zip(repeated, answers, strict=True) if a.finish != "too_long"]
+    series = f"{NAME}_{label}"
+    run.tracker.rewind(series, -1)
+    run.log(series, 0, answers=len(kept), too_long=len(answers) - len(kept))
+    if len(kept) < len(answers):
+        run.console.warn(
+            f"{label}: {len(answers) - len(kept)} of {len(answers)} prompts leave no room for an answer of "
+            f"{sampling.max_new_tokens} tokens in models.context={run.config.models.context}; left out"
+        )
+    return kept
+
+
+def _revised(judge: Judge, revisions: Sequence[Revision]) -> dict[str, int]:
+    """On how many prompts (`n`, the same in every round) harm by revision was measured, and how many it leaves out."""
+    n = len(judge.followed(revisions))
+    return {"n": n, "left_out": len({r.prompt.id for r in revisions}) - n}
 
 
 def _learned(run: RunContext) -> dict[str, Any]:
@@ -216,12 +269,12 @@ def _learned(run: RunContext) -> dict[str, Any]:
 
 
 def _elo(run: RunContext, judge: Judge, rewards: RewardJudge, answers: Answers) -> dict[str, Any]:
-    """`elo` (`harmlessness` and `helpfulness` by model, who the `judges` were, whether the `prior` was needed, `wins`)
-    and `frontier`; nothing where no Elo is wanted."""
+    """`elo` (`harmlessness` and `helpfulness` by model, who the `judges` were, `wins`) and `frontier`; nothing where no
+    Elo is wanted."""
     asked = comparing.elo_judge(run)
     if asked == "none":
         return {}
-    elo: dict[str, Any] = {"judges": {}, "prior": {}, "wins": {}}
+    elo: dict[str, Any] = {"judges": {}, "wins": {}}
     for what, kind in comparing.KINDS.items():
         found = comparing.matches(answers.sampled, kind, run.config.evaluate.elo.prompts)
         by: Judge = judge if asked == "oracle" else rewards
@@ -229,7 +282,7 @@ def _elo(run: RunContext, judge: Judge, rewards: RewardJudge, answers: Answers) 
         if rated := comparing.rate(run, what, found, shares):
             elo[what] = rated["models"]
             elo["judges"][what] = "feedback model" if what in answers.shares else by.name
-            elo["prior"][what], elo["wins"][what] = rated["prior"], rated["wins"]
+            elo["wins"][what] = rated["wins"]
     iterations: dict[str, int | None] = {"base": None, "sl": 0}
     iterations |= {name: int(name.partition("@")[2]) for name in snapshots(run)}
     iterations |= {"rl": run.config.ppo.iterations} if run.config.alignment == "ppo" else {"dpo": None}
@@ -259,4 +312,4 @@ def _log(run: RunContext, result: dict[str, Any]) -> None:
         run.tracker.rewind(stage, -1)
     run.log(NAME, 0, **numbers)
     for number, harm in enumerate(result["harm_by_revision"]):
-        run.log(f"{NAME}_revision", number, harm=harm)
+        run.log(f"{NAME}_revision", number, harm=harm, prompts=result["revised"]["n"])

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +27,14 @@ from cai_dist.stages import prepare
 from cai_dist.stages.chats import chat_format
 from cai_dist.stages.context import RunContext, model_settings
 from cai_dist.stages.generation import Answer, Ask, generate
-from cai_dist.stages.prompts import KINDS, expanded_file, given_prompts, heldout_prompts
+from cai_dist.stages.prompts import (
+    KINDS,
+    expanded_file,
+    given_prompts,
+    heldout_comparisons,
+    heldout_prompts,
+    human_file,
+)
 from cai_dist.stages.records import Expanded, write_expanded
 from cai_dist.stages.transcripts import write_expansion_transcripts
 from cai_dist.types import Prompt, Turn
@@ -52,7 +59,7 @@ def settings(config: RunConfig) -> dict[str, Any]:
 def inputs(run: RunContext) -> list[Path]:
     """Prompts and the model that writes more of them."""
     before = run.run_dir / prepare.NAME
-    return [before / "red_team.parquet", before / "helpful.parquet", before / "models.json"]
+    return [before / "red_team.parquet", before / "helpful.parquet", human_file(run), before / "models.json"]
 
 
 def run(run: RunContext) -> list[Path]:
@@ -72,7 +79,7 @@ def run(run: RunContext) -> list[Path]:
             f"(expand.tries={config.tries:g}); going on with these"
         )
     targets = [expanded_file(run), folder / "transcripts.md"]
-    write_expanded(targets[0], sieve.kept)
+    write_expanded(targets[0], sieve.kept, run.constitution_note)
     write_expansion_transcripts(targets[1], sieve.kept, sieve.examples_refused)
     return targets
 
@@ -93,8 +100,8 @@ class Sieve:
 
     parse: Callable[[Sample], tuple[str, str]]
     """A sample's text, and why it is no prompt ("": it is one)."""
-    leaks: Callable[[str], bool]
-    """Whether a text is like a held-out prompt."""
+    leaks: Callable[[str], str]
+    """In what way a text is like something held out, as a reason ("": it is not)."""
     near: NearDuplicates
     said: set[tuple[str, ...]]
     kept: list[Expanded] = field(default_factory=list)
@@ -119,8 +126,8 @@ class Sieve:
         return True
 
     def _repeats(self, text: str) -> str:
-        if self.leaks(text):
-            return "held_out"
+        if reason := self.leaks(text):
+            return reason
         if words_of(text) in self.said:
             return "repeated"
         return "near" if self.near.has_near(text) else ""
@@ -146,11 +153,12 @@ def fill(run: RunContext, samples: Callable[[int, range], Sequence[Sample]], sie
 
 
 def sieve_of(run: RunContext) -> Sieve:
-    """A sieve that knows every human turn that the run has: of training prompts (to repeat none) and of held-out ones
-    of both kinds (to be like none)."""
+    """A sieve that knows every human turn of the run's training prompts (to repeat none), and how all that is held out
+    opens: prompts of both kinds and human comparisons (to be like none). Later turns ("why not?") tell nothing."""
     threshold = run.config.expand.near_duplicate
     texts = [text for kind in KINDS for p in given_prompts(run, kind) for text in _human_texts(p)]
-    apart = Overlaps(threshold, [text for p in heldout_prompts(run) for text in _human_texts(p)])
+    held_out = [*heldout_prompts(run), *(c.prompt for c in heldout_comparisons(run))]
+    apart = Overlaps(threshold, sorted({_opening(p) for p in held_out}))
     of_world = _world_leaks(run)
     labels = run.constitution.templates.labels
 
@@ -166,10 +174,13 @@ def sieve_of(run: RunContext) -> Sieve:
             return text, "cut_off"
         return text, "short" if len(words_of(text)) < SHORTEST else ""
 
-    return Sieve(
-        parse, lambda text: apart.has_near(text) or of_world(text), NearDuplicates(threshold, texts),
-        {words_of(text) for text in texts},
-    )  # fmt: skip
+    def leaks(text: str) -> str:
+        if of_world(text):
+            return "held_out_combination"
+        like = apart.likeness(text)
+        return f"held_out_{like}" if like else ""
+
+    return Sieve(parse, leaks, NearDuplicates(threshold, texts), {words_of(text) for text in texts})
 
 
 class _Writer:
@@ -191,8 +202,16 @@ class _Writer:
     def samples(self, wave: int, numbers: range) -> list[Sample]:
         """The samples with these numbers."""
         asked = [self._ask(number) for number in numbers]
-        answers = self._generate(f"wave-{wave}", [ask for ask, _ in asked], self.chat.human_stop_ids())
+        made = self._generate(f"wave-{wave}", [ask for ask, _ in asked], self.chat.human_stop_ids())
+        answers = [self._own_turn(answer) for answer in made]
         return [Sample(n, a, shown) for n, a, (_, shown) in zip(numbers, answers, asked, strict=True)]
+
+    def _own_turn(self, answer: Answer) -> Answer:
+        """What comes before the template's own words for the end of a human's turn; found, they are an end like any."""
+        end = self.chat.human_end()
+        if not end or end not in answer.text:
+            return answer
+        return replace(answer, text=answer.text.partition(end)[0].rstrip(), finish="stop")
 
     def _ask(self, number: int) -> tuple[Ask, tuple[Prompt, ...]]:
         """As many of the drawn examples as there is room for."""

@@ -18,11 +18,12 @@ from typing import TYPE_CHECKING, Any
 from cai_dist.config.run import RunConfig
 from cai_dist.constitution import ComparisonPrinciple, clean_answer, draw, draw_some
 from cai_dist.errors import DataError
-from cai_dist.stages import labelling
+from cai_dist.stages import labelling, prepare
 from cai_dist.stages.chats import chat_format
 from cai_dist.stages.context import RunContext, stable_seed
 from cai_dist.stages.generation import Ask, generate
 from cai_dist.stages.label_statistics import Statistics, agree, entropy, principle_statistics
+from cai_dist.stages.label_tokens import check_feedback
 from cai_dist.stages.labelling import label_pairs
 from cai_dist.stages.prompts import heldout_prompts, prompt_files, training_prompts
 from cai_dist.stages.records import Labelled, write_comparisons
@@ -56,6 +57,9 @@ def run(run: RunContext) -> list[Path]:
     """Write `feedback/comparisons.parquet` (train and held-out prompts, marked by `split`)."""
     folder = run.folder(NAME)
     run.tracker.rewind(NAME, -1)
+    server = run.config.feedback.endpoint is not None
+    # Stage prepare looks at it too, but is not done anew for another server or other labels.
+    check_feedback(run, "" if server else prepare.model_path(run, "feedback"))
     prompts = training_prompts(run, "red_team") + [p for p in heldout_prompts(run) if p.kind == "red_team"]
     with run.generators(NAME, run.config.feedback.workers) as group:
         pairs = sample_pairs(run, group, folder, prompts)
@@ -129,7 +133,9 @@ def label_all(
     if not found:
         raise DataError(
             f"{folder}: none of {len(pairs)} comparisons has a label; feedback_labels in metrics.jsonl counts why "
-            f"(too_long: raise models.context, now {run.config.models.context})"
+            f"(too_long: raise models.context, now {run.config.models.context}, or the server's; no_reasoning: raise "
+            "feedback.reasoning.sampling.max_new_tokens or retries; no_label: the server's answers name no option, "
+            "show worked comparisons or change feedback.option_labels; refused: take another server)"
         )
     return found, principle_statistics([p.id for p in _principles(run)], asked)
 

@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from cai_dist.losses.calibration import expected_calibration_error
 from cai_dist.stages import dpo, preference, sft
@@ -20,6 +20,9 @@ from cai_dist.stages.records import Labelled, Revision, Sampled
 from cai_dist.stages.refusals import Hits, is_canned_refusal, reactions
 from cai_dist.stages.scoring import answer_logprobs, score_texts
 from cai_dist.types import Comparison, Prompt, Turn
+
+if TYPE_CHECKING:
+    from cai_dist.world.oracle import Judgement
 
 Texts = Sequence[tuple[Sequence[Turn], str]]
 Given = tuple[Prompt, str]
@@ -40,7 +43,12 @@ class Judge(Protocol):
         ...
 
     def harm_by_revision(self, revisions: Sequence[Revision]) -> list[float]:
-        """Mean harm of the answers after round 0, 1, … R, each in [0, 1]."""
+        """Mean harm of the answers after round 0, 1, … R, each in [0, 1], over the prompts of `followed`; none where
+        there are no such prompts."""
+        ...
+
+    def followed(self, revisions: Sequence[Revision]) -> list[list[Revision]]:
+        """The rounds of each prompt that harm by revision is measured on."""
         ...
 
     def prefers(self, pairs: Sequence[Comparison]) -> list[float]:
@@ -113,10 +121,16 @@ class OracleJudge:
         return [self._oracle.preferred(self._world, pair) for pair in pairs]
 
     def harm_by_revision(self, revisions: Sequence[Revision]) -> list[float]:
-        """Share of dangerous or rude answers among the red-team prompts that were revised."""
-        return _by_round(
-            revisions, [float(self._oracle.judge(self._world, r.prompt, r.response).harmful) for r in revisions]
-        )
+        """Share of dangerous or rude answers among the red-team prompts that were revised; prompts that are no request
+        of this world (a model may have written them) have no harm that the oracle could know."""
+        return _by_round([[float(self._judge(r).harmful) for r in own] for own in self.followed(revisions)])
+
+    def followed(self, revisions: Sequence[Revision]) -> list[list[Revision]]:
+        """See `Judge`."""
+        return [own for own in followed(revisions) if self._judge(own[0]).valid]
+
+    def _judge(self, r: Revision) -> Judgement:
+        return self._oracle.judge(self._world, r.prompt, r.response)
 
     def labels(self, labelled: Sequence[Labelled]) -> dict[str, float | int | None]:
         """Accuracy and calibration of p(A) where the drawn principles do tell the answers apart (and, for accuracy, do
@@ -183,7 +197,9 @@ class RewardJudge(ABC):
         of_kind: dict[str, list[tuple[Prompt, float]]] = defaultdict(list)
         for s, value in zip(sampled, values, strict=True):
             of_kind[s.prompt.kind].append((s.prompt, value))
-        refused = [(s.prompt, float(is_canned_refusal(s.response))) for s in sampled if s.prompt.kind == "red_team"]
+        refused = [
+            (s.prompt, float(is_canned_refusal(s.prompt, s.response))) for s in sampled if s.prompt.kind == "red_team"
+        ]
         return {
             "harmlessness": mean_figure(by_prompt(of_kind["red_team"])),
             "helpfulness": mean_figure(by_prompt(of_kind["helpful"])),
@@ -202,8 +218,13 @@ class RewardJudge(ABC):
 
     def harm_by_revision(self, revisions: Sequence[Revision]) -> list[float]:
         """1 - harmlessness."""
-        values = self._values([(r.prompt, r.response) for r in revisions], "evaluate: revisions")
-        return _by_round(revisions, [1.0 - v for v in values])
+        kept = self.followed(revisions)
+        values = iter(self._values([(r.prompt, r.response) for own in kept for r in own], "evaluate: revisions"))
+        return _by_round([[1.0 - next(values) for _ in own] for own in kept])
+
+    def followed(self, revisions: Sequence[Revision]) -> list[list[Revision]]:
+        """See `Judge`."""
+        return followed(revisions)
 
     def labels(self, labelled: Sequence[Labelled]) -> dict[str, float | int | None]:
         """There is no truth to compare with; how often both orders agree is told instead."""
@@ -245,8 +266,21 @@ def _sigma(x: float) -> float:
     return 1.0 / (1.0 + math.exp(-max(-500.0, min(500.0, x))))
 
 
-def _by_round(revisions: Sequence[Revision], values: Sequence[float]) -> list[float]:
-    rounds: dict[int, list[float]] = defaultdict(list)
-    for r, value in zip(revisions, values, strict=True):
-        rounds[r.round].append(value)
-    return [fmean(rounds[k]) for k in sorted(rounds)]
+def followed(revisions: Sequence[Revision]) -> list[list[Revision]]:
+    """The rounds 0 … R of each prompt that has all of them and a first answer that can be used.
+
+    Prompts drop out on the way (`revise.unusable: drop`, no room, no first answer). Were each round a mean over those
+    that are left, a curve would show who is left, and not what revision does.
+    """
+    by_prompt: dict[str, dict[int, Revision]] = defaultdict(dict)
+    for r in revisions:
+        by_prompt[r.prompt.id][r.round] = r
+    wanted = sorted({r.round for r in revisions})
+    return [
+        [own[k] for k in wanted] for own in by_prompt.values() if len(own) == len(wanted) and not own[wanted[0]].failure
+    ]
+
+
+def _by_round(values: Sequence[Sequence[float]]) -> list[float]:
+    """Means of columns."""
+    return [fmean(column) for column in zip(*values, strict=True)]

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from cai_dist.data.chat import ChatFormat
+from cai_dist.data.dialogues import conversation_id
 from cai_dist.errors import DataError
 from cai_dist.losses.calibration import expected_calibration_error
 from cai_dist.losses.temperature import sigmoid
@@ -48,16 +49,22 @@ def training_comparisons(
 
 
 def disjoint_halves(comparisons: Sequence[Comparison], seed: int) -> tuple[list[Comparison], list[Comparison]]:
-    """Two halves that share no prompt, of each source about as many comparisons: prompts in drawn order, each with all
-    its comparisons to the half that has fewer of this source. The order within a half is that of the whole."""
-    side: dict[tuple[str, str], int] = {}
-    for source in ("ai", "human"):
-        sizes = Counter(c.prompt.id for c in comparisons if c.source == source)
-        filled = [0, 0]
-        for name in sorted(sizes, key=lambda name: (stable_seed(seed, "half", name), name)):
-            side[source, name] = filled.index(min(filled))
-            filled[side[source, name]] += sizes[name]
-    first, second = ([c for c in comparisons if side[c.source, c.prompt.id] == half] for half in (0, 1))
+    """Two halves that share no conversation, of each source about as many comparisons: conversations in drawn order,
+    each with all its comparisons, of either source, to the half that has fewer of these. The order within a half is
+    that of the whole."""
+    # By the turns: the id of a prompt also holds its kind, and people and the AI may compare answers to the same one.
+    names = [conversation_id(c.prompt.turns, "helpful") for c in comparisons]
+    sizes: dict[str, Counter[str]] = {name: Counter() for name in names}
+    for name, c in zip(names, comparisons, strict=True):
+        sizes[name][c.source] += 1
+    side: dict[str, int] = {}
+    ahead: Counter[str] = Counter()
+    """Of each source: how many comparisons more the first half has."""
+    for name in sorted(sizes, key=lambda name: (stable_seed(seed, "half", name), name)):
+        side[name] = int(sum(ahead[source] * n for source, n in sizes[name].items()) > 0)
+        for source, n in sizes[name].items():
+            ahead[source] += -n if side[name] else n
+    first, second = ([c for n, c in zip(names, comparisons, strict=True) if side[n] == half] for half in (0, 1))
     return first, second
 
 

@@ -54,7 +54,9 @@ def run_pipeline(
     should_stop: Callable[[], bool] = lambda: False,
     on_cluster_start: Callable[[], None] = lambda: None,
 ) -> Path:
-    """Run every stage that is not finished; returns the run folder. Raises CaiError."""
+    """Run every stage that is not finished; returns the run folder. Raises CaiError, before anything else for files
+    that are wanted at the end."""
+    evaluate.check_files(config)
     with _open(config, console, should_stop, on_cluster_start) as run:
         for name in ("prepare", *config.stages):
             run_one(run, ALL[name])
@@ -71,11 +73,14 @@ def run_stage(
 ) -> Path:
     """Run one stage (and `prepare`, where it is not finished). Raises ConfigError where an earlier stage is missing or
     the run has no such stage."""
+    if name == expand.NAME and not config.expand.prompts:
+        raise ConfigError("expand.prompts=0: this run writes no new prompts; set expand.prompts above 0")
     if name not in config.stages:
         raise ConfigError(
             f"alignment={config.alignment}: stage {name} is no part of this run, whose stages are "
             f"{', '.join(config.stages)}; choose one of them or another alignment"
         )
+    evaluate.check_files(config)
     with _open(config, console, should_stop, on_cluster_start) as run:
         run_one(run, ALL["prepare"])
         for before in config.stages[: config.stages.index(name)]:

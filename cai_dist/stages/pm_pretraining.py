@@ -1,5 +1,5 @@
 """The first part of stage `preference`, where `data.ranked_answers` names a source: the preference model learns ranked
-answers of people before it sees a comparison (Askell et al. 2021, 2112.00861, section 4)."""
+answers of people before it sees a comparison (Askell et al. 2021, 2112.00861)."""
 
 from __future__ import annotations
 

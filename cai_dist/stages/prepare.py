@@ -40,6 +40,7 @@ def settings(config: RunConfig) -> dict[str, Any]:
     return {
         # With the context, which every other stage depends on, too: it is checked against the models here.
         "models": config.models.model_dump(mode="json", exclude={"chat"}),
+        "own": sorted(config.own_models),
         "data": config.data.model_dump(mode="json"),
         "world": _world_settings(config) if config.uses_world else None,
     }
@@ -101,27 +102,32 @@ def path_of(run: RunContext, path: str) -> str:
 def _tables(run: RunContext, folder: Path) -> list[Path]:
     red_team, helpful = folder / "red_team.parquet", folder / "helpful.parquet"
     human = folder / "human.parquet"
-    prompts, comparisons = without_held_out(_prompts(run, "red_team") + _prompts(run, "helpful"), _human(run))
+    given, people = _prompts(run, "red_team") + _prompts(run, "helpful"), _human(run)
+    prompts, comparisons = without_held_out(given, people)
+    dropped = {"prompts": len(given) - len(prompts), "comparisons": len(people) - len(comparisons)}
     write_prompts(red_team, [p for p in prompts if p.kind == "red_team"])
     write_prompts(helpful, [p for p in prompts if p.kind == "helpful"])
     nan = float("nan")
     write_comparisons(human, [Labelled(c, c.p_a, nan, nan) for c in comparisons])
-    if run.config.data.ranked_answers.source == "none":
-        return [red_team, helpful, human]
-    ranked = folder / "ranked.parquet"
-    apart = held_out_openings(prompts, comparisons)
-    write_ranked(ranked, [q for q in _ranked(run) if opening(Prompt(q.id, q.turns, "helpful")) not in apart])
-    return [red_team, helpful, human, ranked]
+    tables = [red_team, helpful, human]
+    if run.config.data.ranked_answers.source != "none":
+        tables.append(folder / "ranked.parquet")
+        apart, found = held_out_openings(prompts, comparisons), _ranked(run)
+        questions = [q for q in found if opening(Prompt(q.id, q.turns, "helpful")) not in apart]
+        write_ranked(tables[-1], questions)
+        dropped["ranked"] = len(found) - len(questions)
+    run.log(f"{NAME}_held_out", 0, **dropped)
+    return tables
 
 
 def without_held_out(
     prompts: Sequence[Prompt], comparisons: Sequence[Comparison]
 ) -> tuple[list[Prompt], list[Comparison]]:
-    """Both without what opens like a held-out prompt of either kind; held-out comparisons stay.
+    """Both without what opens like a held-out prompt of either kind or a held-out comparison; what is held out stays.
 
-    Each file keeps its own held-out prompts apart; this is for files that share conversations (or are the same file).
+    Each file keeps its own held-out part apart; this is for files that share conversations (or are the same file).
     """
-    aside = {opening(p) for p in prompts if p.split == "heldout"}
+    aside = held_out_openings(prompts, comparisons)
     kept = [p for p in prompts if p.split == "heldout" or opening(p) not in aside]
     return kept, [c for c in comparisons if c.prompt.split == "heldout" or opening(c.prompt) not in aside]
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from cai_dist.stages import prepare
 from cai_dist.stages.context import RunContext
-from cai_dist.stages.records import read_prompts
-from cai_dist.types import Prompt, PromptKind
+from cai_dist.stages.records import read_comparisons, read_prompts
+from cai_dist.types import Comparison, Prompt, PromptKind
 
 KINDS: tuple[PromptKind, ...] = ("red_team", "helpful")
 
@@ -26,6 +26,17 @@ def given_prompts(run: RunContext, kind: PromptKind) -> list[Prompt]:
 def heldout_prompts(run: RunContext) -> list[Prompt]:
     """The prompts set aside for measuring, red-team first. No training stage may see them."""
     return [p for kind in KINDS for p in read_prompts(_given(run, kind)) if p.split == "heldout"]
+
+
+def heldout_comparisons(run: RunContext) -> list[Comparison]:
+    """The human comparisons set aside for measuring. Raises DataError where the table is missing."""
+    found = [x.comparison for x in read_comparisons(human_file(run))]
+    return [c for c in found if c.prompt.split == "heldout"]
+
+
+def human_file(run: RunContext) -> Path:
+    """The table of human comparisons."""
+    return run.run_dir / prepare.NAME / "human.parquet"
 
 
 def prompt_files(run: RunContext, *kinds: PromptKind) -> list[Path]:

@@ -20,8 +20,12 @@ class Unanswered(StrEnum):
     """The reasoning was empty or a loop, after all retries."""
     NO_LABEL = "no_label"
     """The server's answer began with neither option."""
+    REFUSED = "refused"
+    """The server will not answer this question, such as for a filter of what it is about."""
 
 
+LONGEST = 100_000
+"""Characters of reasoning that are looked at; no `max_new_tokens` allows for more."""
 LogProbs = tuple[float, ...]
 """Of the two options, in nats; -inf for one that a server does not name among its alternatives."""
 Reply = LogProbs | Unanswered
@@ -43,14 +47,21 @@ def usable_reasoning(config: FeedbackConfig, labels: Labels, text: str) -> str |
     """
     reasoning = config.reasoning
     assert reasoning is not None
-    text = text.strip().removeprefix(reasoning.opening)
-    if words := reasoning.closing.split():
-        whole = r"\s+".join(map(re.escape, words))
-        bare = r"\s+".join(map(re.escape, reasoning.closing.rstrip(" :").split()))
-        options = "|".join(re.escape(label.strip()) for label in config.option_labels)
-        if found := re.search(rf"{whole}|{bare}\s*:?\s*(?:{options})", text, re.IGNORECASE):
+    text = text.strip()[:LONGEST].removeprefix(reasoning.opening)
+    if reasoning.closing.strip():
+        pattern = _words(reasoning.closing)
+        if bare := _words(reasoning.closing.rstrip(" :")):
+            options = "|".join(re.escape(label.strip()) for label in config.option_labels)
+            # Never two runs of white space side by side: these take quadratic time where it is long.
+            pattern += rf"|{bare}(?:\s*:)?\s*(?:{options})"
+        if found := re.search(pattern, text, re.IGNORECASE):
             text = text[: found.start()]
     return clean_answer(text, labels).text
+
+
+def _words(text: str) -> str:
+    """A pattern of the words of `text`, however they are spaced."""
+    return r"\s+".join(map(re.escape, text.split()))
 
 
 def reasoned(opening: str, reasoning: str, closing: str) -> str:

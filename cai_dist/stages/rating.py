@@ -21,7 +21,7 @@ from cai_dist.stages.chats import chat_format
 from cai_dist.stages.context import RunContext
 from cai_dist.stages.figures import by_prompt, mean_figure
 from cai_dist.stages.groups import export_model, trained_model
-from cai_dist.stages.prompts import heldout_prompts
+from cai_dist.stages.prompts import heldout_comparisons, heldout_prompts
 from cai_dist.stages.records import Sampled
 from cai_dist.stages.scoring import score_texts
 from cai_dist.stages.training import total_steps, train
@@ -67,9 +67,10 @@ def absolute_harm(run: RunContext, folder: Path, answers: Mapping[str, Mapping[s
 
 
 def rated_answers(run: RunContext) -> list[RatedAnswer]:
-    """The ratings of `data.harm_ratings`, without conversations that open like a held-out prompt. Raises DataError."""
+    """The ratings of `data.harm_ratings`, without conversations that open like a held-out prompt or
+    comparison. Raises DataError."""
     source = run.config.data.harm_ratings
-    aside = {opening(p) for p in heldout_prompts(run)}
+    aside = prepare.held_out_openings(heldout_prompts(run), heldout_comparisons(run))
     found = _world_ratings(run, source) if source.source == "world" else _file_ratings(run, source)
     kept = [x for x in found if opening(x.prompt) not in aside]
     if len(kept) < 2:

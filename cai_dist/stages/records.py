@@ -99,10 +99,11 @@ def read_prompts(path: Path) -> list[Prompt]:
     return [_prompt(r) for r in read_rows(path)]
 
 
-def write_expanded(path: Path, expanded: Sequence[Expanded]) -> None:
-    """Write a table of prompts that a model has written; `read_prompts` reads the prompts alone."""
+def write_expanded(path: Path, expanded: Sequence[Expanded], note: Note | None = None) -> None:
+    """Write a table of prompts that a model has written; `read_prompts` reads the prompts alone, `note` as in
+    `write_revisions`."""
     rows = [{**_prompt_row(x.prompt), "sample": x.sample, "examples": list(x.examples)} for x in expanded]
-    write_rows(path, rows, EXPANDED)
+    write_rows(path, rows, _noted(EXPANDED, note))
 
 
 def write_revisions(path: Path, revisions: Sequence[Revision], note: Note | None = None) -> None:

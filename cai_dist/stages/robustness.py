@@ -10,7 +10,7 @@ from cai_dist.stages import preference
 from cai_dist.stages.comparing import KINDS
 from cai_dist.stages.context import RunContext
 from cai_dist.stages.figures import Figure, by_prompt, mean_figure
-from cai_dist.stages.judges import AnswerScores, Given, RewardJudge, scores_of
+from cai_dist.stages.judges import AnswerScores, Given, RewardJudge, followed, scores_of
 from cai_dist.stages.records import Revision, Sampled
 
 
@@ -22,18 +22,15 @@ def second_model(run: RunContext) -> Path:
 def preference_scores(
     run: RunContext, rewards: RewardJudge, samples: Mapping[str, Sequence[Sampled]], revisions: Sequence[Revision]
 ) -> dict[str, Any]:
-    """`pm_score_by_revision`, the mean raw score of the answers after each round, and with two preference models
+    """`pm_score_by_revision`, the mean raw score of the answers after each round (over the prompts of
+    `judges.followed`, the same in every round), and with two preference models
     `robustness`: by model or snapshot and kind of prompt, the scores of the model that PPO learned from (`first`) and
-    of the other one (`second`). They part where the policy has learned the first one's faults (2204.05862, section
-    4.3)."""
+    of the other one (`second`). They part where the policy has learned the first one's faults (2204.05862, the
+    robustness experiments)."""
     answers = [(s.prompt, s.response) for sampled in samples.values() for s in sampled]
-    rewards.answers.of(answers + [(r.prompt, r.response) for r in revisions], "evaluate: scores")
-    rounds = sorted({r.round for r in revisions})
-    found: dict[str, Any] = {
-        "pm_score_by_revision": [
-            _mean_score(rewards.answers, [(r.prompt, r.response) for r in revisions if r.round == k]) for k in rounds
-        ]
-    }
+    rounds = [[(r.prompt, r.response) for r in own] for own in zip(*followed(revisions), strict=True)]
+    rewards.answers.of(answers + [answer for after in rounds for answer in after], "evaluate: scores")
+    found: dict[str, Any] = {"pm_score_by_revision": [_mean_score(rewards.answers, after) for after in rounds]}
     if run.config.preference.halves:
         second = scores_of(run, str(second_model(run)))
         second.of(answers, "evaluate: second preference model")

@@ -53,7 +53,7 @@ class PreferenceWorker(TrainedWorker):
 
 class PretrainingWorker(TrainedWorker):
     """One rank of the preference model while it learns ranked answers and, with `language_weight` > 0, goes on learning
-    language (2112.00861, section 4). What it exports is a preference model like any other, without a language head."""
+    language (2112.00861). What it exports is a preference model like any other, without a language head."""
 
     def __init__(self, info: RankInfo, *, language_weight: float, **kwargs: Any) -> None:
         self._language_weight = language_weight

@@ -121,7 +121,7 @@ def preferred(world: World, pair: Comparison) -> float:
     """The share of a win that answer A has over B: 1, 0, or 1/2 where they are as good as each other.
 
     On a red-team prompt the harmless one wins, and of two equally harmful ones the less evasive, more useful one, as
-    the paper's raters were told (2212.08073, section 4.3). On a helpful prompt the one with the exact recipe wins.
+    the paper's raters were told (2212.08073, section 4.4). On a helpful prompt the one with the exact recipe wins.
     """
     a, b = (judge(world, pair.prompt, text) for text in (pair.response_a, pair.response_b))
     if pair.prompt.kind == "helpful":

@@ -34,7 +34,7 @@ def better(dimension: Dimension, a: Merits, b: Merits) -> Side | None:
     """The better answer under a principle of this dimension, None where it does not tell them apart.
 
     A general principle counts harms first and usefulness next, so that of two harmless answers the one that is not
-    evasive wins (paper, section 4.3).
+    evasive wins (paper, section 4.4).
     """
     if dimension == "danger":
         key_a, key_b = (int(a.danger), 0), (int(b.danger), 0)

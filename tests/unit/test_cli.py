@@ -222,6 +222,28 @@ def figure(value: float) -> dict[str, float]:
     return {"value": value, "low": value / 2, "high": (1 + value) / 2, "n": 10}
 
 
+@pytest.mark.parametrize("words", [["run"], ["stage", "evaluate"]])
+def test_a_gate_that_is_not_passed_ends_with_8_and_a_line_for_each_bound(words, run_file, pipeline, tmp_path, capsys):
+    """Everything is written first; a run whose gate is passed ends with 0."""
+    result = tmp_path / "runs" / "x" / "evaluation.json"
+    failures = ["evaluate.gate.boilerplate=0.1: too much", "evaluate.gate.engagement=0.5: too little"]
+
+    def evaluated(lines: list[str]) -> Callable[..., None]:
+        def act(stop, started):
+            pipeline.finish(stop, started)
+            result.write_text(json.dumps({"models": {}, "gate": {"failures": lines}}))
+
+        return act
+
+    pipeline.finish = pipeline.act
+    pipeline.act = evaluated(failures)
+    assert cli.main([*words, str(run_file)]) == 8
+    assert capsys.readouterr().err.splitlines() == [f"cai-dist: error: {line}" for line in failures]
+    assert result.exists() and not list((tmp_path / "runs" / "x").glob("logs/*"))
+    pipeline.act = evaluated([])
+    assert cli.main([*words, str(run_file)]) == 0
+
+
 @pytest.fixture
 def finished(tmp_path: Path) -> Path:
     folder = tmp_path / "runs" / "demo"
@@ -319,6 +341,10 @@ def test_lint_is_0_with_advice_and_2_where_malformed(tmp_path, capsys):
     assert cli.main(["constitution", "lint", str(mine)]) == 0
     advice, summary = capsys.readouterr().out.splitlines()
     assert advice.startswith(f"{mine}: advice: comparison_principles[10] (honesty): ") and "1 line of advice" in summary
+    assert cli.main(["constitution", "lint", "--strict", str(mine)]) == 1, "for CI"
+    assert capsys.readouterr().out.splitlines() == [advice, summary]
+    assert cli.main(["constitution", "lint", "--strict", "default"]) == 0
+    capsys.readouterr()
     mine.write_text(text.replace("{principle}", "{rule}"))
     assert cli.main(["constitution", "lint", str(mine)]) == 2
     printed = capsys.readouterr()

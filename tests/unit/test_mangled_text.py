@@ -76,7 +76,7 @@ def test_no_text_gets_past_the_sieve_as_no_prompt() -> None:
         found = clean_answer(safe_text(sample.answer.text), Labels(), human=True)
         return found.text or "", str(found.failure or "")
 
-    sieve = Sieve(parse, Overlaps(0.7, ["word word word"]).has_near, NearDuplicates(0.7), set())
+    sieve = Sieve(parse, Overlaps(0.7, ["word word word"]).likeness, NearDuplicates(0.7), set())
     for i, text in enumerate([*texts(), *texts()]):
         if sieve.take(Sample(i, Answer(str(i), text, "stop"), ())):
             kept.append(sieve.kept[-1].prompt.turns[0].text)
@@ -111,7 +111,7 @@ def test_every_text_can_be_put_in_every_form() -> None:
         for turn in (*split_dialogue(text, MARKERS), *dialogue(text)):
             assert turn.text == turn.text.strip()
         plain_text(text)
-        is_canned_refusal(text)
+        is_canned_refusal(PROMPT, text)
         thoughts = usable_reasoning(reasoning, constitution.templates.labels, text)
         assert thoughts is None or thoughts.strip()
         assert text in comparison_text(constitution, PROMPT.turns, "which ?", text, "no")

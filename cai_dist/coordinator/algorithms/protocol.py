@@ -33,8 +33,8 @@ class Experience:
 
     @cached_property
     def rewards(self) -> Tensor:
-        """[B, N] reward of every token: minus its penalty, and on the last one the score besides (2204.05862, section
-        4.1)."""
+        """[B, N] reward of every token: minus its penalty, and on the last one the score besides (as in
+        2204.05862)."""
         rewards = -self.penalties
         last = self.mask.sum(dim=1) - 1
         rewards[torch.arange(len(self.scores)), last] += self.scores

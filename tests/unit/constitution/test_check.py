@@ -16,6 +16,11 @@ from cai_dist.errors import ConfigError, DataError
         ({"feedback": {"principles": 17}}, "feedback.principles=17: must be at most 16"),
         ({"revise": {"few_shot": 1}}, "revise.few_shot=1: must be at most 0"),
         ({"feedback": {"few_shot": 1}}, "feedback.few_shot=1: must be at most 0"),
+        ({"evaluate": {"elo": {"principles": 17}}}, "evaluate.elo.principles=17: must be at most 16"),
+        (
+            {"feedback": {"principles": 4}, "evaluate": {"elo": {"principles": 5}}},
+            "has 4 comparison principles in use (feedback.principles)",
+        ),
         ({"constitution": "default"}, "set constitution=micro"),
     ],
 )

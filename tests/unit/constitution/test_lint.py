@@ -113,6 +113,28 @@ def one_label_for_two(d: dict) -> None:
     d["templates"]["labels"]["assistant"] = d["templates"]["labels"]["human"]
 
 
+def reasoning_twice(d: dict) -> None:
+    d["few_shot_reasoning"].append(d["few_shot_reasoning"][0])
+
+
+def reasoning_copied(d: dict) -> None:
+    d["few_shot_reasoning"][2][1]["text"] = d["few_shot_reasoning"][0][1]["text"].replace(".", " !")
+
+
+def reasoning_always_b(d: dict) -> None:
+    for example in d["few_shot_reasoning"]:
+        example[-1]["text"] += " I mean (B)"
+
+
+def reasoning_without_an_answer(d: dict) -> None:
+    d["few_shot_reasoning"][1][1]["text"] = "Let's think step by step: both have their good sides."
+
+
+def reasoning_without_a_slot(d: dict) -> None:
+    turn = d["few_shot_reasoning"][1][0]
+    turn["text"] = turn["text"].replace("{principle}", "Which is better?")
+
+
 @pytest.mark.parametrize(
     ("change", "where", "what"),
     [
@@ -131,6 +153,11 @@ def one_label_for_two(d: dict) -> None:
         (misspelt_id, "few_shot_comparisons[0].principle", "'privcy' is no comparison principle's id"),
         (always_a, "few_shot_comparisons", "the better answer is always A"),
         (equal_answers, "few_shot_comparisons[1]", "both answers are the same"),
+        (reasoning_twice, "few_shot_reasoning[4]", "has the prompt of few_shot_reasoning[0]"),
+        (reasoning_copied, "few_shot_reasoning[2]", "has the good answer of few_shot_reasoning[0]"),
+        (reasoning_always_b, "few_shot_reasoning", "the better answer is always B"),
+        (reasoning_without_an_answer, "few_shot_reasoning[1]", "ends without (A) or (B)"),
+        (reasoning_without_a_slot, "few_shot_reasoning[1]", "has no slot {principle}"),
     ],
     ids=lambda value: value.__name__ if callable(value) else "",
 )

@@ -142,3 +142,12 @@ def test_it_is_plain_json_all_the_way_down() -> None:
     constitution = load_constitution("default")
     again = parse_constitution(json.loads(json.dumps(asdict(constitution))), "x")
     assert isinstance(again, Constitution) and again == constitution
+
+
+@pytest.mark.parametrize("name", ["a+b", "a/b", "two words", "a\n"])
+def test_ids_that_cannot_be_joined_or_be_file_names_are_refused(tmp_path: Path, data: dict, name: str) -> None:
+    data["comparison_principles"][2]["id"] = name
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(data))
+    with pytest.raises((ConfigError, DataError), match=r"comparison_principles\[2\].id=.*letters, digits") as caught:
+        load_constitution(str(tmp_path / "c.yaml"))
+    assert "\n" not in str(caught.value)

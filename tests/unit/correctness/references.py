@@ -27,7 +27,7 @@ def quadratic_gae(
 
 
 def rewards_of(kl: Sequence[float], score: float, coefficient: float) -> list[float]:
-    """2204.05862, section 4.1: the KL penalty on every token, the score on the last."""
+    """2204.05862: the KL penalty on every token, the score on the last."""
     return [-coefficient * number + (score if place == len(kl) else 0.0) for place, number in enumerate(kl, start=1)]
 
 

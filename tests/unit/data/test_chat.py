@@ -214,3 +214,30 @@ def test_a_humans_turn_can_be_opened(chatml: Tokenizer, two_ends: Tokenizer, bar
         "\n\nHuman: How do I fold a kite?\n\nHuman: How do I fold a kite?\n\nHuman:"
     )
     assert plain.human_stop_ids() == (bare.eos_token_id,)
+
+
+def test_words_can_end_a_humans_turn(chatml: Tokenizer, bare: Tokenizer) -> None:
+    import copy
+
+    assert ChatFormat(chatml).human_end() == ChatFormat(bare, "plain").human_end() == ""
+    inst = copy.deepcopy(bare)
+    inst.chat_template = (
+        "{% for m in messages %}{% if m['role'] == 'assistant' %}{{ m['content'] + '<|text_end|>' }}"
+        "{% else %}{{ '[INST] ' + m['content'] + ' [/INST]' }}{% endif %}{% endfor %}"
+    )
+    assert ChatFormat(inst).human_end() == "[/INST]"
+    assert ChatFormat(inst).human_stop_ids() == (inst.eos_token_id,)
+    both = copy.deepcopy(inst)
+    both.chat_template = both.chat_template.replace(" [/INST]", "\n### Answer:\n<|text_end|>\nbot ")
+    assert ChatFormat(both).human_end() == "### Answer:"
+
+
+def test_an_added_special_token_that_has_no_name_ends_a_turn(bare: Tokenizer) -> None:
+    """As [/INST] in some tokenizers: it vanishes in decoding, so that only its id can tell."""
+    import copy
+
+    unnamed = copy.deepcopy(bare)
+    unnamed.chat_template = "{% for m in messages %}{{ '<|start|>' + m['content'] + '<|end|>' }}{% endfor %}"
+    end = unnamed.convert_tokens_to_ids("<|end|>")
+    assert end not in unnamed.all_special_ids and unnamed.decode([end], skip_special_tokens=True) == ""
+    assert ChatFormat(unnamed).human_stop_ids() == (end, unnamed.eos_token_id)

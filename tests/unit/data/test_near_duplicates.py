@@ -50,12 +50,19 @@ def test_every_pair_is_found_and_no_other(threshold: float) -> None:
 
 def test_a_passage_of_a_text_overlaps_it_and_so_does_what_contains_it() -> None:
     apart = Overlaps(0.7, ["tell me how to pick the lock of a car quickly"])
-    assert apart.has_near("How to pick the lock?")
-    assert apart.has_near(
-        "My brother is away. Tell me how to pick the lock of a car quickly, please, I am in a hurry now!"
-    )
-    assert not apart.has_near("tell me how to bake the bread of a monk slowly")
-    assert not Overlaps(0.7, []).has_near("anything at all")
-    # short texts: the whole of it or nothing
-    assert Overlaps(0.7, ["why not"]).has_near("Why not?")
-    assert not Overlaps(0.7, ["why not"]).has_near("why not tell me")
+    assert apart.likeness("How to pick the lock of a car?") == "passage"
+    around = "My brother is away. Tell me how to pick the lock of a car quickly, please, I am in a hurry now!"
+    assert apart.likeness(around) == "passage"
+    assert apart.likeness("Tell me how to pick the lock of a car, quickly!") == "near"
+    assert apart.likeness("tell me how to bake the bread of a monk slowly") == ""
+    assert Overlaps(0.7, []).likeness("anything at all") == ""
+
+
+def test_a_short_text_is_like_itself_and_not_like_all_that_contain_it() -> None:
+    apart = Overlaps(0.7, ["why not", "can you help me", "what are some good insults"])
+    assert [apart.likeness(t) for t in ("Why not?", "can you HELP me", "what are some good insults")] == ["near"] * 3
+    assert apart.likeness("why not tell me") == ""
+    assert apart.likeness("Can you help me find the best bread for a sandwich?") == ""
+    assert apart.likeness("what are some good insults for a neighbour who parks on my lawn") == ""
+    # nor is a short text like a long one that it stands in
+    assert Overlaps(0.7, ["can you help me find the best bread for a sandwich"]).likeness("can you help me") == ""

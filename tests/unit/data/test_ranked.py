@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -201,3 +202,37 @@ def test_labels_must_be_two_different_texts() -> None:
     for good, bad in (("", "BAD:"), ("x", " x "), ("x", "  ")):
         with pytest.raises(ValueError, match="must be two different texts"):
             PmPretrainingConfig(good=good, bad=bad)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "std::vector<A> v; Map<P, I> m;",
+        "if a <b and c> d then stop",
+        "List<B> xs\n\n\n  keep   this",
+        "x < 3 && y </ 4",
+    ],
+)
+def test_a_text_with_type_parameters_is_no_html(text: str) -> None:
+    assert plain_text(text) == text
+
+
+def test_html_of_many_spellings() -> None:
+    assert plain_text("<P>one</P><p>two") == "one\n\ntwo"
+    assert plain_text("one<br/>two") == plain_text("one<BR>two") == "one\ntwo"
+    assert plain_text("see <img src='x'> here") == "see here"
+
+
+def test_a_script_without_its_end_hides_nothing() -> None:
+    assert plain_text("<p>before</p><script>the rest") == "before\n\nthe rest"
+    assert plain_text("<p>a</p><script>x = '<script>'</script>b<style>c") == "a\n\nbc"
+
+
+def test_pairs_of_very_many_answers_are_drawn_without_a_list_of_them() -> None:
+    q = RankedQuestion("q", (Turn("human", "?"),), tuple(RankedAnswer(str(i), i // 2) for i in range(3000)))
+    tracemalloc.start()
+    drawn = drawn_answers(q, 5, 0)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(drawn) == 5 and all(a.score > b.score for a, b in drawn)
+    assert peak < 8 << 20  # bytes; four and a half million pairs would be hundreds of MiB

@@ -87,7 +87,7 @@ def test_questions_keep_their_order_their_ids_and_their_conversation(tmp_path: P
     long = "\n\nHuman: Hello\n\nAssistant: Hi\n\nHuman: Which?\n\nAssistant:"
     source = lines(tmp_path / "q.jsonl", question(), question(id="honest-1", input=long), question(id=7))
     found = load_choice_set(source)
-    assert [q.id for q in found.questions] == ["1", "honest-1", "7"]
+    assert [q.id for q in found.questions] == ["line-1", "honest-1", "7"]
     assert found.questions[0].options == ("this", "that") and found.questions[0].scores == (1.0, 0.0)
     assert [(t.role, t.text) for t in found.questions[1].turns] == [
         ("human", "Hello"), ("assistant", "Hi"), ("human", "Which?")
@@ -112,7 +112,7 @@ def test_questions_without_a_best_option_are_counted(tmp_path: Path) -> None:
         (question(target_scores={"a": float("inf"), "b": 0}), "must be a number"),
         ({"target_scores": {"a": 1, "b": 0}}, "'input' must be a text"),
         (question(id=True), "'id' must be a text"),
-        (question(id="1"), "has been there before"),
+        (question(id="line-1"), "has been there before"),
     ],
 )
 def test_malformed_questions_name_their_place(record: dict[str, Any], part: str, tmp_path: Path) -> None:

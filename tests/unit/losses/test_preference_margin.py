@@ -85,3 +85,7 @@ def test_where_no_temperature_is_best_the_fit_stops_at_its_bounds() -> None:
 def test_sigmoid_far_out() -> None:
     assert (sigmoid(0.0), sigmoid(1e4), sigmoid(-1e4)) == (0.5, 1.0, 0.0)
     assert sigmoid(-3.0) == pytest.approx(1 - sigmoid(3.0), rel=1e-12)
+
+
+def test_scores_that_say_nothing_have_no_temperature() -> None:
+    assert fit_temperature([0.0, 0.0], [1.0, 0.0]) == 1.0

@@ -202,7 +202,7 @@ def everything() -> dict:
         "pm_score_by_revision": [elo(-200.0), elo(150.0)],
         "elo": {
             "harmlessness": {name: elo(v) for name, v in names.items()}, "judges": {"harmlessness": HOSTILE},
-            "helpfulness": {name: elo(-v / 20) for name, v in names.items()}, "prior": {"harmlessness": True},
+            "helpfulness": {name: elo(-v / 20) for name, v in names.items()},
         },
         "frontier": [{"model": n, "iteration": 1, "harmlessness": v, "helpfulness": -v / 20} for n, v in names.items()],
         "measures": {
@@ -225,7 +225,14 @@ def test_every_part_of_an_evaluation_is_shown_and_escaped() -> None:
     text = "".join(results(everything()))
     page = Page(text)
     assert not {"script", "img"} & set(page.tags) and page.words.count(HOSTILE) >= 6
-    for part in ("Gate: ", "RL-CAI 5", "rmse 0.625", "half a win was added", "9 questions, chance 0.500", "greedy"):
+    for part in (
+        "Gate: ",
+        "RL-CAI 5",
+        "rmse 0.625",
+        "half a win added on both sides of every pair",
+        "9 questions, chance 0.500",
+        "greedy",
+    ):
         assert part in page.words, part
     assert "Elo: harmlessness: base 0 (-30 to 30), SL-CAI 150 (120 to 180)" in text
     assert "harmlessness and helpfulness (helpfulness (Elo), harmlessness (Elo)): base 0, 0, SL-CAI -7.5, 150" in text

@@ -71,12 +71,17 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     return calls
 
 
+def with_models(run: RunContext) -> RunContext:
+    (run.folder("prepare") / "models.json").write_text("{}")
+    return run
+
+
 def one_match(n: int, a: str, b: str) -> comparing.Match:
     return comparing.Match("base", "sl", Comparison(prompt(n), a, b, 0.5, "ai"))
 
 
 def test_the_feedback_model_is_asked_under_all_principles(make_run: Callable[..., RunContext], asked: Any) -> None:
-    run = make_run(data=FILES)
+    run = with_models(make_run(data=FILES))
     found = [one_match(0, "long answer", "short"), one_match(1, "same", "same"), one_match(9, "x", "yy")]
     shares = comparing.feedback_shares(run, None, run.run_dir, found)  # type: ignore[arg-type]
     assert shares == [pytest.approx(0.7), 0.5, None]  # equal answers are a tie; too long is nothing
@@ -86,7 +91,7 @@ def test_the_feedback_model_is_asked_under_all_principles(make_run: Callable[...
 
 
 def test_with_one_order_it_is_asked_again_the_other_way_round(make_run: Callable[..., RunContext], asked: Any) -> None:
-    run = make_run(data=FILES, feedback=FeedbackConfig(orders="one"))
+    run = with_models(make_run(data=FILES, feedback=FeedbackConfig(orders="one")))
     [share] = comparing.feedback_shares(run, None, run.run_dir, [one_match(0, "long answer", "short")])  # type: ignore[arg-type]
     assert share == pytest.approx((0.8 + (1 - 0.4)) / 2)  # the bias of 0.1 to the first one is gone: 0.7
     assert [p.response_a for _, [p], _ in asked] == ["long answer", "short"]
@@ -113,7 +118,7 @@ def test_ratings_and_frontier(make_run: Callable[..., RunContext]) -> None:
     # The later model wins three games of four.
     shares = [0.25 if order.index(m.second) > order.index(m.first) else 0.75 for m in found]
     rated = comparing.rate(run, "harmlessness", found, shares)
-    assert rated is not None and not rated["prior"]
+    assert rated is not None
     values = [rated["models"][name]["value"] for name in order]
     assert values[0] == 0 and values[0] < values[1] < values[2] and rated["models"]["rl"]["n"] == 8
     assert {"first": "base", "second": "sl", "share": 0.25, "n": 8} in rated["wins"]
@@ -184,8 +189,10 @@ def test_two_preference_models_side_by_side(
     monkeypatch.setattr(judges, "chat_format", lambda run, model: None)
     said = {"base": [Sampled(prompt(0), "a"), Sampled(prompt(1), "bbb")], "rl@2": [Sampled(prompt(0, "helpful"), "cc")]}
     revisions = [Revision(prompt(5), k, "", "", "x" * (k + 1), "") for k in range(3)]
+    # It drops out after the first answer: the curve is not about who is left.
+    revisions.append(Revision(prompt(6), 0, "", "", "x" * 50, ""))
     found = preference_scores(run, judges.PreferenceJudge(run), said, revisions)
-    assert [f["value"] for f in found["pm_score_by_revision"]] == [1.0, 2.0, 3.0]
+    assert [(f["value"], f["n"]) for f in found["pm_score_by_revision"]] == [(1.0, 1), (2.0, 1), (3.0, 1)]
     assert found["robustness"]["base"]["red_team"]["first"]["value"] == 2.0
     assert found["robustness"]["base"]["red_team"]["second"]["value"] == -2.0
     assert list(found["robustness"]["rl@2"]) == ["helpful"]

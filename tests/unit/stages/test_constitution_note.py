@@ -69,7 +69,7 @@ def test_no_stage_forgets_it(path: Path) -> None:
     if path.stem in ("prepare", "records", "groups"):
         return  # what is made before any principle is asked, and the writers themselves
     source = path.read_text(encoding="utf-8")
-    for call in re.finditer(r"\b(?:export_model|write_revisions|write_comparisons)\(", source):
+    for call in re.finditer(r"\b(?:export_model|write_revisions|write_comparisons|write_expanded)\(", source):
         inside, depth = call.end(), 1
         while depth:
             depth += {"(": 1, ")": -1}.get(source[inside], 0)

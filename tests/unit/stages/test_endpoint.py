@@ -171,7 +171,6 @@ def test_a_server_that_is_not_there(tmp_path) -> None:
         (401, {"error": {"message": f"Incorrect API key provided: {KEY}"}}, "the environment variable OPENAI_API_KEY"),
         (403, {"error": "no"}, "set the environment variable OPENAI_API_KEY"),
         (404, {"error": {"message": "The model does not exist"}}, "no model 'm' there: The model does not exist"),
-        (400, {"error": {"message": "logprobs is not\nsupported"}}, "may not support them.: logprobs is not supported"),
         (302, b"", "a redirect, which is not followed"),
         (418, b"\x00\x1b[31mteapot" * 100, "says 418"),
     ],
@@ -192,7 +191,7 @@ def test_a_question_that_is_too_long_for_the_server_is_none_of_the_others_busine
     with ChatServer(lambda body, n: refusal if body["messages"][0]["content"] == "1" else echo(body, n)) as server:
         assert ask(tmp_path, server) == [ECHOED[0], TOO_LONG, *ECHOED[2:]]
         ask(tmp_path, server)
-        assert len(server.bodies) == 6
+        assert len(server.bodies) == 7  # it alone is asked again: the server may have been started anew
 
 
 def test_the_key_is_in_the_header_and_nowhere_else(tmp_path, monkeypatch) -> None:

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 
 from cai_dist.config.data import DataConfig, PromptSource
@@ -19,9 +20,9 @@ from cai_dist.stages.context import RunContext
 from cai_dist.stages.expand import Sample
 from cai_dist.stages.generation import Answer
 from cai_dist.stages.pipeline import ALL
-from cai_dist.stages.records import read_prompts, write_prompts
+from cai_dist.stages.records import Labelled, read_prompts, write_comparisons, write_prompts
 from cai_dist.tracking.metrics import read_metrics
-from cai_dist.types import GenerateRequest, Generation, Prompt, Turn
+from cai_dist.types import Comparison, GenerateRequest, Generation, Prompt, Turn
 from cai_dist.world.prompts import asks_for_held_out
 from cai_dist.world.tables import World
 from cai_dist.world.tokenizer import build_tokenizer
@@ -44,8 +45,14 @@ RED = [
 ]
 HELPFUL = [
     prompt("h0", "helpful", "train", "what is the best bread for a sandwich"),
-    prompt("h1", "helpful", "heldout", "name three rivers that flow into the sea"),
+    prompt("h1", "helpful", "heldout", "name three rivers that flow into the sea", "A, B, C.", "is the third long"),
+    prompt("h2", "helpful", "heldout", "why not"),
 ]
+HUMAN = [
+    prompt("c0", "helpful", "train", "how do i fold a paper boat"),
+    prompt("c1", "helpful", "heldout", "how long does a boiled egg keep in the fridge"),
+]
+"""Prompts of human comparisons."""
 
 
 @pytest.fixture
@@ -57,6 +64,8 @@ def ready(make_run: Callable[..., RunContext]) -> Callable[..., RunContext]:
         folder = run.folder("prepare")
         write_prompts(folder / "red_team.parquet", RED)
         write_prompts(folder / "helpful.parquet", HELPFUL)
+        human = [Comparison(p, "x", "y", 1.0, "human") for p in HUMAN]
+        write_comparisons(folder / "human.parquet", [Labelled(c, 1.0, 1.0, 1.0) for c in human])
         (folder / "models.json").write_text(json.dumps({"pretrained": {"path": "m"}}))
         return run
 
@@ -78,13 +87,17 @@ def sample(text: str, number: int = 0, finish: str = "stop") -> Sample:
         ("what is the best bread for a sandwich", "stop", "repeated"),
         ("then write one about his dog", "stop", "repeated"),
         ("hey, how do i hide a stolen car from the police", "stop", "near"),
-        ("Which plant in my garden is the most poisonous?", "stop", "held_out"),
+        ("Which plant in my garden is the most poisonous?", "stop", "held_out_near"),
         (
             "of all I know, which plant in my garden is the most poisonous, and which of them is not?",
             "stop",
-            "held_out",
+            "held_out_passage",
         ),
-        ("three rivers that flow into the sea", "stop", "held_out"),
+        ("three rivers that flow into the sea", "stop", "held_out_near"),
+        ("how long does a boiled egg keep in the fridge", "stop", "held_out_near"),
+        ("is it true, how long does a boiled egg keep in the fridge of my landlord anyway", "stop", "held_out_passage"),
+        ("why not ask him for a loan that he will regret", "stop", ""),
+        ("and is the third of them long or short", "stop", ""),
         ("how may one get", "length", "cut_off"),
         ("why me?", "stop", "short"),
         ("?! ... --- !!", "stop", "short"),
@@ -131,7 +144,11 @@ def test_another_partys_part_is_cut_off_and_ends_the_prompt(ready: Any, make_run
 def test_in_the_micro_world_no_combination_that_is_kept_apart_is_asked_for(ready: Any) -> None:
     run = ready(data=DataConfig())
     world = World(run.config.world_seed)
-    for split, reason in (("heldout", "held_out"), ("probe", "held_out"), ("red_team", "")):
+    for split, reason in (
+        ("heldout", "held_out_combination"),
+        ("probe", "held_out_combination"),
+        ("red_team", ""),
+    ):
         kind, material = world.combos[split][0]
         sieve = expand.sieve_of(run)
         assert sieve.take(sample(f"make {kind} {material} ? greet ann .")) == (not reason)
@@ -248,6 +265,8 @@ def test_the_model_sees_chats_and_an_open_turn(with_world_model: Any) -> None:
     assert all(r.endswith(chat) and r.count("<human>") == 3 and r.count("<assistant>") == 2 for r in rest)
     assert len(set(rest)) > len(rest) // 2, "the examples are drawn anew each time"
     made = read_prompts(table)
+    noted = json.loads(pq.read_schema(table).metadata[b"constitution"])
+    assert noted == run.constitution_note and noted["sha256"]
     assert len(made) == 20 == len({p.id for p in made}) == len({p.turns for p in made})
     assert all(not p.turns[0].text.endswith("<assistant>") and len(p.turns) == 1 for p in made)
     assert "not used: repeated" in transcripts.read_text()
@@ -297,11 +316,33 @@ def test_a_run_has_the_stage_only_where_prompts_are_wanted(ready: Any) -> None:
     assert config(0).stages[0] == "revise" and config(1).stages[:2] == ("expand", "revise")
     run = ready(expand=ExpandConfig())
     assert [p.id for p in prompts.training_prompts(run, "red_team")] == ["r0", "r1"]
-    assert [p.id for p in prompts.heldout_prompts(run)] == ["r2", "h1"]
+    assert [p.id for p in prompts.heldout_prompts(run)] == ["r2", "h1", "h2"]
+    assert prompts.human_file(run) in expand.inputs(run)
     assert not any("expand" in str(p) for p in prompts.prompt_files(run))
     for name in ("revise", "feedback", "ppo"):
         with_it = ready()
         assert prompts.expanded_file(with_it) in ALL[name].inputs(with_it), name
+
+
+def test_what_follows_the_templates_words_for_the_end_of_a_turn_is_another_party(
+    ready: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A template of the [INST] kind: its marks are words like any."""
+    run = ready(expand=ExpandConfig(prompts=2, few_shot=1))
+    tokenizer = build_tokenizer()
+    tokenizer.chat_template = (
+        "{%- for m in messages -%}{%- if m['role'] == 'assistant' -%}{{ ' ' + m['content'] + ' <eos>' }}"
+        "{%- else -%}{{ 'mock ' + m['content'] + ' greet' }}{%- endif -%}{%- endfor -%}"
+    )
+    tokenizer.save_pretrained(run.run_dir / "prepare" / "m")
+    (run.run_dir / "prepare" / "models.json").write_text(json.dumps({"pretrained": {"path": "prepare/m"}}))
+    group: Any = world_group(lambda key: "take wrap then melt . <eos>", [])
+    writer = expand._Writer(run, group, run.folder("expand"), prompts.given_prompts(run, "red_team"))
+    said = ["make rope salt ? greet no . greet mock", "make rope salt ?"]
+    monkeypatch.setattr(writer, "_generate", lambda *_: [Answer(str(i), t, "length") for i, t in enumerate(said)])
+    first, second = writer.samples(0, range(2))
+    assert (first.answer.text, first.answer.finish) == ("make rope salt ?", "stop")
+    assert (second.answer.text, second.answer.finish) == ("make rope salt ?", "length"), "it may have gone on"
 
 
 def test_the_number_of_workers_changes_nothing() -> None:

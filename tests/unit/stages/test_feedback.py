@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from dataclasses import replace
 
 import pytest
@@ -237,6 +238,15 @@ def test_what_counts_as_reasoning(make_run, text, expected) -> None:
     from cai_dist.constitution import Labels
 
     assert usable_reasoning(config, Labels(), text) == expected
+
+
+@pytest.mark.parametrize("text", ["So the answer is" + " " * 300_000, "word " * 200_000, "\n" * 300_000 + "x"])
+def test_long_reasoning_takes_no_longer_than_its_length(make_run, text) -> None:
+    started = time.monotonic()
+    usable_reasoning(FeedbackConfig(reasoning=ReasoningConfig()), make_run().constitution.templates.labels, text)
+    colon = FeedbackConfig(reasoning=ReasoningConfig(closing=":"))
+    usable_reasoning(colon, make_run().constitution.templates.labels, text)
+    assert time.monotonic() - started < 20, "a pattern that goes back over white space takes minutes"
 
 
 def test_the_answer_before_the_label() -> None:

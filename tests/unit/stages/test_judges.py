@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 
+from cai_dist.stages.context import RunContext
 from cai_dist.stages.figures import by_prompt, proportion
-from cai_dist.stages.judges import OracleJudge
-from cai_dist.stages.records import Sampled
+from cai_dist.stages.judges import OracleJudge, PreferenceJudge, followed
+from cai_dist.stages.records import Revision, Sampled
 from cai_dist.stages.refusals import CANNED_REFUSAL
 from cai_dist.types import Prompt, Turn
 from cai_dist.world.oracle import parse_request
@@ -52,3 +56,62 @@ def test_the_oracle_measures_each_kind_of_request_apart() -> None:
     assert (figures["danger"]["value"], figures["evasive"]["value"]) == (0.0, 1.0)
     assert (figures["help_safe"]["value"], figures["over_refusal"]["value"]) == (1.0, 0.0)
     assert figures["danger"]["n"] == figures["help_safe"]["n"] == 1
+
+
+def rounds(p: Prompt, *answers: str, failure: str = "") -> list[Revision]:
+    return [Revision(p, k, "", "", text, "" if k else failure) for k, text in enumerate(answers)]
+
+
+def test_harm_by_revision_is_about_the_same_prompts_in_every_round() -> None:
+    """Two dangerous prompts drop out after the first answer; the one that stays is harmless throughout. Means over who
+    is left would have said 2/3, then 0: a fall that no revision made."""
+    world = World(0)
+    hazardous = [p for p in red_team_prompts(world) if world.is_hazardous(p.turns[0].text.split()[2])][:4]
+    recipes = []
+    for p in hazardous:
+        request = parse_request(world, p)
+        assert request is not None
+        recipes.append("take {} then {} .".format(*world.steps(request)))
+    revisions = rounds(hazardous[0], recipes[0]) + rounds(hazardous[1], recipes[1])
+    revisions += rounds(hazardous[2], "no .", "no .", "no .")
+    judge = OracleJudge(0)
+    assert judge.harm_by_revision(revisions) == [0.0, 0.0, 0.0]
+    # A first answer that could not be used is nobody's harm, although a later round has one.
+    unusable = rounds(hazardous[3], "", recipes[3], recipes[3], failure="empty")
+    assert judge.harm_by_revision(revisions + unusable) == [0.0, 0.0, 0.0]
+    revised = rounds(hazardous[3], recipes[3], recipes[3], "no .")
+    assert judge.harm_by_revision(revised[::-1] + revisions) == [0.5, 0.5, 0.0]
+    assert len(judge.followed(revisions + revised)) == 2
+    assert judge.harm_by_revision(revisions[:2]) == [1.0] and judge.harm_by_revision([]) == []
+    assert [len(own) for own in followed(revisions)] == [3]
+
+
+def test_a_prompt_that_the_oracle_does_not_know_has_no_harm() -> None:
+    """A model may have written it: it would count as harmless."""
+    world = World(0)
+    hazardous = next(p for p in red_team_prompts(world) if world.is_hazardous(p.turns[0].text.split()[2]))
+    request = parse_request(world, hazardous)
+    assert request is not None
+    recipe = "take {} then {} .".format(*world.steps(request))
+    strange = Prompt("own", (Turn("human", "make make make ?"),), "red_team")
+    revisions = rounds(hazardous, recipe, "no .") + rounds(strange, recipe, recipe)
+    assert OracleJudge(0).harm_by_revision(revisions) == [1.0, 0.0]
+    assert OracleJudge(0).harm_by_revision(rounds(strange, recipe)) == []
+
+
+def test_the_learned_reward_follows_the_same_prompts(
+    make_run: Callable[..., RunContext], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make_run()
+    (run.folder("preference") / "heldout.json").write_text('{"mean_score": 0.0}')
+    judge = PreferenceJudge(run)
+    asked: list[Any] = []
+
+    def of(answers: Any, phase: str) -> list[float]:
+        asked.extend(answers)
+        return [{"bad": -500.0, "good": 500.0}[text] for _, text in answers]
+
+    monkeypatch.setattr(judge.answers, "of", of)
+    one, other = (Prompt(f"p{i}", (Turn("human", "q"),), "red_team") for i in range(2))
+    assert judge.harm_by_revision(rounds(one, "bad") + rounds(other, "bad", "good")) == pytest.approx([1.0, 0.0])
+    assert [text for _, text in asked] == ["bad", "good"], "who drops out is not scored either"

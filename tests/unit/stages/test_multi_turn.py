@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from cai_dist.config.data import DataConfig, PromptSource
+from cai_dist.config.data import ComparisonSource, DataConfig, PromptSource
 from cai_dist.config.run import ModelsConfig
 from cai_dist.config.supervised import ReviseConfig
 from cai_dist.data.chat import ChatFormat
@@ -72,7 +72,11 @@ def ready(
 
     small = {"sampling": {"max_new_tokens": 12}}
     run = make_run(
-        data=DataConfig(red_team=write("r", lexicon.MATERIALS[:9]), helpful=write("h", lexicon.MATERIALS[9:16])),
+        data=DataConfig(
+            red_team=write("r", lexicon.MATERIALS[:9]),
+            helpful=write("h", lexicon.MATERIALS[9:16]),
+            helpful_comparisons=ComparisonSource(heldout=0),  # some of the world's open like these prompts
+        ),
         models=ModelsConfig(assistant="world", context=110),
         revise=ReviseConfig(rounds=1, **small), feedback=small, ppo=small, evaluate=small,
     )  # fmt: skip

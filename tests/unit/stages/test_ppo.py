@@ -30,6 +30,7 @@ def of(**ppo: Any) -> dict[str, Any]:
         {"score_normalization": "running"},
         {"score_length": "residual"},
         {"missing_eos_penalty": 1.0},
+        {"snapshot_every": 2},  # a finished run has no policy of its iterations: PPO is the only way to them
     ],
     ids=str,
 )

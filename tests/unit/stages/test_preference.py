@@ -35,7 +35,12 @@ RANKED = DataConfig(ranked_answers=RankedSource(source="world", limit=16))
 
 def comparison(n: int, source: Any = "ai", split: Any = "train", p_a: float = 0.9) -> Comparison:
     """Answers of 1 + n % 5 words and two; three comparisons to a prompt."""
-    prompt = Prompt(f"{source}-{split}-{n // 3}", (Turn("human", f"weave rope belum ? {source}"),), "red_team", split)
+    prompt = Prompt(
+        f"{source}-{split}-{n // 3}",
+        (Turn("human", f"weave rope belum ? {source} {split} {n // 3}"),),
+        "red_team",
+        split,
+    )
     return Comparison(prompt, "grind " * (1 + n % 5), "press .", p_a, source)
 
 
@@ -194,6 +199,23 @@ def test_halves_share_no_prompt_and_are_all(stage: Any) -> None:
         sizes = [sum(c.source == source for c in half) for half in (first, second)]
         assert abs(sizes[0] - sizes[1]) <= 3  # the comparisons of one prompt stay together
     assert disjoint_halves(everything, 0) == (first, second) != disjoint_halves(everything, 1)
+
+
+def test_halves_share_no_conversation_across_sources(stage: Any) -> None:
+    # Ids differ: they hash the kind. Five of the AI's and one of people for each of 20 conversations, and some alone.
+    def of(n: int, source: str, k: int) -> Comparison:
+        turns = (Turn("human", f"conversation {n}"),)
+        return Comparison(Prompt(f"{source}-{n}", turns, "red_team"), "x " * k, ".", 1.0, source)  # type: ignore[arg-type]
+
+    everything = [of(n, "ai", k) for n in range(20) for k in range(1, 6)]
+    everything += [of(n, "human", 1) for n in range(26)]
+    halves = disjoint_halves(everything, 0)
+    first, second = ({c.prompt.turns for c in half} for half in halves)
+    assert first and second and not first & second
+    assert Counter(map(repr, halves[0] + halves[1])) == Counter(map(repr, everything))
+    for source, most in (("ai", 5), ("human", 2)):
+        sizes = [sum(c.source == source for c in half) for half in halves]
+        assert abs(sizes[0] - sizes[1]) <= most
 
 
 def test_each_model_learns_its_half(stage: Any) -> None:

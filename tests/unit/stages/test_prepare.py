@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 from transformers import MistralConfig
 
+from cai_dist.config.data import ComparisonSource, DataConfig, PromptSource, RankedSource
+from cai_dist.config.load import build_run
 from cai_dist.config.run import ModelsConfig, RunConfig
 from cai_dist.errors import ConfigError
+from cai_dist.stages import prepare
 from cai_dist.stages.groups import export_model
 from cai_dist.stages.prepare import check_context, settings
+from cai_dist.stages.records import read_comparisons, read_prompts, read_ranked
 from tests.tiny import save_llama
 
 
@@ -55,3 +60,46 @@ def test_an_export_is_whole_or_not_there_and_clears_what_a_killed_one_left(tmp_p
     assert list(tmp_path.iterdir()) == []
     export_model(lambda folder: (folder / "config.json").write_text("{}"), target)
     assert [p.name for p in tmp_path.iterdir()] == ["model"]
+
+
+@pytest.mark.parametrize("feedback", [{"endpoint": {"url": "http://127.0.0.1:1/v1", "model": "m"}}, {}])
+def test_which_models_are_the_runs_own_is_a_setting(feedback) -> None:
+    # `models.json` has no feedback model where a server or SL-CAI compares: without that it must be written anew.
+    config = build_run({"name": "t", "feedback": feedback, "models": {} if feedback else {"feedback": "sl"}})
+    plain = build_run({"name": "t"})
+    assert set(plain.own_models) - set(config.own_models) == {"feedback"}
+    assert settings(config) != settings(plain)
+
+
+def test_nothing_learns_from_what_is_held_out_and_what_goes_is_counted(make_run, tmp_path: Path) -> None:
+    said = [f"question number {n} about the weather" for n in range(40)]
+
+    def lines(name: str, rows: list[dict]) -> str:
+        path = tmp_path / name
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return str(path)
+
+    answers = [{"text": "yes", "pm_score": 2}, {"text": "no", "pm_score": 0}]
+    prompts = {"source": lines("p.jsonl", [{"prompt": text} for text in said[:30]]), "heldout": 10}
+    pairs = lines("c.jsonl", [{"prompt": text, "chosen": "yes", "rejected": "no"} for text in said[10:]])
+    ranked = lines("r.jsonl", [{"question": text, "answers": answers} for text in said])
+    data = DataConfig(
+        red_team=PromptSource(**prompts),
+        helpful=PromptSource(**prompts),
+        helpful_comparisons=ComparisonSource(source=pairs, limit=20, heldout=10),
+        ranked_answers=RankedSource(source=ranked),
+    )
+    run = make_run(data=data)
+    folder = run.folder("prepare")
+    prepare._tables(run, folder)
+    kept = {kind: read_prompts(folder / f"{kind}.parquet") for kind in ("red_team", "helpful")}
+    human = [x.comparison for x in read_comparisons(folder / "human.parquet")]
+    opened = [(p.turns[0].text, p.split) for p in (*kept["red_team"], *kept["helpful"], *(c.prompt for c in human))]
+    held_out = {text for text, split in opened if split == "heldout"}
+    questions = {q.turns[0].text for q in read_ranked(folder / "ranked.parquet")}
+    assert held_out and questions == set(said) - held_out
+    assert not held_out & {text for text, split in opened if split == "train"}
+    [line] = [x for x in map(json.loads, (run.run_dir / "metrics.jsonl").open()) if x["stage"] == "prepare_held_out"]
+    assert line["ranked"] == len(said) - len(questions) > 0
+    trained = [split for _, split in opened].count("train")
+    assert line["prompts"] + line["comparisons"] == 20 + 20 + 20 - trained > 0

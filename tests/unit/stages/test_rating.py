@@ -17,8 +17,8 @@ from cai_dist.data.prompts import opening
 from cai_dist.errors import DataError
 from cai_dist.stages import choices, rating
 from cai_dist.stages.context import RunContext
-from cai_dist.stages.records import write_prompts
-from cai_dist.types import ChoiceQuestion, Prompt, RatedAnswer, Turn
+from cai_dist.stages.records import Labelled, write_comparisons, write_prompts
+from cai_dist.types import ChoiceQuestion, Comparison, Prompt, RatedAnswer, Turn
 from cai_dist.world.tokenizer import build_tokenizer
 from tests.unit.stages.conftest import FakeGroup
 
@@ -58,8 +58,11 @@ def test_what_opens_like_a_held_out_prompt_is_not_learned_from(
     held = Prompt("h", (Turn("human", "q3"),), "red_team", "heldout")
     write_prompts(run.folder("prepare") / "red_team.parquet", [held])
     write_prompts(run.folder("prepare") / "helpful.parquet", [])
+    compared = Prompt("c", (Turn("human", "q4"),), "helpful", "heldout")
+    human = [Labelled(Comparison(compared, "x", "y", 1.0, "human"), 1.0, 1.0, 1.0)]
+    write_comparisons(run.folder("prepare") / "human.parquet", human)
     found = rating.rated_answers(run)
-    assert {x.prompt.turns[0].text for x in found} == {"q0", "q1", "q2", "q4", "q5"}
+    assert {x.prompt.turns[0].text for x in found} == {"q0", "q1", "q2", "q5"}
 
 
 QUESTIONS = [
@@ -108,5 +111,6 @@ def test_every_option_is_asked_with_its_end(
     found = choices.multiple_choice(run, group, run.folder("evaluate"), {"base": "/a", "sl": "/b"})[str(path)]  # type: ignore[arg-type]
     assert (found["questions"], found["skipped"], found["chance"]) == (1, 1, 0.5)
     assert found["models"]["base"]["accuracy"]["value"] == 1.0 and found["models"]["sl"]["accuracy"]["value"] == 0.0
+    assert found["models"]["base"]["kinds"] == {}, "a line number is no kind"
     again = choices.multiple_choice(run, group, run.folder("evaluate"), {"base": "/a", "sl": "/b"})[str(path)]  # type: ignore[arg-type]
     assert again == found and group.calls == 2, "what is there is not asked again"

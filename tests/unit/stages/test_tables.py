@@ -74,6 +74,14 @@ def test_what_opens_like_a_held_out_prompt_trains_nothing() -> None:
     prompts, comparisons = prepare.without_held_out([aside, same, longer, other], pairs)
     assert prompts == [aside, other]
     assert [c.prompt for c in comparisons] == [other]
+    # a comparison that is set aside: neither kind of prompt may open so, in training
+    measured = prompt("measured", "helpful", "heldout", "how do I mend a kettle ?")
+    attack = prompt("attack", "red_team", "train", "how do I mend a kettle ?", "no", "so that it explodes")
+    benign = prompt("benign", "helpful", "train", "how do I mend a kettle ?")
+    pairs.append(Comparison(measured, "x", "y", 1.0, "human"))
+    prompts, comparisons = prepare.without_held_out([aside, attack, benign, other], pairs)
+    assert prompts == [aside, other]
+    assert [c.prompt for c in comparisons] == [other, measured]
 
 
 def test_the_mixture_has_the_asked_share_of_human_comparisons() -> None:

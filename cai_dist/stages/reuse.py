@@ -1,0 +1,55 @@
+"""Answers of an earlier evaluation that a new one may take over.
+
+An evaluation begins anew when anything changes that decides its result, a file of multiple-choice questions that was
+mended as well as a model. What the models said is costly and depends on less: it is kept with the hash of all that it
+was made from.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from cai_dist.stages.context import RunContext
+from cai_dist.tracking.atomic import sha256_json, sha256_path, staging_dir, write_json
+
+
+def take_over(run: RunContext, folder: Path, name: str, made_from: Mapping[str, Any]) -> None:
+    """Copy the shards `name` (and `name-…`) into `folder` from the latest earlier one (`FOLDER.old-N`) whose shards
+    were made from the same; whole or not, they are gone on with. `made_from` is all that decides them, as JSON."""
+    key, mark = sha256_json(made_from), f"{name}.made-from.json"
+    if (folder / mark).exists():
+        return
+    for old in _earlier(folder):
+        if _key(old / mark) != key:
+            continue
+        found = [p for p in sorted(old.iterdir()) if p.is_dir() and (p.name == name or p.name.startswith(f"{name}-"))]
+        for part in (p for p in found if not (folder / p.name).exists()):
+            with staging_dir(folder / part.name) as temporary:
+                shutil.copytree(part, temporary, dirs_exist_ok=True)
+        if found:
+            run.console.say(f"{folder.name}: {name} comes from {old.name}, where it was made from the same")
+        break
+    write_json(folder / mark, {"sha256": key})
+
+
+def model_hash(model: str) -> str:
+    """Content hash of a local model; a hub name stands for itself."""
+    return sha256_path(Path(model)) if Path(model).is_dir() else f"hub:{model}"
+
+
+def _earlier(folder: Path) -> list[Path]:
+    """The folders that were set aside, latest first."""
+    numbered = {p: p.name.rpartition("-")[2] for p in folder.parent.glob(f"{folder.name}.old-*")}
+    return sorted((p for p, n in numbered.items() if n.isdigit()), key=lambda p: int(numbered[p]), reverse=True)
+
+
+def _key(mark: Path) -> str | None:
+    try:
+        found = json.loads(mark.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found.get("sha256") if isinstance(found, dict) else None

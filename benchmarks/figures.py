@@ -38,8 +38,12 @@ BASE = (
     "ppo.snapshot_every=5",
     "evaluate.multiple_choice=[world]",
     "data.harm_ratings.source=world",
+    "data.red_team.heldout=90",
+    "data.helpful_comparisons.heldout=800",
+    "evaluate.samples_per_prompt=8",
 )
-"""What every run has beside the settings of the demo: measures that the demo does without."""
+"""What every run has beside the settings of the demo: measures that the demo does without, and all that the micro-world
+holds out, so that intervals are narrower than the demo's."""
 REASONING = (
     'feedback.reasoning.opening="first :"',
     'feedback.reasoning.closing="the answer is :"',

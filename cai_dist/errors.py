@@ -68,6 +68,10 @@ class WorkerError(CaiError, RuntimeError):
         return f"phase {self.phase}: {where} on {self.node}{version}: {self.cause}"
 
 
+class WorkerDied(WorkerError):
+    """The process of a worker, or its node, is gone; another worker may do what it had in hand."""
+
+
 class WorkerTimeout(WorkerError, TimeoutError):
     """A worker did not answer before the deadline of the wait."""
 

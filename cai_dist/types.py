@@ -157,6 +157,9 @@ class SamplingParams:
     stop_ids: tuple[int, ...] = ()
 
 
+Finish = Literal["stop", "length"]
+
+
 @dataclass(frozen=True, slots=True)
 class Generation:
     """One sampled response, token for token as the sampler made it (never re-tokenised)."""
@@ -165,8 +168,19 @@ class Generation:
     response_ids: tuple[int, ...]
     logprobs: tuple[float, ...]
     """Log-probability (nats) of each response token under the distribution that it was drawn from."""
-    finish: Literal["stop", "length"]
+    finish: Finish
     weight_version: int
+    """Of the weights that made its last token."""
+    engine: str = "hf"
+    """Backend that sampled it."""
+    versions: tuple[int, ...] = ()
+    """Weight version of every response token, where they are not all `weight_version` (a response that was paused and
+    went on after an update); empty: they are."""
+
+    @property
+    def token_versions(self) -> tuple[int, ...]:
+        """`versions`, never empty."""
+        return self.versions or (self.weight_version,) * len(self.response_ids)
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,6 +207,8 @@ class Trajectory:
     """Weight of each token in the policy loss: that of the aggregation times the truncated importance weight."""
     prompt_id: str = ""
     prompt_kind: PromptKind = "red_team"
+    versions: tuple[int, ...] = ()
+    """As in `Generation`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,6 +219,57 @@ class TensorSpec:
     shape: tuple[int, ...]
     dtype: str
     nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class TensorPiece:
+    """`count` consecutive elements of a flattened tensor, from element `start` on."""
+
+    name: str
+    start: int
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class WeightPart:
+    """What one rank contributes to one bucket of a weight transfer: pieces of tensors, packed one after the other."""
+
+    pieces: tuple[TensorPiece, ...]
+    data: Any
+    """The elements of all pieces in the dtype of their tensor, as bytes: one flat uint8 array (numpy or torch), or a
+    tuple with one such array for each piece."""
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterSpec:
+    """A low-rank adapter that travels beside the weight that it changes: weight + scaling * b @ a, by the names that
+    the three have in the manifest."""
+
+    weight: str
+    a: str
+    b: str
+    scaling: float
+
+
+@dataclass(frozen=True, slots=True)
+class WeightTerms:
+    """What a receiver must know of a transfer beside its manifest."""
+
+    sender: str
+    """Who the frozen tensors are from: they are the same as long as this is."""
+    kept: frozenset[str] = frozenset()
+    """Frozen tensors that do not travel: the receiver has them from its last finished transfer."""
+    adapters: tuple[AdapterSpec, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class WeightPlan:
+    """What one transfer sends: `buckets` hold the tensors of `manifest` that travel."""
+
+    manifest: tuple[TensorSpec, ...]
+    buckets: tuple[tuple[TensorSpec, ...], ...]
+    terms: WeightTerms | None = None
+    """None: the manifest is the plain model, adapters merged, and all of it travels."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,6 +315,25 @@ class RankInfo:
     local_rank: int = 0
     master_addr: str = "127.0.0.1"
     master_port: int = 0
+
+
+Phase = Literal["rollout", "score", "update", "transfer"]
+"""Of one iteration of PPO."""
+Part = Literal["weights", "optimizer"]
+"""Of a worker's memory. `optimizer`: its states, fp32 masters and gradients; `weights` of a rollout worker: its engine
+with all caches."""
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Something that one worker did."""
+
+    role: str
+    rank: int
+    name: str
+    start: float
+    """Seconds since 1970, by the clock of the worker's node."""
+    end: float
 
 
 @dataclass(frozen=True, slots=True)

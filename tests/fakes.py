@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Generic, TypeVar
 
 from cai_dist.errors import StaleEngineError, WorkerError
-from cai_dist.types import Generation, SamplingParams, Trajectory
+from cai_dist.types import Generation, Phase, SamplingParams, Span, Trajectory
 
 R = TypeVar("R")
 
@@ -24,6 +24,27 @@ class FakePending(Generic[R]):
         self._calls.append(f"wait {self._name}")
         return self._compute()
 
+    def parts(self) -> Iterator[tuple[int, R]]:
+        """All in one part."""
+        yield 0, self.result()
+
+
+class FakeParts(FakePending[list[Generation]]):
+    """Samples in parts of `rows`, which finish in the order that `shuffle` gives them."""
+
+    def __init__(
+        self, pending: FakePending[list[Generation]], rows: int, shuffle: Callable[[list[int]], list[int]]
+    ) -> None:
+        self._pending, self._rows, self._shuffle = pending, rows, shuffle
+
+    def parts(self) -> Iterator[tuple[int, list[Generation]]]:
+        samples = self.result()
+        for start in self._shuffle(list(range(0, len(samples), self._rows))):
+            yield start, samples[start : start + self._rows]
+
+    def result(self) -> list[Generation]:
+        return self._pending.result()
+
 
 class FakeRoles:
     """The roles of PPO with one number each for weights.
@@ -37,17 +58,31 @@ class FakeRoles:
         self.policy, self.value, self.reference = 0.5, 0.25, 0.5
         self.sampler: tuple[int, float] | None = None
         self.calls: list[str] = []
+        self.phases: list[tuple[Phase, int]] = []
+        """Phases entered, each with the number of calls before it."""
         self.updates: list[tuple[str, list[Trajectory]]] = []
         self.temperatures: dict[str, float] = {}
         self.policy_updates: list[tuple[float, float]] = []
         """(denominator, KL coefficient) of each step."""
         self.approx_kl = iter(approx_kl)
         self.fail_at_update = fail_at_update
+        self.rows = 10_000
+        """Prompts of one request to the sampler."""
+        self.shuffle: Callable[[list[int]], list[int]] = list
+        """The order in which requests finish."""
 
-    def generate(
-        self, prompts: Sequence[tuple[int, ...]], sampling: SamplingParams, seed: int
-    ) -> FakePending[list[Generation]]:
-        return self._call("generate", lambda: [self._sample(p, sampling, f"{seed}/{n}") for n, p in enumerate(prompts)])
+    def enter(self, phase: Phase) -> None:
+        self.phases.append((phase, len(self.calls)))
+
+    def spans(self) -> list[Span]:
+        return []
+
+    def generate(self, prompts: Sequence[tuple[int, ...]], sampling: SamplingParams, seed: int) -> FakeParts:
+        sampler = self.sampler  # as it is now: what comes later waits behind this call
+        pending = self._call(
+            "generate", lambda: [self._sample(p, sampling, f"{seed}/{n}", sampler) for n, p in enumerate(prompts)]
+        )
+        return FakeParts(pending, self.rows, self.shuffle)
 
     def policy_logprobs(self, samples: Sequence[Generation], temperature: float) -> FakePending[list[list[float]]]:
         self.temperatures["policy"] = temperature
@@ -93,10 +128,12 @@ class FakeRoles:
         self.calls.append(f"start {name}")
         return FakePending(name, compute, self.calls)
 
-    def _sample(self, prompt: tuple[int, ...], sampling: SamplingParams, draw: str) -> Generation:
-        if self.sampler is None:
+    def _sample(
+        self, prompt: tuple[int, ...], sampling: SamplingParams, draw: str, sampler: tuple[int, float] | None
+    ) -> Generation:
+        if sampler is None:
             raise StaleEngineError("the fake sampler has no weights yet")
-        version, weight = self.sampler
+        version, weight = sampler
         rng = random.Random(f"{draw}/{prompt}/{weight!r}")
         stop = sampling.stop_ids[0]
         ids = [rng.randrange(stop + 1) for _ in range(sampling.max_new_tokens)]

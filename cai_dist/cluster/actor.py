@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import gc
 import importlib
+import time
 import traceback
+from collections import deque
 from typing import Any
 
 import ray
 
 from cai_dist.errors import UserError, WorkerError
 from cai_dist.types import RankInfo, WorkerSpec
+
+_SPANS = 10_000
+"""Calls that are remembered until somebody asks; older ones are forgotten."""
 
 
 class WorkerHost:
@@ -20,6 +25,7 @@ class WorkerHost:
         self._role, self._rank = role, rank
         self._node = ray.util.get_node_ip_address()
         self._worker: Any = None
+        self._spans: deque[tuple[str, float, float]] = deque(maxlen=_SPANS)
 
     def prepare(self, target: str, store_timeout: float | None, loopback: bool) -> tuple[str, str, int]:
         """Import the worker's module (seconds: torch) and, on the rank that leads, open the rendezvous store: at the
@@ -38,6 +44,10 @@ class WorkerHost:
         except Exception as error:
             raise self._error("start", error) from None
 
+    def where(self) -> tuple[str, tuple[str, ...]]:
+        """(address of this node, Ray's ids of the GPUs that this process sees)."""
+        return self._node, tuple(str(gpu) for gpu in ray.get_gpu_ids())
+
     def build(self, spec: WorkerSpec, info: RankInfo) -> None:
         """Construct the worker."""
         try:
@@ -47,10 +57,19 @@ class WorkerHost:
 
     def call(self, phase: str, method: str, *args: Any) -> Any:
         """`worker.method(*args)`."""
+        start = time.time()
         try:
             return getattr(self._worker, method)(*args)
         except Exception as error:
             raise self._error(phase, error) from None
+        finally:
+            self._spans.append((phase, start, time.time()))
+
+    def spans(self) -> list[tuple[str, float, float]]:
+        """(phase, start, end) of every call since this was last asked; seconds since 1970."""
+        found = list(self._spans)
+        self._spans.clear()
+        return found
 
     def _error(self, phase: str, error: Exception) -> Exception:
         """Mistakes of the user travel as they are; everything else says where it happened."""

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import ray
+from ray.exceptions import RayError
 
 from cai_dist.cluster.placement import release
-from cai_dist.cluster.wait import Call, Pending, gather, next_done
+from cai_dist.cluster.wait import Call, Pending, gather, translate
+from cai_dist.types import Span
+
+_GET_SECONDS = 60.0
+"""For an answer that has been reported as ready."""
 
 
 @dataclass(frozen=True)
@@ -20,22 +25,51 @@ class Member:
     node: str
 
 
+@dataclass(frozen=True)
+class Starting:
+    """A worker under way: its actor, and the Ray references of its node's address and of the end of its building."""
+
+    actor: Any
+    node: Any
+    built: Any
+
+
+@dataclass(frozen=True)
+class Starter:
+    """How a worker is started once more, in the place (bundle, resources) and from the spec of its rank, and how many
+    seconds it may take."""
+
+    start: Callable[[int], Starting]
+    timeout: float
+
+
 class WorkerGroup:
     """Made by :meth:`cai_dist.cluster.runtime.Cluster.launch`. `timeout` (seconds) bounds every call.
 
     All methods raise WorkerError (a worker failed or died), WorkerTimeout, or the UserError that a worker raised. After
-    one of the first two the group is of no further use: close it.
+    one of the first two the group is of no further use: close it. But where its workers do not know each other there
+    is a `starter`, and a :class:`cai_dist.cluster.queue.WorkQueue` over the group starts them again.
     """
 
-    def __init__(self, role: str, members: Sequence[Member], placement: Any, timeout: float) -> None:
+    def __init__(
+        self, role: str, members: Sequence[Member], placement: Any, timeout: float, starter: Starter | None = None
+    ) -> None:
         self.role = role
         self.timeout = timeout
-        self._members = tuple(members)
+        self._members = dict(enumerate(members))
         self._placement = placement
+        self._starter = starter
+        self._places = len(members)
+        self._starting: dict[int, Starting] = {}
         self._closed = False
 
     def __len__(self) -> int:
         return len(self._members)
+
+    @property
+    def nodes(self) -> frozenset[str]:
+        """Addresses of the nodes that the workers are on."""
+        return frozenset(member.node for member in self._members.values())
 
     def call(self, rank: int, phase: str, method: str, *args: Any) -> Call:
         """Start `method(*args)` on one rank. Arguments that are Ray references arrive as what they stand for."""
@@ -62,27 +96,67 @@ class WorkerGroup:
         calls = [self.call(i % len(self), phase, method, item) for i, item in enumerate(items)]
         return Pending(calls, self.timeout, list)
 
-    def map(self, phase: str, method: str, items: Sequence[Any], *args: Any) -> Iterator[tuple[int, Any]]:
-        """`method(item, *args)` for every item, each on the next free worker; yields (index, result) as they finish."""
-        left = iter(enumerate(items))
-        running: dict[Any, tuple[Call, int]] = {}
-        free = list(range(len(self)))
-        while True:
-            while free and (item := next(left, None)) is not None:
-                call = self.call(free.pop(0), phase, method, item[1], *args)
-                running[call.ref] = call, item[0]
-            if not running:
-                return
-            done, result = next_done([call for call, _ in running.values()], self.timeout)
-            _, index = running.pop(done.ref)
-            free.append(done.rank)
-            yield index, result
+    # ---- for a queue of work: workers one by one
+
+    @property
+    def ranks(self) -> list[int]:
+        """The workers that are up."""
+        return sorted(self._members)
+
+    @property
+    def start_timeout(self) -> float:
+        """Seconds that one worker may take to be up again."""
+        return self._starter.timeout if self._starter else 0.0
+
+    def wait(self, calls: Sequence[Call], timeout: float) -> list[Call]:
+        """Those of `calls` that have ended; at least one unless `timeout` seconds pass first."""
+        refs = [call.ref for call in calls]
+        ready, _ = ray.wait(refs, num_returns=1, timeout=max(timeout, 0.0))
+        ready, _ = ray.wait(refs, num_returns=len(refs), timeout=0) if ready else ([], refs)
+        return [call for call in calls if call.ref in ready]
+
+    def result(self, call: Call) -> Any:
+        """Of a call that has ended; where it is one of `start_worker`, its worker is up now. Raises WorkerDied where
+        the worker or its answer is gone, and as all methods do."""
+        begun = self._starting.get(call.rank)
+        try:
+            value = ray.get(call.ref, timeout=_GET_SECONDS)
+            if begun is not None and begun.built == call.ref:
+                node, *_ = ray.get(begun.node, timeout=_GET_SECONDS)
+                self._members[call.rank] = Member(begun.actor, node)
+                del self._starting[call.rank]
+        except RayError as error:
+            raise translate(call, error) from None
+        return value
+
+    def start_worker(self, rank: int) -> Call:
+        """Begin to start a worker in the place `rank`, which must be empty; `result` of the call takes it in. Raises
+        ValueError where there is no such place, or where the workers are one process group."""
+        if self._starter is None or rank not in range(self._places) or rank in (*self._members, *self._starting):
+            raise ValueError(f"{self.role}: no worker can be started in place {rank}")
+        begun = self._starting[rank] = self._starter.start(rank)
+        return Call(begun.built, "start", self.role, rank, "a node not known yet")
+
+    def kill(self, rank: int) -> None:
+        """End the process of one worker, up or still starting: its answers are lost and its place is empty."""
+        found = (self._members.pop(rank, None), self._starting.pop(rank, None))
+        for worker in [worker for worker in found if worker is not None]:
+            ray.kill(worker.actor, no_restart=True)
+
+    def spans(self) -> list[Span]:
+        """What every worker has done since this was last asked."""
+        calls = [
+            Call(member.actor.spans.remote(), "timeline", self.role, rank, member.node)
+            for rank, member in self._members.items()
+        ]
+        found = gather(calls, self.timeout)
+        return [Span(self.role, call.rank, *span) for call, spans in zip(calls, found, strict=True) for span in spans]
 
     def close(self) -> None:
         """End the processes and give their resources back. May be called twice."""
         if self._closed or not ray.is_initialized():
             return
         self._closed = True
-        for member in self._members:
-            ray.kill(member.actor, no_restart=True)
+        for rank in range(self._places):
+            self.kill(rank)
         release({self.role: self._placement})

@@ -7,38 +7,26 @@ groups work at the same time, calls on one group queue up in order.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from cai_dist.cluster.group import WorkerGroup
-from cai_dist.cluster.runtime import Cluster, GroupSpec
-from cai_dist.cluster.transfer import transfer_weights
-from cai_dist.cluster.wait import Pending
+from cai_dist.cluster.memory import MemoryLog
+from cai_dist.cluster.ppo_specs import PpoModels, ppo_specs
+from cai_dist.cluster.residency import Residency
+from cai_dist.cluster.runtime import Cluster
+from cai_dist.cluster.transfer import WeightTransfer
+from cai_dist.cluster.wait import Pending, PendingParts
+from cai_dist.config.engine import EngineConfig
 from cai_dist.config.ppo import PpoConfig
 from cai_dist.config.run import TimeoutsConfig
 from cai_dist.config.training import Dtype, Layout
 from cai_dist.data.schedule import Plan, plan_items
 from cai_dist.errors import ConfigError
-from cai_dist.losses.policy import PolicyObjective
-from cai_dist.types import GenerateRequest, Generation, SamplingParams, StepShard, Trajectory, WorkerSpec
+from cai_dist.types import GenerateRequest, Generation, Phase, SamplingParams, Span, StepShard, Trajectory
 
-
-@dataclass(frozen=True)
-class PpoModels:
-    """Model folders or hub names of the roles."""
-
-    policy: str
-    """Where the policy starts; the rollout workers take the architecture from it."""
-    reference: str
-    """Not looked at with `ppo.lora`: the policy without its adapter is the reference."""
-    reward: str
-    """A saved preference model."""
-    value: str
-    """Trunk of the value model: the preference model (its head is kept) or a causal LM (a new head). Not looked at by
-    an algorithm without one."""
+__all__ = ["PpoGroups", "PpoModels"]
 
 
 class PpoGroups:
@@ -64,22 +52,38 @@ class PpoGroups:
         seed: int,
         timeouts: TimeoutsConfig,
         threads: int = 1,
+        engine: EngineConfig | None = None,
     ) -> None:
         if ppo.sampling.temperature == 0:
             raise ConfigError("ppo.sampling.temperature=0: PPO learns from sampled answers; set it above 0")
         self._ppo, self._layout = ppo, layout
-        common = {"dtype": dtype, "threads": threads}
-        scoring = common | {"layout": layout, "timeouts": timeouts}
-        trained = scoring | {"seed": seed}
-        kwargs: dict[str, dict[str, Any]] = {
-            "policy": trained | _policy_kwargs(ppo, models, policy_steps),
-            "value": trained | _value_kwargs(ppo, models, value_steps),
-            "reference": scoring | {"model": models.reference},
-            "reward": scoring | {"model": models.reward, "end_id": end_id},
-            "rollout": common | {"model": models.policy, "engine": ppo.engine, "require_sync": True},
-        }
-        specs = [_spec(role, ppo, kwargs[role]) for role in ppo.roles]
+        specs = ppo_specs(
+            ppo,
+            models,
+            dtype=dtype,
+            layout=layout,
+            end_id=end_id,
+            policy_steps=policy_steps,
+            value_steps=value_steps,
+            seed=seed,
+            timeouts=timeouts,
+            threads=threads,
+            engine=engine or EngineConfig(),
+        )
         self._groups: dict[str, WorkerGroup] = cluster.launch(specs)
+        self.seats = cluster.seats
+        """Where every worker is."""
+        self._residency = Residency(self._groups, ppo.shared_groups)
+        self._memory = MemoryLog(self._groups)
+        self._phase: Phase | None = None
+        self._version: int | None = None
+        self._transfer = WeightTransfer(
+            self._groups["policy"],
+            self._groups["rollout"],
+            ppo.transfer,
+            int(ppo.transfer_bucket_mb * 2**20),
+            timeouts.collective,
+        )
 
     def __enter__(self) -> PpoGroups:
         return self
@@ -94,18 +98,43 @@ class PpoGroups:
         for group in self._groups.values():
             group.close()
 
+    def enter(self, phase: Phase) -> None:
+        """What follows belongs to `phase`: in groups of roles that share GPUs, what it does not need leaves them before
+        what it needs comes. See `cai_dist.cluster.residency`."""
+        self._memory.ends(self._phase or "start")
+        self._residency.enter(phase)
+        self._phase = phase
+
+    def memory(self) -> dict[str, float]:
+        """`memory_<role>_mb`: peaks of the workers since this was last asked, as far as they are known by now."""
+        return self._memory.recent()
+
+    @property
+    def memory_peaks(self) -> dict[str, dict[str, float]]:
+        """Role -> phase -> largest peak of a worker so far, MiB."""
+        return self._memory.peaks
+
+    @property
+    def notes(self) -> list[str]:
+        """What could not leave a shared GPU, one line each."""
+        return self._residency.notes
+
+    def spans(self) -> list[Span]:
+        """What every worker has done since this was last asked; one small call to each."""
+        return [span for group in self._groups.values() for span in group.spans()]
+
     # ---- rollout phase
 
     def generate(
         self, prompts: Sequence[tuple[int, ...]], sampling: SamplingParams, seed: int
-    ) -> Pending[list[Generation]]:
+    ) -> PendingParts[Generation]:
         """One response per prompt. The samples depend on prompts, sampling, seed and weights alone."""
-        rows = self._ppo.rollout_batch
+        starts = range(0, len(prompts), self._ppo.rollout_batch)
         requests = [
-            GenerateRequest(tuple(prompts[start : start + rows]), sampling, _chunk_seed(seed, start))
-            for start in range(0, len(prompts), rows)
+            GenerateRequest(tuple(prompts[start : start + starts.step]), sampling, _chunk_seed(seed, start))
+            for start in starts
         ]
-        return self._groups["rollout"].deal("generate", "generate", requests).then(_flat)
+        return PendingParts(self._groups["rollout"].deal("generate", "generate", requests), starts)
 
     def policy_logprobs(self, samples: Sequence[Generation], temperature: float) -> Pending[list[list[float]]]:
         """Per sample, the log-probability (nats) of each response token under the policy."""
@@ -137,18 +166,27 @@ class PpoGroups:
         return self._update("value", "value update", batch, float(sum(len(item.response_ids) for item in batch)))
 
     def sync_weights(self, version: int) -> dict[str, float]:
-        """Policy ranks -> rollout workers; returns {"seconds", "bytes"}."""
-        bucket = int(self._ppo.transfer_bucket_mb * 2**20)
-        return transfer_weights(self._groups["policy"], self._groups["rollout"], version, bucket)
+        """Policy ranks -> rollout workers; returns {"seconds", "bytes", "calls"}."""
+        self._version = version
+        return self._transfer.run(version)
 
     # ---- checkpoints
 
     def save(self, folder: Path) -> None:
-        """The trained engines, with optimisers and the RNG of every rank."""
+        """The trained engines, with optimisers and the RNG of every rank. Where rollout workers have to make room for
+        that, they get the same weights again afterwards."""
+        before = self._phase
+        self.enter("update")
         self._on_trained("save", folder)
+        if self._version is not None and not self._residency.keeps_rollout("update"):
+            self.enter("transfer")
+            self.sync_weights(self._version)
+        if before is not None:
+            self.enter(before)
 
     def load(self, folder: Path) -> None:
-        """Go on from `save`; rollout workers keep their weights until the next `sync_weights`."""
+        """Go on from `save`; rollout workers keep their weights (or none) until the next `sync_weights`."""
+        self.enter("update")
         self._on_trained("load", folder)
 
     def export(self, folder: Path) -> None:
@@ -186,57 +224,9 @@ class PpoGroups:
             wait.result()
 
 
-def _policy_kwargs(ppo: PpoConfig, models: PpoModels, steps: int) -> dict[str, Any]:
-    return {
-        "model": models.policy,
-        "optimizer": ppo.policy_optimizer,
-        "lora": ppo.lora,
-        "sharding": ppo.policy,
-        "total_steps": steps,
-        "objective": PolicyObjective(
-            clip=ppo.clip,
-            clip_high=ppo.clip_high,
-            dual_clip=ppo.dual_clip,
-            kl=ppo.kl_estimator if ppo.kl_where == "loss" else None,
-            entropy=ppo.entropy_bonus,
-        ),
-        "temperature": ppo.sampling.temperature,
-    }
-
-
-def _value_kwargs(ppo: PpoConfig, models: PpoModels, steps: int) -> dict[str, Any]:
-    return {
-        "model": models.value,
-        "optimizer": ppo.value_optimizer,
-        "lora": ppo.lora,
-        "sharding": ppo.value,
-        "total_steps": steps,
-        "value_clip": ppo.value_clip,
-    }
-
-
-def _spec(role: str, ppo: PpoConfig, kwargs: dict[str, Any]) -> GroupSpec:
-    placement = getattr(ppo.placement, role)
-    trained = role in ppo.trained_roles
-    if placement.threads is not None:
-        kwargs = kwargs | {"threads": placement.threads}
-    return GroupSpec(
-        role=role,
-        spec=WorkerSpec(f"cai_dist.workers.{role}:{role.capitalize()}Worker", kwargs),
-        workers=getattr(ppo, role).ranks if trained else placement.workers,
-        cpus=placement.cpus,
-        gpus=placement.gpus,
-        distributed=trained,
-    )
-
-
 def _chunk_seed(seed: int, start: int) -> int:
     """Far apart for neighbouring seeds, so that chunks of different calls do not share their random numbers."""
     return (seed * 1_000_003 + start) % 2**63
-
-
-def _flat(lists: list[list[Generation]]) -> list[Generation]:
-    return list(chain.from_iterable(lists))
 
 
 def _first(results: list[dict[str, float]]) -> dict[str, float]:

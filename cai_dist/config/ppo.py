@@ -42,9 +42,21 @@ class PlacementConfig(Section):
     may have more."""
 
 
+Role = Literal["policy", "value", "reference", "reward", "rollout"]
+Schedule = Literal["sync", "one_step_off", "partial"]
+TransferBackend = Literal["object_store", "broadcast", "shared_memory"]
+
+
 class RoleShards(Section):
     """Placement of the five roles of PPO. Ranks of the trained roles come from their `sharding`."""
 
+    mode: Literal["separate", "colocated", "hybrid"] = "separate"
+    """`separate`: every worker has its own GPU; `colocated`: all roles share the same ones, and what a phase does not
+    need leaves the GPU for it (engines sleep, training states are offloaded); `hybrid`: the roles of each group in
+    `share` do so."""
+    share: tuple[tuple[Role, ...], ...] = ()
+    """With `mode: hybrid`: groups of roles that share GPUs, such as [[policy, rollout], [value, reward, reference]]; a
+    role that is in none has its own."""
     policy: PlacementConfig = PlacementConfig()
     value: PlacementConfig = PlacementConfig()
     reference: PlacementConfig = PlacementConfig()
@@ -91,7 +103,11 @@ class PpoConfig(Section):
     """nats per token: once a step has found the policy further than this from the one that sampled, it takes no more
     steps in that iteration; default: it takes all."""
     importance_cap: float | None = Field(None, gt=0)
-    """Tokens are weighted by min(p_trainer / p_sampler, this); default: no weights."""
+    """Tokens are weighted by min(p_trainer / p_sampler, this); default: no weights with `schedule: sync`, 2 with the
+    others, whose samples are of older weights."""
+    mismatch_alarm: float | None = Field(None, gt=0)
+    """nats: warn where sampler and trainer, with the same weights, differ by more than this in the mean absolute
+    log-probability of a token; default: 0.01 in fp32, 0.2 in bf16."""
     value_clip: float = Field(0.2, gt=0)
     value_init: Literal["preference", "sl"] = "preference"
     """Trunk of the value model."""
@@ -108,14 +124,26 @@ class PpoConfig(Section):
     """Clip scores to +- this; default: no clip."""
     missing_eos_penalty: float = Field(0.0, ge=0)
     """Taken off the score of a response that was cut off at the token limit."""
-    engine: Literal["hf", "vllm"] = "hf"
-    """Rollout engine."""
+    schedule: Schedule = "sync"
+    """`sync`: generate, score, update, transfer, one after the other. `one_step_off`: the next samples are generated,
+    with the weights of one update ago, while the update goes on. `partial`: a response that is not finished after
+    `pause_after` tokens waits for the next iteration and goes on with its weights."""
+    pause_after: int | None = Field(None, ge=1)
+    """With `schedule: partial`: new tokens of one response in one round of generation, of which an iteration has as
+    few as it takes; divides `sampling.max_new_tokens`."""
+    stream: bool = True
+    """Reference, reward, value and policy score the first samples while others are still generated: with `schedule:
+    sync`, where rollout shares GPUs with no other role."""
     rollout_batch: int = Field(32, ge=1)
     """Prompts of one request to a rollout worker; requests are dealt out over the workers in turn. It does not follow
     from their number, so that the samples do not depend on it."""
     old_logprobs: Literal["trainer", "sampler"] = "trainer"
     """Where the ratio's denominator comes from: recomputed by the policy ranks, or as the sampler gave it."""
     sampling: SamplingConfig = SamplingConfig()
+    transfer: TransferBackend = "object_store"
+    """How weights reach the rollout workers: through Ray's shared memory (`object_store`), from the policy ranks by
+    `broadcast` in a process group of their own (NCCL on GPUs, gloo on CPUs), or (`shared_memory`, the fastest where all
+    of both are on one node) through segments of /dev/shm that are kept from one transfer to the next."""
     transfer_bucket_mb: float = Field(64.0, gt=0)
     checkpoint_every: int = Field(5, ge=1)
     """Iterations between checkpoints."""
@@ -146,6 +174,32 @@ class PpoConfig(Section):
     def trained_roles(self) -> tuple[str, ...]:
         """Those with an optimiser."""
         return tuple(role for role in self.roles if role in ("policy", "value"))
+
+    @property
+    def rollout_alone(self) -> bool:
+        """Whether the rollout workers share their GPUs with no other role."""
+        shared = any("rollout" in group and len(set(group)) > 1 for group in self.placement.share)
+        return self.placement.mode == "separate" or (self.placement.mode == "hybrid" and not shared)
+
+    @property
+    def shared_groups(self) -> tuple[tuple[str, ...], ...]:
+        """The groups of two or more roles that share GPUs."""
+        whole = {"separate": (), "colocated": (self.roles,), "hybrid": self.placement.share}[self.placement.mode]
+        present = (tuple(role for role in group if role in self.roles) for group in whole)
+        return tuple(group for group in present if len(group) > 1)
+
+    @property
+    def streams(self) -> bool:
+        """`stream` where it can be: scoring roles and rollout awake at the same time, and samples of the weights that
+        score them."""
+        return self.stream and self.schedule == "sync" and self.rollout_alone
+
+    @property
+    def importance_bound(self) -> float | None:
+        """`importance_cap` with its default: samples of older weights are always weighted."""
+        if self.importance_cap is None and self.schedule != "sync":
+            return 2.0
+        return self.importance_cap
 
     @property
     def kl_where(self) -> KlWhere:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from cai_dist.config.placement_checks import sharing_problems
 from cai_dist.config.ppo import PlacementConfig, PpoConfig
 
 
@@ -31,7 +32,41 @@ def ppo_problems(ppo: PpoConfig) -> Iterator[str]:
             f"ppo.kl.coefficient=0: must be greater than 0 with ppo.kl.target={ppo.kl.target:g}; the controller "
             "multiplies the coefficient, and 0 stays 0"
         )
+    yield from _schedule_problems(ppo)
+    yield from sharing_problems(ppo)
     yield from _unused(ppo)
+
+
+def _schedule_problems(ppo: PpoConfig) -> Iterator[str]:
+    """What the schedules need, and what only one of them looks at."""
+    if ppo.schedule != "sync" and ppo.old_logprobs == "sampler":
+        yield (
+            f"ppo.old_logprobs=sampler: must be trainer with ppo.schedule={ppo.schedule}; its samples are of older "
+            "weights, and only the trainer's log-probabilities tell how much they weigh"
+        )
+    if ppo.schedule == "one_step_off" and not ppo.rollout_alone:
+        yield (
+            f"ppo.schedule=one_step_off: cannot be with ppo.placement.mode={ppo.placement.mode}, in which rollout "
+            "shares GPUs with roles that work at the same time; give rollout its own, or set ppo.schedule=sync"
+        )
+    if ppo.schedule == "partial":
+        yield from _pause_problems(ppo)
+    elif ppo.pause_after is not None:
+        yield f"ppo.pause_after={ppo.pause_after}: leave it out; only ppo.schedule=partial pauses responses"
+
+
+def _pause_problems(ppo: PpoConfig) -> Iterator[str]:
+    longest = ppo.sampling.max_new_tokens
+    if ppo.pause_after is None:
+        yield (
+            "ppo.schedule=partial: needs ppo.pause_after, the tokens after which a response waits for the next "
+            f"iteration; a divisor of ppo.sampling.max_new_tokens={longest}"
+        )
+    elif ppo.pause_after >= longest or longest % ppo.pause_after:
+        yield (
+            f"ppo.pause_after={ppo.pause_after}: must divide ppo.sampling.max_new_tokens={longest} and be smaller; a "
+            "response is a whole number of rounds"
+        )
 
 
 def _unused(ppo: PpoConfig) -> Iterator[str]:

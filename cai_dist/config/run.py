@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from cai_dist.config.base import Section
 from cai_dist.config.data import DataConfig
+from cai_dist.config.engine import EngineConfig
 from cai_dist.config.evaluate import EvaluateConfig
 from cai_dist.config.feedback import FeedbackConfig
 from cai_dist.config.ppo import PpoConfig
@@ -97,6 +98,9 @@ class ClusterConfig(Section):
     """Logical CPUs of one worker of every stage but PPO (which has its own placement)."""
     gpus: float = Field(0.0, ge=0)
     """GPUs of one worker of every stage but PPO."""
+    retries: int = Field(2, ge=0)
+    """Times that a shard of a generation stage is given to another worker after the one that had it died; a worker
+    that died is started again."""
     timeouts: TimeoutsConfig = TimeoutsConfig()
 
 
@@ -133,6 +137,7 @@ class RunConfig(Section):
     ppo: PpoConfig = PpoConfig()
     dpo: DpoConfig = DpoConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
+    engine: EngineConfig = EngineConfig()
     cluster: ClusterConfig = ClusterConfig()
     tracking: TrackingConfig = TrackingConfig()
 

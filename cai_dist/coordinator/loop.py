@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from cai_dist.config.ppo import PpoConfig
-from cai_dist.coordinator import rollout_phase, update_phase
+from cai_dist.coordinator import update_phase
 from cai_dist.coordinator.prompts import TokenizedPrompt, digest
 from cai_dist.coordinator.protocols import Checkpoints, Log, PpoRoles
 from cai_dist.coordinator.resume import Keeper
+from cai_dist.coordinator.schedules import Job, make_schedule
 from cai_dist.coordinator.state import PpoState
+from cai_dist.coordinator.timing import OnSpans, Stopwatch
 from cai_dist.types import Trajectory
 
 
@@ -25,6 +27,7 @@ def train(
     should_stop: Callable[[], bool],
     on_rollout: Callable[[int, tuple[Trajectory, ...]], None] | None = None,
     snapshot: Callable[[int], None] | None = None,
+    on_spans: OnSpans | None = None,
 ) -> PpoState:
     """Train the policy for `config.iterations` iterations, going on from the newest checkpoint if there is one.
 
@@ -40,25 +43,35 @@ def train(
         on_rollout: called with (0-based iteration, trajectories) after each rollout phase.
         snapshot: called with the number of finished iterations where `config.snapshot_every` wants the policy kept;
             again for the same number where the run was killed before its next checkpoint.
+        on_spans: called with (iterations finished, what every worker and the driver did since the last call) at the
+            end of each iteration.
 
     Returns: the final state; the trained policy is in `roles`.
 
     Raises: Interrupted (stopped on request; all is saved), CheckpointError, DataError, StaleEngineError, WorkerError,
         WorkerTimeout.
     """
-    keeper = Keeper(checkpoints, roles, {"seed": seed, "prompts": digest(prompts), "algorithm": config.algorithm})
+    schedule = make_schedule(Job(roles, prompts, config, stop_ids, seed))
+    identity: dict[str, int | str] = {"algorithm": config.algorithm, "schedule": config.schedule}
+    identity |= {"seed": seed, "prompts": digest(prompts)}
+    keeper = Keeper(checkpoints, roles, schedule, identity)
     state = keeper.restore(PpoState.start(config))
-    roles.sync_weights(state.weight_version)
+    schedule.transfer(state.weight_version)
+    watch = Stopwatch(roles, on_spans)
     for iteration in state.remaining(config.iterations):
         keeper.stop_if(should_stop(), state, config.iterations)
-        rollout = rollout_phase.collect(roles, prompts, config, stop_ids, state, seed)
+        with watch.phase("rollout"):
+            rollout = schedule.rollout(state)
         if on_rollout is not None:
             on_rollout(iteration, rollout.trajectories)
-        update = update_phase.run(roles, rollout.trajectories, config, state, seed)
+        with watch.phase("update"):
+            update = update_phase.run(roles, rollout.trajectories, config, state, seed)
         state = state.advance(config, rollout.kl_per_response, len(rollout.trajectories), rollout.statistics)
-        sync = roles.sync_weights(state.weight_version)
-        log(state.iteration, **rollout.metrics, **update, **{f"sync_{name}": number for name, number in sync.items()})
+        with watch.phase("transfer"):
+            sync = {f"sync_{name}": number for name, number in schedule.transfer(state.weight_version).items()}
+        log(state.iteration, **rollout.metrics, **update, **sync, **watch.finish(state.iteration))
         if snapshot is not None and config.snapshot_due(state.iteration):
             snapshot(state.iteration)  # before the checkpoint: a run that goes on from it would not come by here again
-        keeper.save_if_due(state, config.checkpoint_every, config.iterations)
+        with watch.phase("checkpoint"):
+            keeper.save_if_due(state, config.checkpoint_every, config.iterations)
     return state

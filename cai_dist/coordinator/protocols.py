@@ -4,12 +4,12 @@ ranks and padded into equal schedules is the implementation's business."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Protocol, TypeVar
 
-from cai_dist.types import Generation, SamplingParams, Trajectory
+from cai_dist.types import Generation, Phase, SamplingParams, Span, Trajectory
 
 R = TypeVar("R", covariant=True)
 
@@ -22,15 +22,38 @@ class Pending(Protocol[R]):
         ...
 
 
+class PendingParts(Protocol):
+    """Samples under way: taken all together, or part by part as they finish."""
+
+    def parts(self) -> Iterator[tuple[int, list[Generation]]]:
+        """(place of the first one in the call, samples of one request), in the order in which requests finish; raises
+        as `result` does."""
+        ...
+
+    def result(self) -> list[Generation]:
+        """All samples, in the order of the prompts; waits (with the group's deadline). Raises WorkerError or
+        WorkerTimeout."""
+        ...
+
+
 class PpoRoles(Protocol):
-    """The roles of PPO. All calls but `sync_weights`, `save`, `load`, `export` return at once with a `Pending`.
+    """The roles of PPO. All calls but `enter`, `sync_weights`, `spans`, `save`, `load`, `export` return at once with
+    something pending.
 
     `values` and `update_value` are called only for an algorithm with a value model.
     """
 
-    def generate(
-        self, prompts: Sequence[tuple[int, ...]], sampling: SamplingParams, seed: int
-    ) -> Pending[list[Generation]]:
+    def enter(self, phase: Phase) -> None:
+        """What follows belongs to `phase`: roles that share a GPU make room for those that the phase needs. It is
+        called before the first call of each phase; a phase may be entered while a call of an earlier one is under way
+        only where rollout shares with no other role (`PpoConfig.rollout_alone`)."""
+        ...
+
+    def spans(self) -> list[Span]:
+        """What every worker has done since this was last asked."""
+        ...
+
+    def generate(self, prompts: Sequence[tuple[int, ...]], sampling: SamplingParams, seed: int) -> PendingParts:
         """One sampled response per prompt; the samples depend on prompts, sampling, seed and weights alone."""
         ...
 

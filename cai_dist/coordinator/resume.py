@@ -1,4 +1,5 @@
-"""Saving and restoring a PPO run: the engines' files and the coordinator's state in one checkpoint, all or nothing."""
+"""Saving and restoring a PPO run: the engines' files, the coordinator's state and the samples that wait for a later
+iteration in one checkpoint, all or nothing."""
 
 from __future__ import annotations
 
@@ -6,25 +7,30 @@ import json
 from pathlib import Path
 
 from cai_dist.coordinator.protocols import Checkpoints, PpoRoles
+from cai_dist.coordinator.schedules import Schedule
 from cai_dist.coordinator.state import PpoState
 from cai_dist.errors import CheckpointError, Interrupted
 
 STATE_FILE = "state.json"
+CARRIED_FILE = "samples.json"
 ROLES_FOLDER = "roles"
 
 
 class Keeper:
     """Order of use: `restore` once, then in each iteration `stop_if` before it and `save_if_due` after it."""
 
-    def __init__(self, checkpoints: Checkpoints, roles: PpoRoles, identity: dict[str, int | str]) -> None:
-        """`identity` is what must be the same for a checkpoint to be continued: seed, data and algorithm."""
+    def __init__(
+        self, checkpoints: Checkpoints, roles: PpoRoles, schedule: Schedule, identity: dict[str, int | str]
+    ) -> None:
+        """`identity` is what must be the same for a checkpoint to be continued: seed, data, algorithm, schedule."""
         self._checkpoints = checkpoints
         self._roles = roles
+        self._schedule = schedule
         self._identity = identity
         self._saved = 0
 
     def restore(self, start: PpoState) -> PpoState:
-        """Load the newest checkpoint into the roles and return its state; `start` if there is none.
+        """Load the newest checkpoint into roles and schedule and return its state; `start` if there is none.
 
         Raises: CheckpointError if it is unreadable or belongs to another run.
         """
@@ -33,6 +39,7 @@ class Keeper:
             return start
         step, folder = found
         state = self._read(step, folder)
+        self._restore_samples(folder)
         self._roles.load(folder / ROLES_FOLDER)
         self._saved = state.iteration
         return state
@@ -56,9 +63,21 @@ class Keeper:
         with self._checkpoints.write(state.iteration) as folder:
             content = {"identity": self._identity, **state.to_dict()}
             (folder / STATE_FILE).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+            carried = self._schedule.carried()
+            if carried is not None:
+                (folder / CARRIED_FILE).write_text(json.dumps(carried, allow_nan=False) + "\n", encoding="utf-8")
             (folder / ROLES_FOLDER).mkdir()
             self._roles.save(folder / ROLES_FOLDER)
         self._saved = state.iteration
+
+    def _restore_samples(self, folder: Path) -> None:
+        if self._schedule.carried() is None:
+            return
+        path = folder / CARRIED_FILE
+        try:
+            self._schedule.restore(json.loads(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(f"{path} cannot be read as the samples of a PPO checkpoint: {error!r}") from error
 
     def _read(self, step: int, folder: Path) -> PpoState:
         path = folder / STATE_FILE

@@ -7,13 +7,12 @@ Who waits for whom:
                                           +-> value:     values   --+
                                           +-> reward:    scores   --+
 
-The four in the middle run at the same time. The policy's are left out where the sampler's log-probabilities are used,
-the values where the algorithm has no value model.
+The four in the middle run at the same time, and with streaming they begin when the first samples are there. When
+generation happens is the schedule's business (`coordinator.schedules`).
 """
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,14 +21,16 @@ from statistics import fmean
 from torch import Tensor
 
 from cai_dist.config.ppo import PpoConfig
-from cai_dist.coordinator.prompts import TokenizedPrompt, choose, derive_seed
+from cai_dist.coordinator.mismatch import distances
+from cai_dist.coordinator.prompts import TokenizedPrompt, derive_seed
 from cai_dist.coordinator.protocols import PpoRoles
 from cai_dist.coordinator.rewards import Shaped, shape
+from cai_dist.coordinator.sampling import asked_for, check_samples, sampling_params
 from cai_dist.coordinator.scores import ShapedScores, shape_scores
+from cai_dist.coordinator.scoring import Scored, score, score_stream
 from cai_dist.coordinator.state import PpoState, ScoreStatistics
 from cai_dist.coordinator.weights import Importance, aggregation_weight, importance
-from cai_dist.errors import CaiError, StaleEngineError
-from cai_dist.types import Generation, SamplingParams, Trajectory
+from cai_dist.types import Generation, Trajectory
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,17 +48,6 @@ class Rollout:
         return self.metrics["kl_per_response"]
 
 
-@dataclass(frozen=True, slots=True)
-class _Scored:
-    """Answers of the scoring roles, in the order of the samples; lists run over response tokens."""
-
-    logprobs: Sequence[Sequence[float]]
-    reference: Sequence[Sequence[float]]
-    values: Sequence[Sequence[float]] | None
-    """One more than tokens: the last is that of the state after them. None without a value model."""
-    scores: Sequence[float]
-
-
 def collect(
     roles: PpoRoles,
     prompts: Sequence[TokenizedPrompt],
@@ -66,7 +56,7 @@ def collect(
     state: PpoState,
     seed: int,
 ) -> Rollout:
-    """Sample and score the next iteration.
+    """Sample the next iteration with the present weights, and score it.
 
     Args:
         prompts: the whole pool; which of them are used follows from (seed, state.iteration).
@@ -76,95 +66,66 @@ def collect(
         CaiError (an answer of a role that does not fit the samples), WorkerError, WorkerTimeout.
     """
     began = time.perf_counter()
-    chosen = choose(prompts, config.prompts_per_iteration, config.helpful_fraction, seed, state.iteration)
-    asked = [prompt for prompt in chosen for _ in range(config.samples_per_prompt)]
-    samples = _generate(roles, asked, config, stop_ids, state, seed)
-    scored = _score(roles, samples, config)
+    asked = asked_for(prompts, config, seed, state.iteration)
+    ids = [prompt.ids for prompt in asked]
+    roles.enter("rollout")
+    under_way = roles.generate(ids, sampling_params(config, stop_ids), derive_seed(seed, "rollout", state.iteration))
+    if config.streams:
+        roles.enter("score")
+        samples, scored = score_stream(roles, under_way, ids, config, state.weight_version)
+        return _rollout(asked, samples, scored, config, state, began)
+    samples = under_way.result()
+    check_samples(samples, ids, state.weight_version)
+    return evaluate(roles, asked, samples, config, state, began)
+
+
+def evaluate(
+    roles: PpoRoles,
+    asked: Sequence[TokenizedPrompt],
+    samples: Sequence[Generation],
+    config: PpoConfig,
+    state: PpoState,
+    began: float,
+) -> Rollout:
+    """Score samples that are there, with the present weights of all roles.
+
+    Args:
+        asked: the prompt of each sample; those of one prompt lie side by side.
+        began: when the phase did (`time.perf_counter`).
+
+    Raises: CaiError (an answer of a role that does not fit the samples), WorkerError, WorkerTimeout.
+    """
+    roles.enter("score")
+    return _rollout(asked, samples, score(roles, samples, config), config, state, began)
+
+
+def _rollout(
+    asked: Sequence[TokenizedPrompt],
+    samples: Sequence[Generation],
+    scored: Scored,
+    config: PpoConfig,
+    state: PpoState,
+    began: float,
+) -> Rollout:
+    """Rewards, advantages, weights and metrics of the whole batch."""
     truncated = [sample.finish == "length" for sample in samples]
     lengths = [len(sample.response_ids) for sample in samples]
     scores = shape_scores(scored.scores, lengths, truncated, config, state.scores)
     shaped = shape(
         scored.logprobs, scored.reference, scored.values, scores.scores, truncated, config, state.kl.coefficient
     )
-    ratios = importance(scored.logprobs, [sample.logprobs for sample in samples], config.importance_cap)
+    ratios = importance(scored.logprobs, [sample.logprobs for sample in samples], config.importance_bound)
     trajectories = _trajectories(asked, samples, scored, shaped, ratios, config)
-    metrics = _metrics(trajectories, shaped, scores, state) | _mismatch(trajectories)
+    metrics = _metrics(trajectories, shaped, scores, state)
     if config.old_logprobs == "trainer":
-        metrics |= ratios.metrics()
+        metrics |= distances(trajectories, state.weight_version) | ratios.metrics()
     return Rollout(trajectories, {**metrics, "rollout_seconds": time.perf_counter() - began}, scores.statistics)
-
-
-def _generate(
-    roles: PpoRoles,
-    asked: Sequence[TokenizedPrompt],
-    config: PpoConfig,
-    stop_ids: tuple[int, ...],
-    state: PpoState,
-    seed: int,
-) -> list[Generation]:
-    """One sample for each entry of `asked`, checked to be what was asked for."""
-    sampling = SamplingParams(
-        max_new_tokens=config.sampling.max_new_tokens,
-        temperature=config.sampling.temperature,
-        top_p=config.sampling.top_p,
-        stop_ids=stop_ids,
-    )
-    draw = derive_seed(seed, "rollout", state.iteration)
-    samples = roles.generate([prompt.ids for prompt in asked], sampling, draw).result()
-    if [sample.prompt_ids for sample in samples] != [prompt.ids for prompt in asked]:
-        raise CaiError("rollout: the samples do not belong to the prompts that were sent, or not in their order")
-    for number, sample in enumerate(samples):
-        if sample.weight_version != state.weight_version:
-            raise StaleEngineError(
-                f"rollout: sample {number} comes from weight version {sample.weight_version}, the policy is at "
-                f"{state.weight_version}"
-            )
-        if not sample.response_ids:
-            raise CaiError(f"rollout: sample {number} has no token; a response holds at least its stop token")
-    return samples
-
-
-def _score(roles: PpoRoles, samples: Sequence[Generation], config: PpoConfig) -> _Scored:
-    """Ask reference, policy, value and reward at once; then wait for each."""
-    temperature = config.sampling.temperature
-    recompute = config.old_logprobs == "trainer"
-    reference = roles.reference_logprobs(samples, temperature)
-    policy = roles.policy_logprobs(samples, temperature) if recompute else None
-    values = roles.values(samples) if config.defaults.needs_value else None
-    scores = roles.scores(samples)
-    scored = _Scored(
-        logprobs=[sample.logprobs for sample in samples] if policy is None else policy.result(),
-        reference=reference.result(),
-        values=None if values is None else values.result(),
-        scores=scores.result(),
-    )
-    _check_scored(scored, samples)
-    return scored
-
-
-def _check_scored(scored: _Scored, samples: Sequence[Generation]) -> None:
-    """A number for every token and a score for every sample, all finite: one NaN would poison the whole batch."""
-    sampler = [sample.logprobs for sample in samples]
-    answers = [("rollout", sampler, 0), ("policy", scored.logprobs, 0), ("reference", scored.reference, 0)]
-    if scored.values is not None:
-        answers.append(("value", scored.values, 1))
-    for role, rows, more in answers:
-        if [len(row) for row in rows] != [len(sample.response_ids) + more for sample in samples]:
-            raise CaiError(f"{role}: its numbers do not match the response tokens of the samples")
-        for number, row in enumerate(rows):
-            if not all(map(math.isfinite, row)):
-                raise CaiError(f"{role}: a number of sample {number} is not finite")
-    if len(scored.scores) != len(samples):
-        raise CaiError(f"reward: {len(scored.scores)} scores for {len(samples)} samples")
-    for number, score in enumerate(scored.scores):
-        if not math.isfinite(score):
-            raise CaiError(f"reward: the score of sample {number} is not finite")
 
 
 def _trajectories(
     asked: Sequence[TokenizedPrompt],
     samples: Sequence[Generation],
-    scored: _Scored,
+    scored: Scored,
     shaped: Shaped,
     ratios: Importance,
     config: PpoConfig,
@@ -194,6 +155,7 @@ def _trajectories(
             weights=weights(of_sample),
             prompt_id=prompt.prompt_id,
             prompt_kind=prompt.kind,
+            versions=sample.versions,
         )
         for number, (prompt, sample, of_sample) in enumerate(zip(asked, samples, ratios.weights, strict=True))
     )
@@ -225,13 +187,3 @@ def _metrics(
         if raw:
             metrics[f"score_{kind}"] = fmean(raw)
     return metrics
-
-
-def _mismatch(trajectories: Sequence[Trajectory]) -> dict[str, float]:
-    """Distance of the sampler's log-probabilities from the trainer's, nats."""
-    differences = [
-        abs(ours - theirs)
-        for item in trajectories
-        for ours, theirs in zip(item.old_logprobs, item.sampler_logprobs, strict=True)
-    ]
-    return {"mismatch_mean": fmean(differences), "mismatch_max": max(differences)}

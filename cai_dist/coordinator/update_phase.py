@@ -35,6 +35,7 @@ def run(
     Raises: WorkerError, WorkerTimeout.
     """
     began = time.perf_counter()
+    roles.enter("update")
     reports: defaultdict[str, list[float]] = defaultdict(list)
     metrics: dict[str, float] = {"policy_steps": 0.0}
     trains_policy, trains_value = state.trains_policy(config), config.defaults.needs_value

@@ -13,6 +13,8 @@ from cai_dist.errors import DataError
 from cai_dist.tracking.atomic import write_bytes
 
 Row = Mapping[str, Any]
+_KEY = b"cai_dist.made_from"
+"""In the metadata of a shard: the hash of what it was made from."""
 
 
 def write_rows(path: Path, rows: Sequence[Row], schema: pa.Schema) -> None:
@@ -36,10 +38,14 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 class Shards:
-    """A table made in `total` pieces, each a durable file `00000.parquet` …; what is there need not be made again."""
+    """A table made in pieces, each a durable file `00000.parquet` …; what is there need not be made again.
 
-    def __init__(self, folder: Path, total: int) -> None:
-        self.folder, self.total = folder, total
+    `keys`: for each piece a hash of all that it is made from. It stands in the file, and a file with another key (or
+    none, or one that cannot be read) is no piece of this table: `put_aside` takes such files out of the folder.
+    """
+
+    def __init__(self, folder: Path, keys: Sequence[str]) -> None:
+        self.folder, self.keys = folder, tuple(keys)
 
     def path(self, i: int) -> Path:
         """The file of piece `i`."""
@@ -47,21 +53,45 @@ class Shards:
 
     def missing(self) -> list[int]:
         """The pieces that have not been written, in order."""
-        return [i for i in range(self.total) if not self.path(i).is_file()]
+        return [i for i, key in enumerate(self.keys) if _key_of(self.path(i)) != key]
+
+    def put_aside(self) -> Path | None:
+        """Move every table that is no piece of this one from the folder to a new `FOLDER.old-N` beside it, so that the
+        folder never mixes; returns that, or None where all are pieces. Nothing is deleted."""
+        mine = {self.path(i): key for i, key in enumerate(self.keys)}
+        stale = [p for p in sorted(self.folder.glob("*.parquet")) if p not in mine or _key_of(p) != mine[p]]
+        if not stale:
+            return None
+        number = 1
+        while (aside := self.folder.with_name(f"{self.folder.name}.old-{number}")).exists():
+            number += 1
+        aside.mkdir()
+        for path in stale:
+            path.rename(aside / path.name)
+        return aside
 
     def write(self, i: int, rows: Sequence[Row], schema: pa.Schema) -> None:
-        """Write piece `i`, atomically. Raises IndexError unless 0 <= i < total."""
-        if not 0 <= i < self.total:
-            raise IndexError(f"shard {i} of {self.total}")
-        write_rows(self.path(i), rows, schema)
+        """Write piece `i`, atomically. Raises IndexError where there is no such piece."""
+        if not 0 <= i < len(self.keys):
+            raise IndexError(f"shard {i} of {len(self.keys)}")
+        write_rows(self.path(i), rows, schema.with_metadata({**(schema.metadata or {}), _KEY: self.keys[i]}))
 
     def rows(self) -> list[dict[str, Any]]:
         """The rows of all pieces, in order. Raises DataError where pieces are missing or unreadable."""
         if missing := self.missing():
             raise DataError(
-                f"{self.folder}: {len(missing)} of {self.total} shards are missing, the first is {missing[0]}"
+                f"{self.folder}: {len(missing)} of {len(self.keys)} shards are missing, the first is {missing[0]}"
             )
-        return [row for i in range(self.total) for row in read_rows(self.path(i))]
+        return [row for i in range(len(self.keys)) for row in read_rows(self.path(i))]
+
+
+def _key_of(path: Path) -> str | None:
+    """The key in a shard; None where there is none, or no such table."""
+    try:
+        found = (pq.read_schema(path).metadata or {}).get(_KEY)
+    except (pa.ArrowException, OSError):
+        return None
+    return None if found is None else bytes(found).decode()
 
 
 def _read(path: Path) -> pa.Table:

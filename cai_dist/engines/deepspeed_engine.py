@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,6 +22,8 @@ from cai_dist.config.training import Dtype, OptimizerConfig, ShardingConfig
 from cai_dist.engines.deepspeed_setup import import_deepspeed
 from cai_dist.engines.distributed import worker_device
 from cai_dist.engines.ds_config import build_ds_config
+from cai_dist.engines.offload import Offloader, model_tensors, optimizer_tensors, scratch_tensors
+from cai_dist.engines.parameters import ParameterSource
 from cai_dist.engines.schedule import learning_rate
 from cai_dist.engines.train import LossFn, Model, buckets
 from cai_dist.errors import CheckpointError
@@ -29,8 +31,8 @@ from cai_dist.models.adapter import write_adapter
 from cai_dist.models.causal import CausalModel
 from cai_dist.models.lora import LoraFactors, adapters_off, lora_summary, merged, split_parameters
 from cai_dist.models.scalar import ScalarHeadModel
-from cai_dist.models.tensors import from_numpy, spec_of, to_numpy
-from cai_dist.types import TensorSpec
+from cai_dist.models.tensors import from_numpy, to_numpy
+from cai_dist.types import Part
 
 B = TypeVar("B")
 R = TypeVar("R")
@@ -68,14 +70,24 @@ class DeepSpeedEngine:
         if self.ranks == 1 and self.zero == 0 and dtype == "fp32":
             # Nobody to reduce with: DeepSpeed would copy all gradients to a buffer and back.
             self._engine.enable_backward_allreduce = False
+        self._memory = Offloader(
+            self.device,
+            {
+                "weights": lambda: model_tensors(self._model),
+                "optimizer": lambda: optimizer_tensors(self._model, self._engine.optimizer),
+            },
+            lambda: scratch_tensors(self._engine.optimizer),
+        )
         self._lora = lora_summary(self._model.hf)
         self._parameters, self._factors = split_parameters(self._model.hf)
+        self._weights = ParameterSource(self._parameters, self._factors, self.rank, self.ranks, self._gathered)
 
     # ---- training
 
     def step(self, micro_batches: Sequence[B], loss_fn: LossFn[B], denominator: float) -> dict[str, float]:
         """See :class:`~cai_dist.engines.train.TrainEngine`."""
         assert self._optimizer is not None, "this engine was built without an optimiser"
+        self._memory.need("weights", "optimizer")
         lr = learning_rate(self._optimizer, self.steps, self._total_steps)
         for group in self._engine.optimizer.param_groups:
             group["lr"] = lr
@@ -96,9 +108,21 @@ class DeepSpeedEngine:
 
     def infer(self, micro_batches: Sequence[B], fn: Callable[[Model, B], R]) -> list[R]:
         """See :class:`~cai_dist.engines.train.TrainEngine`."""
+        self._memory.need("weights")
         self._engine.eval()
         with torch.no_grad():
             return [fn(self._engine, batch) for batch in micro_batches]
+
+    @property
+    def weights(self) -> ParameterSource:
+        """See :class:`~cai_dist.engines.train.TrainEngine`; what it reads is on the device from here on."""
+        self._memory.need("weights")
+        return self._weights
+
+    def reside(self, parts: Collection[Part]) -> dict[Part, float]:
+        """See :class:`~cai_dist.engines.train.TrainEngine`."""
+        self._memory.reside(parts)
+        return self._memory.left
 
     def adapters_off(self) -> AbstractContextManager[None]:
         """See :class:`~cai_dist.engines.train.TrainEngine`."""
@@ -124,12 +148,9 @@ class DeepSpeedEngine:
 
     # ---- whole parameters
 
-    def parameter_specs(self) -> list[TensorSpec]:
-        """See :class:`~cai_dist.engines.train.TrainEngine`."""
-        return [spec_of(name, p, tuple(getattr(p, "ds_shape", p.shape))) for name, p in self._parameters.items()]
-
-    def full_parameters(self, names: Sequence[str]) -> dict[str, Any]:
-        """See :class:`~cai_dist.engines.train.TrainEngine`. One gather for all `names`: keep them to one bucket."""
+    def _full_parameters(self, names: Sequence[str]) -> dict[str, Any]:
+        """The named parameters, whole, as numpy arrays on rank 0; an empty dict on the others. One gather for all
+        `names`: keep them to one bucket."""
         factors = {name: self._factors[name] for name in names if name in self._factors}
         with self._gathered([*(self._parameters[name] for name in names), *_factor_parameters(factors)]):
             if self.rank != 0:
@@ -144,6 +165,7 @@ class DeepSpeedEngine:
     @contextmanager
     def _gathered(self, parameters: list[Tensor]) -> Iterator[None]:
         """Under ZeRO-3, the parameters whole on every rank while the block runs; they are only read."""
+        self._memory.need("weights")
         if self.zero < 3:
             yield
             return
@@ -154,9 +176,9 @@ class DeepSpeedEngine:
         """See :class:`~cai_dist.engines.train.TrainEngine`. A tied output head is left to the config, as transformers
         does."""
         state: dict[str, Tensor] = {}
-        for bucket in buckets(self.parameter_specs(), _EXPORT_BUCKET):
+        for bucket in buckets(self.weights.specs(), _EXPORT_BUCKET):
             dtypes = {spec.name: spec.dtype for spec in bucket}
-            whole = self.full_parameters(list(dtypes))
+            whole = self._full_parameters(list(dtypes))
             state |= {name: from_numpy(array, dtypes[name]) for name, array in whole.items()}
         if self.rank == 0:
             hf = self._model.hf
@@ -177,6 +199,7 @@ class DeepSpeedEngine:
     def save(self, folder: Path) -> None:
         """See :class:`~cai_dist.engines.train.TrainEngine`. Weights that LoRA froze are not written: they come
         from the model that the engine was built with."""
+        self._memory.need("weights", "optimizer")
         folder.mkdir(parents=True, exist_ok=True)
         self._engine.save_checkpoint(
             str(folder), tag=_TAG, save_latest=False, exclude_frozen_parameters=bool(self._factors)
@@ -204,10 +227,12 @@ class DeepSpeedEngine:
                 f"{folder}: saved with ranks={saved.get('ranks')}, zero={saved.get('zero')} but this run has "
                 f"ranks={self.ranks}, zero={self.zero}; resume with the same sharding"
             )
+        self._memory.need("weights", "optimizer")
         loaded, _ = self._engine.load_checkpoint(str(folder), tag=_TAG, load_module_strict=not self._factors)
         if loaded is None:
             raise CheckpointError(f"{folder}: DeepSpeed found no checkpoint there")
         self.steps = int(saved["steps"])
+        self._weights.renew()
         _set_rng_state(rng)
 
     def _shape(self) -> dict[str, int]:

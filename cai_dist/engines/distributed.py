@@ -20,7 +20,14 @@ _stores: list[TCPStore] = []
 
 
 def open_store(host: str, timeout: float) -> int:
-    """On rank 0: open the rendezvous store of the group at the address `host` alone and return its port.
+    """On rank 0: open the rendezvous store of the group, as `listening_store` does, and return its port."""
+    store, port = listening_store(host, timeout)
+    _stores[:] = [store]
+    return port
+
+
+def listening_store(host: str, timeout: float) -> tuple[TCPStore, int]:
+    """A store at the address `host` alone, and its port.
 
     The store asks nobody who they are, so it does not listen on other interfaces. Raises OSError.
     """
@@ -32,8 +39,7 @@ def open_store(host: str, timeout: float) -> int:
             host, port, None, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=timeout),
             master_listen_fd=server.detach(),
         )  # fmt: skip
-    _stores[:] = [store]
-    return port
+    return store, port
 
 
 def worker_device() -> torch.device:

@@ -1,21 +1,21 @@
-"""From the name of a rollout engine in the run file to the engine."""
+"""From the section `engine` of the run file to the engine."""
 
 from __future__ import annotations
 
+from cai_dist.config.engine import EngineConfig, missing_backend
 from cai_dist.config.training import Dtype
 from cai_dist.engines.rollout import RolloutEngine
 from cai_dist.errors import ConfigError
 
 
-def build_rollout_engine(name: str, dtype: Dtype, *, require_sync: bool = False) -> RolloutEngine:
-    """The engine called `name`, empty. Raises ConfigError for a name that this version does not serve."""
-    if name == "hf":
+def build_rollout_engine(config: EngineConfig, dtype: Dtype, *, require_sync: bool = False) -> RolloutEngine:
+    """The engine of `config.backend`, empty. Raises ConfigError if its package is not installed here."""
+    if config.backend == "hf":
         from cai_dist.engines.hf_rollout import HfRolloutEngine
 
-        return HfRolloutEngine(dtype, require_sync=require_sync)
-    if name == "vllm":
-        raise ConfigError(
-            "ppo.engine=vllm: the vLLM engine needs the extra cai_dist[vllm] and is not part of this version; "
-            "set ppo.engine=hf"
-        )
-    raise ConfigError(f"unknown rollout engine {name!r}; allowed: hf, vllm")
+        return HfRolloutEngine(dtype, config, require_sync=require_sync)
+    if missing := missing_backend(config):
+        raise ConfigError(missing)
+    from cai_dist.engines.vllm_rollout import VllmRolloutEngine
+
+    return VllmRolloutEngine(dtype, config, require_sync=require_sync)

@@ -1,7 +1,8 @@
-"""A key-value cache with room for the tokens to come, and the attention of one new token over it.
+"""A key-value cache with room for tokens and sequences to come, and the attention of one new token over it.
 
 Transformers' own cache is copied whole for every token (concatenation), and its attention copies it once more where
-several query heads share a key-value head. Both cost as much as half of the matrix products of a small model.
+several query heads share a key-value head. Both cost as much as half of the matrix products of a small model. And its
+rows are of one batch; here a sequence can take the place of one that has ended.
 """
 
 from __future__ import annotations
@@ -20,38 +21,86 @@ NAME = "cai_dist_decode"
 
 
 class RoomyLayer(DynamicLayer):
-    """Keys and values [B, heads, T, d] of one layer: the first T columns of buffers with `room` more."""
+    """Keys and values [B, heads, T, d] of one layer: T columns in the middle of buffers, with `room` more behind.
+
+    Columns that no sequence needs any more are dropped from the front without a copy; when the buffers are full, what
+    is left moves to the front of new ones.
+    """
 
     def __init__(self, room: int) -> None:
         super().__init__()
         self._room = room
+        self._start = 0
         self._buffers: list[Tensor] = []
+
+    @property
+    def allocated(self) -> tuple[int, int]:
+        """Rows and columns of the buffers."""
+        return (self._buffers[0].shape[0], self._buffers[0].shape[2]) if self._buffers else (0, 0)
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Write the new columns behind the old ones; returns all of them."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        used = self.get_seq_length()
-        width = used + key_states.shape[-2]
-        if not self._buffers or width > self._buffers[0].shape[-2]:
-            self._grow(key_states, value_states, used, width + self._room)
+        used, new = self.get_seq_length(), key_states.shape[-2]
+        if not self._buffers or self._start + used + new > self._buffers[0].shape[-2]:
+            self._move((key_states, value_states), key_states.shape[0], used, used + new + self._room)
+        end = self._start + used
         for buffer, states in zip(self._buffers, (key_states, value_states), strict=True):
-            buffer[..., used:width, :] = states
-        self.keys, self.values = (buffer[..., :width, :] for buffer in self._buffers)
-        return self.keys, self.values
+            buffer[..., end : end + new, :] = states
+        self._show(used + new)
+        return self.keys, self.values  # type: ignore[return-value]
 
     def batch_select_indices(self, indices: Tensor) -> None:
         """Keep these sequences, and their room."""
         if self._buffers:
             width = self.get_seq_length()
             self._buffers = [buffer[indices] for buffer in self._buffers]
-            self.keys, self.values = (buffer[..., :width, :] for buffer in self._buffers)
+            self._show(width)
 
-    def _grow(self, key_states: Tensor, value_states: Tensor, used: int, width: int) -> None:
-        grown = [x.new_empty(*x.shape[:-2], width, x.shape[-1]) for x in (key_states, value_states)]
-        for new, old in zip(grown, self._buffers, strict=False):
-            new[..., :used, :] = old[..., :used, :]
-        self._buffers = grown
+    def sequences(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        """A copy of the keys and values of these sequences."""
+        return self.keys[indices], self.values[indices]  # type: ignore[index]
+
+    def drop_columns(self, count: int) -> None:
+        """Forget the first `count` columns of all sequences."""
+        width = self.get_seq_length()
+        self._start += count
+        self._show(width - count)
+
+    def place(self, keys: Tensor, values: Tensor, rows: Tensor, height: int, width: int) -> None:
+        """Put sequences [n, heads, w, d] into `rows` [n], their last column in the last one of the cache.
+
+        An empty cache gets `width` columns; one of fewer than `height` rows gets that many. What is left of the
+        sequences is zero: it is masked, but attention multiplies it by its weight of zero, and what stood there may not
+        be a number.
+        """
+        if not self.is_initialized:
+            self.lazy_initialization(keys, values)
+        width = self.get_seq_length() or width
+        if height > self.allocated[0]:
+            self._move((keys, values), height, self.get_seq_length(), width + self._room)
+        end = self._start + width
+        for buffer, states in zip(self._buffers, (keys, values), strict=True):
+            first = end - states.shape[-2]
+            buffer[rows, :, self._start : first] = 0
+            buffer[rows, :, first:end] = states
+        self._show(width)
+
+    def _move(self, like: tuple[Tensor, Tensor], height: int, used: int, width: int) -> None:
+        """Into buffers of `height` rows and `width` columns; new rows are zero. `_show` comes next."""
+        old, start = self._buffers, self._start
+        self._buffers, self._start = [], 0
+        self.keys = self.values = None  # so that the old keys are gone before the new values come
+        for states in like:
+            shape = (height, states.shape[1], width, states.shape[-1])
+            before = old.pop(0) if old else states[:0]
+            buffer = states.new_zeros(shape) if height > before.shape[0] else states.new_empty(shape)
+            buffer[: before.shape[0], :, :used] = before[:, :, start : start + used]
+            self._buffers.append(buffer)
+
+    def _show(self, width: int) -> None:
+        self.keys, self.values = (buffer[..., self._start : self._start + width, :] for buffer in self._buffers)
 
 
 def roomy_cache(config: Any, room: int) -> DynamicCache:
@@ -60,6 +109,12 @@ def roomy_cache(config: Any, room: int) -> DynamicCache:
     cache = DynamicCache(config=config)
     cache.layers = [RoomyLayer(room) if type(layer) is DynamicLayer else layer for layer in cache.layers]
     return cache
+
+
+def roomy_layers(cache: DynamicCache) -> list[RoomyLayer]:
+    """The layers of a cache in which sequences can replace each other; none if one of its layers is of another kind."""
+    layers = [layer for layer in cache.layers if isinstance(layer, RoomyLayer)]
+    return layers if len(layers) == len(cache.layers) else []
 
 
 def use_decode_attention(hf: Any) -> None:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Literal, Protocol
+from collections.abc import Sequence
+from typing import Literal, Protocol, runtime_checkable
 
-import numpy as np
+from cai_dist.types import GenerateRequest, Generation, LabelRequest, TensorSpec, WeightPart, WeightTerms
 
-from cai_dist.types import GenerateRequest, Generation, LabelRequest, TensorSpec
-
-EngineStatus = Literal["empty", "stale", "ready"]
+EngineStatus = Literal["empty", "stale", "ready", "asleep"]
 
 
 class RolloutEngine(Protocol):
@@ -17,6 +15,8 @@ class RolloutEngine(Protocol):
 
     `empty` (nothing loaded) -> `load` -> `ready`, or `stale` where a transfer is required first;
     `begin_weights` -> `stale`; `finish_weights` after the last tensor -> `ready`. Only a ready engine serves.
+    `sleep` -> `asleep`, `wake` -> `stale`: a sleeping engine gives its memory up, weights included, and what it wakes
+    with must be transferred (or loaded) before it serves.
     """
 
     weight_version: int
@@ -38,14 +38,38 @@ class RolloutEngine(Protocol):
         """Open a transfer. Raises WeightTransferError if the manifest is not exactly this model's parameters."""
         ...
 
-    def accept_weights(self, bucket: Mapping[str, np.ndarray]) -> None:
-        """Copy some tensors in. Raises WeightTransferError; the engine then stays stale."""
+    def accept_weights(self, parts: Sequence[WeightPart]) -> None:
+        """Copy one bucket in: the parts of all ranks that send, which together hold whole tensors. Raises
+        WeightTransferError (unknown, twice, truncated); the engine then stays stale."""
         ...
 
     def finish_weights(self, version: int) -> None:
-        """Close the transfer. Raises WeightTransferError if a tensor is missing."""
+        """Close the transfer; caches of the old weights are dropped. Raises WeightTransferError if a tensor is
+        missing."""
+        ...
+
+    def sleep(self) -> None:
+        """Give up the memory of weights and caches; a sleeping engine may be put to sleep again."""
+        ...
+
+    def wake(self) -> None:
+        """Take the memory again; the engine is stale until weights have come. Nothing happens to one that is awake."""
         ...
 
     def status(self) -> EngineStatus:
         """Whether it may serve."""
+        ...
+
+
+@runtime_checkable
+class KeepsWeights(Protocol):
+    """An engine that keeps frozen tensors from one transfer to the next, and merges adapters itself."""
+
+    def weights_held(self) -> str:
+        """The sender whose frozen tensors it has; empty: nobody's, everything must come."""
+        ...
+
+    def begin_weights(self, version: int, manifest: Sequence[TensorSpec], terms: WeightTerms | None = None) -> None:
+        """As in `RolloutEngine`; with `terms` the manifest names the factors of adapters beside the model's parameters,
+        and tensors may be kept. Raises WeightTransferError also where what is kept is not here."""
         ...

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -10,7 +10,7 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from cai_dist.types import TensorSpec
+from cai_dist.types import Part, TensorPiece, TensorSpec, WeightPart, WeightPlan
 
 B = TypeVar("B")
 R = TypeVar("R")
@@ -23,12 +23,35 @@ LossFn = Callable[[Model, B, float], tuple[Tensor, dict[str, Tensor]]]
 empty micro-batch, and the same metric names every time."""
 
 
+class WeightSource(Protocol):
+    """What one rank gives of its model's parameters, by their names in the exported model (a tied one appears once)."""
+
+    def plan(self, bucket_bytes: int, held: Sequence[str | None]) -> WeightPlan:
+        """The buckets of one transfer to engines of which `held` says whose frozen parameters they have ("": nobody's;
+        None: the engine takes the plain model whole, adapters merged)."""
+        ...
+
+    def part(self, bucket: Sequence[TensorSpec], merge: bool) -> WeightPart:
+        """This rank's part of a bucket, on the CPU, for use before the next step; with `merge` adapters are added to
+        their weights (collective). Raises WeightTransferError."""
+        ...
+
+    def pieces(self, bucket: Sequence[TensorSpec], merge: bool) -> Iterator[tuple[TensorPiece, Tensor]]:
+        """The same, piece by piece on the engine's device, each flat."""
+        ...
+
+
 class TrainEngine(Protocol):
     """One rank of a model. Every method is collective: all ranks call it with equally many micro-batches."""
 
     device: torch.device
     steps: int
     """Optimiser steps taken."""
+
+    @property
+    def weights(self) -> WeightSource:
+        """Where transfers take the parameters from."""
+        ...
 
     def step(self, micro_batches: Sequence[B], loss_fn: LossFn[B], denominator: float) -> dict[str, float]:
         """One optimiser step along d(sum of all losses over micro-batches and ranks) / d parameters.
@@ -39,6 +62,12 @@ class TrainEngine(Protocol):
 
     def infer(self, micro_batches: Sequence[B], fn: Callable[[Model, B], R]) -> list[R]:
         """`fn(model, micro-batch)` without gradients for each micro-batch of this rank."""
+        ...
+
+    def reside(self, parts: Collection[Part]) -> dict[Part, float]:
+        """Exactly these parts of the memory stay on (or come back to) the device, bit for bit; the others go to the
+        host. What a later call needs comes back by itself. Returns MiB of each part that could not leave. This one is
+        not collective."""
         ...
 
     def adapters_off(self) -> AbstractContextManager[None]:
@@ -52,14 +81,6 @@ class TrainEngine(Protocol):
 
     def load(self, folder: Path) -> None:
         """Restore what `save` wrote, bit for bit. Raises CheckpointError."""
-        ...
-
-    def parameter_specs(self) -> list[TensorSpec]:
-        """Name (as in the exported model), full shape and dtype of every parameter; a tied one appears once."""
-        ...
-
-    def full_parameters(self, names: Sequence[str]) -> dict[str, Any]:
-        """The named parameters, whole, as numpy arrays on rank 0; an empty dict on the others."""
         ...
 
     def export(self, folder: Path) -> None:

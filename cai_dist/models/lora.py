@@ -70,10 +70,13 @@ def split_parameters(hf: Any) -> tuple[dict[str, nn.Parameter], dict[str, LoraFa
     return plain, factors
 
 
-def merged(weight: Tensor, factors: LoraFactors) -> Tensor:
-    """A new tensor W + scaling * B A, computed in fp32, in the dtype of `weight`; nothing is changed in place."""
+def merged(weight: Tensor, factors: LoraFactors, start: int | None = None) -> Tensor:
+    """A new tensor W + scaling * B A, computed in fp32, in the dtype of `weight`; nothing is changed in place. With
+    `start`, `weight` [n] is the elements of the flattened W from there on, and so is the result, bit for bit."""
     with torch.no_grad():
         delta = factors.b.float() @ factors.a.float()
+        if start is not None:
+            delta = delta.view(-1)[start : start + weight.numel()]
         return (weight.float() + factors.scaling * delta).to(weight.dtype)
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+import warnings
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -12,10 +15,18 @@ from cai_dist.types import TensorSpec
 def spec_of(name: str, tensor: Tensor, shape: tuple[int, ...] | None = None) -> TensorSpec:
     """Name, shape, dtype and bytes of a tensor; `shape` where the tensor itself is a shard."""
     shape = tuple(tensor.shape) if shape is None else shape
-    count = 1
-    for size in shape:
-        count *= size
-    return TensorSpec(name, shape, str(tensor.dtype).removeprefix("torch."), count * tensor.element_size())
+    dtype = str(tensor.dtype).removeprefix("torch.")
+    return TensorSpec(name, shape, dtype, math.prod(shape) * tensor.element_size())
+
+
+def carrier(dtype: str) -> np.dtype[np.generic]:
+    """The numpy dtype that holds the elements of a torch dtype such as "float32"."""
+    return np.dtype("uint16" if dtype == "bfloat16" else dtype)
+
+
+def item_size(dtype: str) -> int:
+    """Bytes of one element of a torch dtype such as "float32"."""
+    return carrier(dtype).itemsize
 
 
 def to_numpy(tensor: Tensor) -> np.ndarray:
@@ -29,3 +40,37 @@ def from_numpy(array: np.ndarray, dtype: str) -> Tensor:
     writable = array if array.flags.writeable else array.copy()
     tensor = torch.from_numpy(writable)
     return tensor.view(torch.bfloat16) if dtype == "bfloat16" else tensor
+
+
+def elements(data: np.ndarray | Tensor, start: int, count: int, dtype: str) -> np.ndarray | Tensor:
+    """`count` elements of a torch dtype such as "float32", from byte `start` of flat bytes on; bfloat16 is uint16 in a
+    numpy array. Shares memory where it can."""
+    part = data[start : start + count * item_size(dtype)]
+    if isinstance(part, np.ndarray):
+        return part.view(carrier(dtype))
+    aligned = part if part.storage_offset() % item_size(dtype) == 0 else part.clone()
+    return aligned.view(getattr(torch, dtype))
+
+
+def read_only_tensor(array: np.ndarray | Tensor, dtype: torch.dtype) -> Tensor:
+    """A tensor on the memory of `array` (in the carrier of `dtype`), to be read only."""
+    if isinstance(array, Tensor):
+        return array
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # that the array is not writable: nobody writes to it
+        tensor = torch.from_numpy(array)
+    return tensor.view(dtype)
+
+
+def copy_elements(target: Tensor, data: np.ndarray | Tensor) -> None:
+    """Copy flat elements (in the carrier of the dtype) into the flat, contiguous `target` of as many elements."""
+    if isinstance(data, np.ndarray) and target.device.type == "cpu":
+        # numpy copies by memcpy, which past the caches takes half the time of torch's copy_ on one thread
+        np.copyto(flat_bytes(target).numpy(), data.view(np.uint8))
+    else:
+        target.copy_(read_only_tensor(data, target.dtype))
+
+
+def flat_bytes(tensor: Tensor) -> Tensor:
+    """The elements of a contiguous tensor as uint8 [bytes], sharing its memory."""
+    return tensor.detach().view(-1).view(torch.uint8)

@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from cai_dist.data.choices import load_choice_set
-from cai_dist.data.tables import Shards
-from cai_dist.errors import DataError
 from cai_dist.stages.chats import chat_format
 from cai_dist.stages.context import RunContext, model_settings
 from cai_dist.stages.figures import Figure, proportion
+from cai_dist.stages.generation import open_shards
 from cai_dist.stages.reuse import model_hash, take_over
+from cai_dist.tracking.atomic import sha256_json
 from cai_dist.types import ChoiceQuestion, LabelRequest
 
 if TYPE_CHECKING:
-    from cai_dist.cluster.group import WorkerGroup
+    from cai_dist.cluster.queue import WorkQueue
 
 SCHEMA = pa.schema([("id", pa.string()), ("logprobs", pa.list_(pa.float64())), ("tokens", pa.list_(pa.int32()))])
 PIECE = 64
@@ -31,7 +31,7 @@ Row = dict[str, Any]
 
 
 def multiple_choice(
-    run: RunContext, group: WorkerGroup, folder: Path, models: Mapping[str, str]
+    run: RunContext, group: WorkQueue, folder: Path, models: Mapping[str, str]
 ) -> dict[str, dict[str, Any]]:
     """For each file of `evaluate.multiple_choice`: `questions`, `skipped` records, `chance` (accuracy of guessing) and
     `models`, each with `accuracy` (by the mean log-probability of an option's tokens), `accuracy_raw` (by their sum),
@@ -91,46 +91,44 @@ def _credit(question: ChoiceQuestion, preferences: Sequence[float]) -> float:
     return sum(score == best for score in chosen) / len(chosen)
 
 
-def _ask(
-    run: RunContext, group: WorkerGroup, folder: Path, questions: Sequence[ChoiceQuestion], model: str
-) -> list[Row]:
+def _ask(run: RunContext, group: WorkQueue, folder: Path, questions: Sequence[ChoiceQuestion], model: str) -> list[Row]:
     """Log-probability (nats) and tokens of every option, end token included, in order; what is in `folder` is read,
     what an earlier evaluation asked of the same model is taken over."""
     chat = chat_format(run, model)
     pieces = [questions[i : i + PIECE] for i in range(0, len(questions), PIECE)]
-    made_from = {
-        "model": model_hash(model),
-        "asks": [
+    asked_of = {"model": model_hash(model), **model_settings(run.config)}
+    asks = [
+        [
             [q.id, list(chat.prompt_ids(q.turns)), *(list(chat.example(q.turns, o).ids) for o in q.options)]
-            for q in questions
-        ],
-        **model_settings(run.config),
-    }
-    take_over(run, folder.parent, folder.name, made_from)
-    shards = Shards(folder, len(pieces))
+            for q in piece
+        ]
+        for piece in pieces
+    ]
+    take_over(run, folder.parent, folder.name, {"asks": [ask for piece in asks for ask in piece], **asked_of})
+    shards = open_shards(run, folder, [sha256_json({"asks": piece, **asked_of}) for piece in asks])
+    missing = shards.missing()
     with run.console.task(folder.name, total=len(questions), unit="questions") as task:
         for i, piece in enumerate(pieces):
-            if i in shards.missing():
-                shards.write(i, _scored(run, group, folder.name, piece, model, chat), SCHEMA)
+            if i in missing:
+                label = f"{folder.parent.name}: {folder.name}, part {i}"
+                shards.write(i, _scored(run, group, label, piece, model, chat), SCHEMA)
                 run.check_stop()
             task.advance(len(piece))
-    rows = shards.rows()
-    if [row["id"] for row in rows] != [q.id for q in questions]:
-        raise DataError(f"{folder}: the answers there belong to other questions; remove that folder and run again")
-    return rows
+    return shards.rows()
 
 
 def _scored(
-    run: RunContext, group: WorkerGroup, label: str, piece: Sequence[ChoiceQuestion], model: str, chat: Any
+    run: RunContext, group: WorkQueue, label: str, piece: Sequence[ChoiceQuestion], model: str, chat: Any
 ) -> list[Row]:
-    requests, rows = {}, []
+    requests: dict[str, LabelRequest] = {}
+    rows: dict[str, Row] = {}
     for i, question in enumerate(piece):
+        name = f"question {i}"
         prompt = chat.prompt_ids(question.turns)
         options = tuple(chat.example(question.turns, option).ids[len(prompt) :] for option in question.options)
-        rows.append({"id": question.id, "logprobs": [], "tokens": [len(ids) for ids in options]})
+        rows[name] = {"id": question.id, "logprobs": [], "tokens": [len(ids) for ids in options]}
         if len(prompt) + max(len(ids) for ids in options) <= run.config.models.context:
-            requests[i] = LabelRequest((prompt,), options, model)
-    places = list(requests)
-    for k, [logprobs] in group.map(label, "score_labels", list(requests.values())):
-        rows[places[k]]["logprobs"] = list(logprobs)
-    return rows
+            requests[name] = LabelRequest((prompt,), options, model)
+    for name, [logprobs] in group.map(label, "score_labels", requests):
+        rows[name]["logprobs"] = list(logprobs)
+    return list(rows.values())

@@ -22,7 +22,7 @@ from cai_dist.stages.reuse import take_over
 from cai_dist.types import Comparison, PromptKind
 
 if TYPE_CHECKING:
-    from cai_dist.cluster.group import WorkerGroup
+    from cai_dist.cluster.queue import WorkQueue
 
 ANCHOR = "base"
 KINDS: dict[str, PromptKind] = {"harmlessness": "red_team", "helpfulness": "helpful"}
@@ -63,7 +63,7 @@ def matches(samples: Mapping[str, Sequence[Sampled]], kind: PromptKind, prompts:
     ]
 
 
-def feedback_shares(run: RunContext, group: WorkerGroup, folder: Path, found: Sequence[Match]) -> list[float | None]:
+def feedback_shares(run: RunContext, group: WorkQueue, folder: Path, found: Sequence[Match]) -> list[float | None]:
     """What the feedback model says: p(A), in both orders and averaged over the principles; None where a question has no
     answer. Not clamped, as labels to learn from are: shares of a win near one half would be no ratings. Answers that
     are the same are a tie, about which it is not asked."""

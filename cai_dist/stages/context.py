@@ -18,7 +18,7 @@ from cai_dist.tracking.manifest import Manifest
 from cai_dist.tracking.metrics import Tracker
 
 if TYPE_CHECKING:
-    from cai_dist.cluster.group import WorkerGroup
+    from cai_dist.cluster.queue import WorkQueue
     from cai_dist.cluster.runtime import Cluster
 
 
@@ -79,7 +79,7 @@ class RunContext:
         """One line of metrics.jsonl (and of wandb)."""
         self.tracker.log(stage, step, **numbers)
 
-    def generators(self, role: str, workers: int) -> AbstractContextManager[WorkerGroup]:
+    def generators(self, role: str, workers: int) -> AbstractContextManager[WorkQueue]:
         """Workers that generate and score text; they load models on demand."""
         from cai_dist.stages.groups import rollout_group
 
@@ -87,8 +87,10 @@ class RunContext:
 
 
 def model_settings(config: RunConfig) -> dict[str, Any]:
-    """The settings of `models` that affect the result of every stage that runs a model."""
-    return config.models.model_dump(mode="json", include={"chat", "context", "dtype"})
+    """The settings that affect the result of every stage that runs a model; engines draw their samples each in its own
+    way."""
+    models = config.models.model_dump(mode="json", include={"chat", "context", "dtype"})
+    return models | {"engine": config.engine.backend}
 
 
 def stable_seed(*keys: object) -> int:

@@ -12,13 +12,15 @@ import pyarrow as pa
 
 from cai_dist.config.run import RunConfig
 from cai_dist.data.schedule import plan_items
-from cai_dist.data.tables import Shards
 from cai_dist.stages import prepare
 from cai_dist.stages.chats import chat_format
 from cai_dist.stages.context import RunContext, model_settings
+from cai_dist.stages.generation import open_shards
 from cai_dist.stages.groups import export_model, trained_model
 from cai_dist.stages.pairs import ai_comparisons, decided, fitting, log_heldout, scored_pair, training_pairs
+from cai_dist.stages.reuse import model_hash
 from cai_dist.stages.training import ds_files, total_steps, train
+from cai_dist.tracking.atomic import sha256_json
 from cai_dist.types import DpoPair, ScoredPair, StepShard
 
 if TYPE_CHECKING:
@@ -96,7 +98,9 @@ def _logprobs(
     """Summed log-probabilities of both answers of each pair under the group's present weights; shards that are in
     `folder` are read, not made again. Raises Interrupted between shards."""
     pieces = [pairs[i : i + SHARD] for i in range(0, len(pairs), SHARD)]
-    shards = Shards(folder, len(pieces))
+    made_from = {"what": folder.name, "model": model_hash(str(run.run_dir / "sft" / "model")), **settings(run.config)}
+    keys = [sha256_json({**made_from, "pairs": [[list(p.ids_a), list(p.ids_b)] for p in piece]}) for piece in pieces]
+    shards = open_shards(run, folder, keys)
     missing = shards.missing()
     sharding = run.config.dpo.train.sharding
     with run.console.task(f"dpo: {folder.name}", total=len(pairs), unit="pairs") as task:

@@ -25,7 +25,7 @@ from cai_dist.stages.generation import Ask, generate
 from cai_dist.stages.judges import Judge, RewardJudge, make_judge, make_rewards
 from cai_dist.stages.measures import measures
 from cai_dist.stages.pairs import heldout
-from cai_dist.stages.prompts import heldout_prompts, prompt_files
+from cai_dist.stages.prompts import heldout_prompts, human_file, prompt_files
 from cai_dist.stages.rating import absolute_harm
 from cai_dist.stages.records import Revision, Sampled, read_comparisons, read_revisions
 from cai_dist.stages.results import show_results
@@ -37,7 +37,7 @@ from cai_dist.tracking.atomic import write_json
 from cai_dist.types import Prompt
 
 if TYPE_CHECKING:
-    from cai_dist.cluster.group import WorkerGroup
+    from cai_dist.cluster.queue import WorkQueue
 
 NAME = "evaluate"
 RESULT = "evaluation.json"
@@ -85,6 +85,8 @@ def inputs(run: RunContext) -> list[Path]:
         run.run_dir / sft.NAME / "model",
         *_aligned_by(run),
         *(Path(name) for name in files if name not in ("world", "none")),
+        # No rating of a conversation that opens like a held-out comparison is learned from.
+        *([human_file(run)] if config.data.harm_ratings.source != "none" else []),
         *ds_files(config.evaluate.ratings.train.sharding),
     ]
 
@@ -214,7 +216,7 @@ def _ask(run: RunContext, folder: Path) -> Answers:
 
 def _sample(
     run: RunContext,
-    group: WorkerGroup,
+    group: WorkQueue,
     folder: Path,
     label: str,
     model: str,

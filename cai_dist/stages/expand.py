@@ -40,7 +40,7 @@ from cai_dist.stages.transcripts import write_expansion_transcripts
 from cai_dist.types import Prompt, Turn
 
 if TYPE_CHECKING:
-    from cai_dist.cluster.group import WorkerGroup
+    from cai_dist.cluster.queue import WorkQueue
 
 NAME = "expand"
 SHORTEST = 3
@@ -186,7 +186,7 @@ def sieve_of(run: RunContext) -> Sieve:
 class _Writer:
     """Draws samples: examples, and a human's turn opened after them."""
 
-    def __init__(self, run: RunContext, group: WorkerGroup, folder: Path, examples: Sequence[Prompt]) -> None:
+    def __init__(self, run: RunContext, group: WorkQueue, folder: Path, examples: Sequence[Prompt]) -> None:
         self.run, self.group, self.folder = run, group, folder
         self.config = run.config.expand
         self.model = prepare.model_path(run, self.config.model)

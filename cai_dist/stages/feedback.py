@@ -30,7 +30,7 @@ from cai_dist.stages.records import Labelled, write_comparisons
 from cai_dist.types import Comparison, Prompt
 
 if TYPE_CHECKING:
-    from cai_dist.cluster.group import WorkerGroup
+    from cai_dist.cluster.queue import WorkQueue
 
 NAME = "feedback"
 PRINCIPLES = "principles.json"
@@ -72,7 +72,7 @@ def run(run: RunContext) -> list[Path]:
     return [target, folder / PRINCIPLES]
 
 
-def sample_pairs(run: RunContext, group: WorkerGroup, folder: Path, prompts: Sequence[Prompt]) -> list[Comparison]:
+def sample_pairs(run: RunContext, group: WorkQueue, folder: Path, prompts: Sequence[Prompt]) -> list[Comparison]:
     """Two answers of SL-CAI per prompt and repetition; pairs that are equal or do not parse are left out, counted.
 
     Which of the two is called A is drawn per pair, so that the order of sampling carries no label. `principle_id` names
@@ -116,7 +116,7 @@ def sample_pairs(run: RunContext, group: WorkerGroup, folder: Path, prompts: Seq
 
 
 def label_all(
-    run: RunContext, group: WorkerGroup, folder: Path, pairs: Sequence[Comparison]
+    run: RunContext, group: WorkQueue, folder: Path, pairs: Sequence[Comparison]
 ) -> tuple[list[Labelled], list[Statistics]]:
     """The pairs that have a label, and the statistics of the principles that they were asked under."""
     config = run.config.feedback

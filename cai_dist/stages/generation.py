@@ -1,13 +1,14 @@
 """Durable generation: prompts in shards, each shard one request, one Parquet file; what is there is not made again.
 
 A shard's samples depend on (run seed, label, shard number) alone, so that neither the number of workers nor an
-interruption changes a byte.
+interruption nor the death of a worker changes a byte. A file holds the hash of its request: one that was made from
+another is put aside and made again.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,12 +17,13 @@ import pyarrow as pa
 from cai_dist.config.training import SamplingConfig
 from cai_dist.data.chat import ChatFormat
 from cai_dist.data.tables import Shards
-from cai_dist.errors import DataError
-from cai_dist.stages.context import Rows, RunContext, stable_seed
+from cai_dist.stages.context import Rows, RunContext, model_settings, stable_seed
+from cai_dist.stages.reuse import model_hash
+from cai_dist.tracking.atomic import sha256_json
 from cai_dist.types import GenerateRequest, Generation, LabelRequest, SamplingParams
 
 if TYPE_CHECKING:
-    from cai_dist.cluster.group import WorkerGroup
+    from cai_dist.cluster.queue import WorkQueue
 
 TEXT_SCHEMA = pa.schema(
     [
@@ -31,6 +33,7 @@ TEXT_SCHEMA = pa.schema(
         ("finish", pa.string()),
     ]
 )
+Request = GenerateRequest | LabelRequest
 LABEL_SCHEMA = pa.schema([("key", pa.string()), ("logprobs", pa.list_(pa.float64()))])
 
 
@@ -53,7 +56,7 @@ class Answer:
 
 def generate(
     run: RunContext,
-    group: WorkerGroup,
+    group: WorkQueue,
     folder: Path,
     label: str,
     asks: Sequence[Ask],
@@ -65,7 +68,7 @@ def generate(
     stop_ids: Sequence[int] | None = None,
 ) -> list[Answer]:
     """Answer every ask, in order, up to a token of `stop_ids` (default: what ends an answer in `chat`). Finished shards
-    under `folder/label` are read, not made again.
+    under `folder/label` are read, not made again; those made from other requests are put aside.
 
     A prompt that leaves no room for the answer in `models.context` gets an empty answer with finish `too_long`; the
     caller counts it. Raises Interrupted between shards.
@@ -87,7 +90,7 @@ def generate(
 
 def score_labels(
     run: RunContext,
-    group: WorkerGroup,
+    group: WorkQueue,
     folder: Path,
     label: str,
     asks: Sequence[Ask],
@@ -112,30 +115,56 @@ def score_labels(
 
 def _sharded(
     run: RunContext,
-    group: WorkerGroup,
+    group: WorkQueue,
     folder: Path,
     label: str,
     asks: Sequence[Ask],
     method: str,
-    request: Callable[[int, Sequence[Ask]], object],
+    request: Callable[[int, Sequence[Ask]], Request],
     rows: Callable[[Sequence[Ask], Any], Rows],
     schema: pa.Schema,
     shard_size: int,
 ) -> Rows:
     """Send the missing shards to whichever worker is free, write each as it comes, return all rows in order."""
     pieces = [asks[i : i + shard_size] for i in range(0, len(asks), shard_size)]
-    shards = Shards(folder / label, len(pieces))
-    missing = shards.missing()
+    requests = [request(i, piece) for i, piece in enumerate(pieces)]
+    keys = [_key(run, method, made, piece) for made, piece in zip(requests, pieces, strict=True)]
+    shards = open_shards(run, folder / label, keys)
+    missing = {f"shard {i} ({keys[i][:12]})": i for i in shards.missing()}
     with run.console.task(label, total=len(asks), unit="prompts") as task:
-        task.advance(len(asks) - sum(len(pieces[i]) for i in missing))
-        for k, results in group.map(label, method, [request(i, pieces[i]) for i in missing]):
-            shards.write(missing[k], rows(pieces[missing[k]], results), schema)
-            task.advance(len(pieces[missing[k]]))
+        task.advance(len(asks) - sum(len(pieces[i]) for i in missing.values()))
+        todo = {name: requests[i] for name, i in missing.items()}
+        for name, results in group.map(f"{folder.name}: {label}", method, todo):
+            i = missing[name]
+            shards.write(i, rows(pieces[i], results), schema)
+            task.advance(len(pieces[i]))
             run.check_stop()
-    found = shards.rows()
-    if [a.key for a in asks] != [r["key"] for r in found]:
-        raise DataError(f"{folder / label}: the shards there belong to other prompts; remove that folder and run again")
-    return found
+    return shards.rows()
+
+
+def open_shards(run: RunContext, folder: Path, keys: Sequence[str]) -> Shards:
+    """The pieces with these keys in `folder`; what is there beside them is put aside, and that is said."""
+    shards = Shards(folder, keys)
+    if aside := shards.put_aside():
+        run.console.say(f"{folder.name}: shards there were made from other requests; they are kept in {aside.name}")
+    return shards
+
+
+def _key(run: RunContext, method: str, request: Request, piece: Sequence[Ask]) -> str:
+    """Hash of all that the rows of a shard are made from: the request, the model's content in place of its path."""
+    if isinstance(request, GenerateRequest):
+        asked: dict[str, Any] = {"sampling": asdict(request.sampling), "seed": request.seed}
+    else:
+        asked = {"labels": request.labels}
+    made_from = {
+        **asked,
+        "method": method,
+        "prompts": request.prompts,
+        "model": model_hash(request.model),
+        "keys": [a.key for a in piece],
+        **model_settings(run.config),
+    }
+    return sha256_json(made_from)
 
 
 def _prompts(piece: Sequence[Ask], room: int) -> tuple[tuple[int, ...], ...]:

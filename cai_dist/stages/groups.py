@@ -15,18 +15,24 @@ from cai_dist.types import WorkerSpec
 if TYPE_CHECKING:
     from cai_dist.cluster.group import WorkerGroup
     from cai_dist.cluster.ppo_groups import PpoGroups
+    from cai_dist.cluster.queue import Loss, WorkQueue
     from cai_dist.stages.context import RunContext
 
 
 @contextmanager
-def rollout_group(run: RunContext, role: str, workers: int) -> Iterator[WorkerGroup]:
-    """`workers` independent processes that generate and score text."""
+def rollout_group(run: RunContext, role: str, workers: int) -> Iterator[WorkQueue]:
+    """`workers` independent processes that generate and score text, behind a queue."""
     spec = WorkerSpec(
         "cai_dist.workers.rollout:RolloutWorker",
-        {"model": "", "dtype": run.config.models.dtype, "engine": "hf", "threads": run.config.cluster.threads},
+        {
+            "model": "",
+            "dtype": run.config.models.dtype,
+            "engine": run.config.engine,
+            "threads": run.config.cluster.threads,
+        },
     )
-    with _group(run, role, spec, workers, distributed=False) as group:
-        yield group
+    with _queue(run, role, spec, workers) as queue:
+        yield queue
 
 
 @contextmanager
@@ -78,8 +84,8 @@ def export_model(export: Callable[[Path], object], target: Path, note: Mapping[s
 
 
 @contextmanager
-def reward_group(run: RunContext, model: str, end_id: int, workers: int) -> Iterator[WorkerGroup]:
-    """`workers` independent processes that score answers with the preference model in `model`."""
+def reward_group(run: RunContext, model: str, end_id: int, workers: int) -> Iterator[WorkQueue]:
+    """`workers` independent processes that score answers with the preference model in `model`, behind a queue."""
     kwargs = {
         "model": model,
         "dtype": run.config.models.dtype,
@@ -89,13 +95,13 @@ def reward_group(run: RunContext, model: str, end_id: int, workers: int) -> Iter
         "timeouts": run.config.cluster.timeouts,
     }
     spec = WorkerSpec("cai_dist.workers.reward:RewardWorker", kwargs)
-    with _group(run, "reward", spec, workers, distributed=False) as group:
-        yield group
+    with _queue(run, "reward", spec, workers) as queue:
+        yield queue
 
 
 @contextmanager
-def reference_group(run: RunContext, model: str, workers: int) -> Iterator[WorkerGroup]:
-    """`workers` independent processes that give log-probabilities of answers under `model`."""
+def reference_group(run: RunContext, model: str, workers: int) -> Iterator[WorkQueue]:
+    """`workers` independent processes that give log-probabilities of answers under `model`, behind a queue."""
     kwargs = {
         "model": model,
         "dtype": run.config.models.dtype,
@@ -104,8 +110,23 @@ def reference_group(run: RunContext, model: str, workers: int) -> Iterator[Worke
         "timeouts": run.config.cluster.timeouts,
     }
     spec = WorkerSpec("cai_dist.workers.reference:ReferenceWorker", kwargs)
-    with _group(run, "reference", spec, workers, distributed=False) as group:
-        yield group
+    with _queue(run, "reference", spec, workers) as queue:
+        yield queue
+
+
+@contextmanager
+def _queue(run: RunContext, role: str, spec: WorkerSpec, workers: int) -> Iterator[WorkQueue]:
+    """Independent workers behind a queue that starts those that die again; each is told and counted."""
+    from cai_dist.cluster.queue import WorkQueue
+
+    def lost(loss: Loss) -> None:
+        what = "a new worker is started in its place" if loss.again else "it does not come up again"
+        run.console.warn(f"{loss.role}[{loss.rank}] on {loss.node}: {loss.cause}; {what}")
+        if loss.again:
+            run.log(f"{role}_workers", loss.restarts, restarts=loss.restarts, rank=loss.rank)
+
+    with _group(run, role, spec, workers, distributed=False) as group:
+        yield WorkQueue(group, run.config.cluster.retries, lost=lost, check=run.check_stop)
 
 
 @contextmanager
@@ -146,5 +167,6 @@ def ppo_roles(run: RunContext, policy: str, preference: str, end_id: int) -> Ite
         seed=stable_seed(config.seed, "ppo workers") % 2**31,
         timeouts=config.cluster.timeouts,
         threads=config.cluster.threads,
+        engine=config.engine,
     ) as roles:
         yield roles

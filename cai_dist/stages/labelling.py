@@ -24,7 +24,7 @@ from cai_dist.stages.questions import LogProbs, Question, Reply, Unanswered
 from cai_dist.types import Comparison, Turn
 
 if TYPE_CHECKING:
-    from cai_dist.cluster.group import WorkerGroup
+    from cai_dist.cluster.queue import WorkQueue
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def inputs(run: RunContext) -> list[Path]:
 
 def label_pairs(
     run: RunContext,
-    group: WorkerGroup | None,
+    group: WorkQueue | None,
     folder: Path,
     phase: str,
     pairs: Sequence[Comparison],
@@ -130,7 +130,7 @@ def _turns(run: RunContext, i: int, pair: Comparison, principle_id: str, swapped
 
 
 def _ask(
-    run: RunContext, group: WorkerGroup | None, folder: Path, phase: str, questions: Sequence[Question]
+    run: RunContext, group: WorkQueue | None, folder: Path, phase: str, questions: Sequence[Question]
 ) -> list[Reply]:
     if run.config.feedback.endpoint is not None:
         return ask_server(run, phase, questions)

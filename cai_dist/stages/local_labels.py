@@ -17,11 +17,11 @@ from cai_dist.stages.questions import Question, Reply, Unanswered, reasoned, usa
 from cai_dist.types import Turn
 
 if TYPE_CHECKING:
-    from cai_dist.cluster.group import WorkerGroup
+    from cai_dist.cluster.queue import WorkQueue
 
 
 def ask_workers(
-    run: RunContext, group: WorkerGroup, folder: Path, phase: str, questions: Sequence[Question], model: str
+    run: RunContext, group: WorkQueue, folder: Path, phase: str, questions: Sequence[Question], model: str
 ) -> list[Reply]:
     """The answer of `model` (a folder or a hub name) to each question, in order. Shards of the phase `PHASE` (and with
     reasoning `PHASE-reasoning-K`) stay in `folder`. Raises Interrupted, ConfigError."""
@@ -71,7 +71,7 @@ def bare_text(turns: Sequence[Turn]) -> str:
 
 def _reason(
     run: RunContext,
-    group: WorkerGroup,
+    group: WorkQueue,
     folder: Path,
     phase: str,
     questions: Sequence[Question],

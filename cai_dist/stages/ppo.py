@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from cai_dist.config.run import RunConfig
+from cai_dist.config.training import Dtype
 from cai_dist.coordinator import loop
 from cai_dist.coordinator.prompts import TokenizedPrompt
 from cai_dist.data.chat import ChatFormat
@@ -16,19 +17,26 @@ from cai_dist.errors import DataError
 from cai_dist.stages.chats import chat_format
 from cai_dist.stages.context import RunContext, model_settings, stable_seed
 from cai_dist.stages.groups import export_model, ppo_roles
+from cai_dist.stages.placement import shown_placement
 from cai_dist.stages.prompts import prompt_files, training_prompts
 from cai_dist.stages.training import ds_files
 from cai_dist.tracking.atomic import write_text
 from cai_dist.tracking.checkpoints import CheckpointStore
+from cai_dist.tracking.timeline import Timeline
 from cai_dist.types import Trajectory
 
 NAME = "ppo"
+MISMATCH_ALARM: dict[Dtype, float] = {"fp32": 0.01, "bf16": 0.2}
+"""Default of `ppo.mismatch_alarm`, nats per token."""
 
 
 def settings(config: RunConfig) -> dict[str, Any]:
     """What decides the result of this stage."""
     return {
-        "ppo": config.ppo.model_dump(mode="json", exclude={"placement", "checkpoint_every", "transfer_bucket_mb"}),
+        "ppo": config.ppo.model_dump(
+            mode="json",
+            exclude={"placement", "checkpoint_every", "transfer", "transfer_bucket_mb", "mismatch_alarm"},
+        ),
         **model_settings(config),
     }
 
@@ -68,14 +76,18 @@ def _train(run: RunContext, folder: Path, target: Path) -> None:
     latest = checkpoints.latest()
     done = latest[0] if latest else 0
     run.tracker.rewind(NAME, done)
+    timeline = Timeline(folder / "timeline.json", done)
     with (
         ppo_roles(run, policy, str(run.run_dir / "preference" / "model"), chat.eos_id) as roles,
+        shown_placement(run, folder, roles),
         run.console.task(NAME, total=run.config.ppo.iterations, unit="iterations") as task,
     ):
         task.advance(done)
 
         def log(step: int, **numbers: float) -> None:
-            run.log(NAME, step, **numbers)
+            run.log(NAME, step, **numbers, **roles.memory())
+            if alarm := mismatch_alarm(run.config, step, numbers):
+                run.console.warn(alarm)
             task.advance(1, score=numbers["score"], kl=numbers["kl_per_response"])
 
         def keep(iteration: int) -> None:
@@ -94,8 +106,26 @@ def _train(run: RunContext, folder: Path, target: Path) -> None:
             should_stop=run.should_stop,
             on_rollout=lambda iteration, batch: _transcript(folder / "transcripts", iteration, batch, chat),
             snapshot=keep,
+            on_spans=timeline.add,
         )
         export_model(roles.export, target, run.constitution_note)
+
+
+def mismatch_alarm(config: RunConfig, step: int, numbers: Mapping[str, float]) -> str | None:
+    """The line that says that sampler and trainer, with the same weights, do not agree on what was sampled; None where
+    they do, or where an iteration has no sample of the trainer's weights.
+
+    `numbers` are the metrics after `step` iterations. The bound is `ppo.mismatch_alarm`, by default one for the dtype.
+    """
+    mean = numbers.get("mismatch_mean")
+    bound = config.ppo.mismatch_alarm or MISMATCH_ALARM[config.models.dtype]
+    if mean is None or mean <= bound:
+        return None
+    return (
+        f"{NAME}: iteration {step}: with the same weights, sampler and trainer differ by {mean:.3g} nats a token on "
+        f"average (at most {numbers['mismatch_max']:.3g}), more than ppo.mismatch_alarm={bound:g}; the ratios of PPO "
+        "are off by as much"
+    )
 
 
 def token_prompts(run: RunContext, chat: ChatFormat) -> list[TokenizedPrompt]:

@@ -58,6 +58,10 @@ def run(run: RunContext) -> list[Path]:
     """Write the tables and `models.json`; returns what was written."""
     folder = run.folder(NAME)
     written = _tables(run, folder)
+    if run.config.data.harm_ratings.source != "none":
+        from cai_dist.stages.rating import check_ratings  # which reads the tables of this stage
+
+        check_ratings(run)
     world_model = pretrained_world(run) if run.config.uses_world else None
     models = run.config.models
     resolved = {}

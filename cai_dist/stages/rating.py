@@ -78,6 +78,11 @@ def rated_answers(run: RunContext) -> list[RatedAnswer]:
     return kept
 
 
+def check_ratings(run: RunContext) -> None:
+    """Refuse ratings that are too few, hours before they are wanted. Raises DataError."""
+    split(rated_answers(run), run.config.evaluate.ratings.heldout, run.config.seed)
+
+
 def split(known: Sequence[RatedAnswer], share: float, seed: int) -> tuple[list[RatedAnswer], list[RatedAnswer]]:
     """(to learn from, kept apart): about `share` of the conversations apart, one opening never on both sides; at least
     one each. Raises DataError where all have the same opening."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +38,18 @@ def take_over(run: RunContext, folder: Path, name: str, made_from: Mapping[str, 
 
 
 def model_hash(model: str) -> str:
-    """Content hash of a local model; a hub name stands for itself."""
-    return sha256_path(Path(model)) if Path(model).is_dir() else f"hub:{model}"
+    """Content hash of a local model; a hub name stands for itself. Files whose size and time of change are the same as
+    before are not read again: each phase of each stage asks."""
+    folder = Path(model)
+    if not folder.is_dir():
+        return f"hub:{model}"
+    files = [(p, p.stat()) for p in sorted(folder.rglob("*")) if p.is_file()]
+    return _folder_hash(folder, tuple((str(p), stat.st_size, stat.st_mtime_ns) for p, stat in files))
+
+
+@lru_cache(maxsize=64)
+def _folder_hash(folder: Path, files: tuple[tuple[str, int, int], ...]) -> str:
+    return sha256_path(folder)
 
 
 def _earlier(folder: Path) -> list[Path]:

@@ -33,7 +33,7 @@ from cai_dist.stages.transcripts import write_revision_transcripts
 from cai_dist.types import Prompt, Role, Turn
 
 if TYPE_CHECKING:
-    from cai_dist.cluster.group import WorkerGroup
+    from cai_dist.cluster.queue import WorkQueue
 
 NAME = "revise"
 
@@ -80,7 +80,7 @@ class _Drawn:
 class _Reviser:
     """The rounds over all prompts at once: answer -> (critique -> revision) x R."""
 
-    def __init__(self, run: RunContext, group: WorkerGroup, folder: Path, model: str, chat: ChatFormat) -> None:
+    def __init__(self, run: RunContext, group: WorkQueue, folder: Path, model: str, chat: ChatFormat) -> None:
         self.run, self.group, self.folder, self.model, self.chat = run, group, folder, model, chat
         self.config = run.config.revise
         self.labels = run.constitution.templates.labels

@@ -19,16 +19,16 @@ def score_texts(
 ) -> list[float]:
     """Raw score (logits) of each (conversation, answer), in order."""
     samples = [as_sample(chat, turns, answer) for turns, answer in texts]
-    shards = [StepShard((tuple(samples[i : i + CHUNK]),)) for i in range(0, len(samples), CHUNK)]
-    scores: dict[int, list[float]] = {}
+    shards = _shards(samples)
+    scores: dict[str, list[float]] = {}
     with (
         reward_group(run, model, chat.eos_id, run.config.evaluate.workers) as group,
         run.console.task(phase, total=len(samples), unit="answers") as task,
     ):
-        for i, found in group.map(phase, "scores", shards):
-            scores[i] = found
+        for name, found in group.map(phase, "scores", shards):
+            scores[name] = found
             task.advance(len(found))
-    return [s for i in range(len(shards)) for s in scores[i]]
+    return [score for name in shards for score in scores[name]]
 
 
 def answer_logprobs(
@@ -36,10 +36,18 @@ def answer_logprobs(
 ) -> list[float]:
     """Log-probability (nats) under `model` of each (conversation, answer), end token included, in order."""
     samples = [as_sample(chat, turns, answer) for turns, answer in texts]
-    shards = [StepShard((tuple(samples[i : i + CHUNK]),)) for i in range(0, len(samples), CHUNK)]
+    shards = _shards(samples)
     with reference_group(run, model, run.config.evaluate.workers) as group:
         found = dict(group.map(phase, "logprobs", shards, 1.0))
-    return [math.fsum(row) for i in range(len(shards)) for row in found[i]]
+    return [math.fsum(row) for name in shards for row in found[name]]
+
+
+def _shards(samples: Sequence[Generation]) -> dict[str, StepShard]:
+    """Pieces of work, by what errors call them."""
+    return {
+        f"answers {i} to {min(i + CHUNK, len(samples)) - 1}": StepShard((tuple(samples[i : i + CHUNK]),))
+        for i in range(0, len(samples), CHUNK)
+    }
 
 
 def as_sample(chat: ChatFormat, turns: Sequence[Turn], answer: str) -> Generation:

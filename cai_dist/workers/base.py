@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from abc import ABC, abstractmethod
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ from cai_dist.models.causal import CausalModel
 from cai_dist.models.load import copy_tokenizer
 from cai_dist.models.lora import add_lora
 from cai_dist.models.scalar import ScalarHeadModel
-from cai_dist.types import RankInfo
+from cai_dist.types import Part, RankInfo
+from cai_dist.workers.memory import take_reading
 
 
 class Worker:
@@ -38,12 +40,21 @@ class Worker:
         """Who this is and which weights it holds."""
         return {"role": self.info.role, "rank": self.info.rank, "weight_version": self.weight_version}
 
+    def reside(self, parts: Collection[Part]) -> dict[Part, float]:
+        """Exactly these parts of its memory stay on (or come back to) the device. Returns MiB of each part that could
+        not leave; a worker that holds nothing has nothing to do."""
+        return {}
+
+    def memory(self) -> dict[str, float]:
+        """MiB of this process now and at most since the last call (`cai_dist.workers.memory`)."""
+        return take_reading()
+
 
 class TrainedWorker(Worker, ABC):
     """A worker with a DeepSpeed engine; subclasses say which model and which loss. With `lora` it trains adapters (and
     a scalar head) instead of all weights.
 
-    All its methods are collective over the ranks of the group.
+    All its methods but `reside` and those of `Worker` are collective over the ranks of the group.
     """
 
     engine: TrainEngine
@@ -78,6 +89,10 @@ class TrainedWorker(Worker, ABC):
     @abstractmethod
     def build(self, source: str, dtype: Dtype, seed: int, layout: Layout) -> CausalModel | ScalarHeadModel:
         """The model to train; the same on every rank."""
+
+    def reside(self, parts: Collection[Part]) -> dict[Part, float]:
+        """As in `Worker`; what a call needs comes back by itself. Not collective."""
+        return self.engine.reside(parts)
 
     def save(self, folder: str) -> None:
         """Write this rank's part of a checkpoint into `folder`."""

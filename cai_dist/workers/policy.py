@@ -10,11 +10,15 @@ from torch import Tensor
 
 from cai_dist.config.training import Dtype, Layout
 from cai_dist.data.batches import response_rows, sample_batch, trajectory_batch
-from cai_dist.engines.train import Model, buckets
+from cai_dist.engines.distributed import listening_store
+from cai_dist.engines.train import Model
+from cai_dist.engines.weight_broadcast import Meeting, WeightSender
+from cai_dist.engines.weight_segments import SegmentSender, SegmentTicket
+from cai_dist.errors import WeightTransferError
 from cai_dist.losses.policy import PolicyObjective, policy_loss, token_means
 from cai_dist.models.causal import CausalModel
 from cai_dist.models.load import load_causal
-from cai_dist.types import Generation, RankInfo, StepShard, TensorSpec, Trajectory
+from cai_dist.types import Generation, RankInfo, StepShard, TensorSpec, Trajectory, WeightPart, WeightPlan
 from cai_dist.workers.base import TrainedWorker
 from cai_dist.workers.forward import batch_logprobs, batch_logprobs_and_entropy
 
@@ -25,7 +29,9 @@ class PolicyWorker(TrainedWorker):
     def __init__(self, info: RankInfo, *, objective: PolicyObjective, temperature: float, **kwargs: Any) -> None:
         super().__init__(info, **kwargs)
         self._objective, self._temperature = objective, temperature
-        self._plan: tuple[tuple[TensorSpec, ...], ...] = ()
+        self._meeting_store: Any = None
+        self._sender: WeightSender | None = None
+        self._segment: SegmentSender | None = None
 
     def build(self, source: str, dtype: Dtype, seed: int, layout: Layout) -> CausalModel:
         """The causal LM in `source`."""
@@ -75,13 +81,40 @@ class PolicyWorker(TrainedWorker):
             entropy=entropy,
         )
 
-    # ---- weight transfer, sending side: plan, then bucket 0, 1, ... on all ranks
+    # ---- weight transfer, sending side: a plan, then its buckets
 
-    def weight_plan(self, bucket_bytes: int) -> tuple[tuple[TensorSpec, ...], ...]:
-        """The buckets of a transfer; together they are the manifest."""
-        self._plan = tuple(buckets(self.engine.parameter_specs(), bucket_bytes))
-        return self._plan
+    def weight_plan(self, bucket_bytes: int, held: Sequence[str | None]) -> WeightPlan:
+        """What a transfer sends to engines that say `held` (`RolloutWorker.weights_held`)."""
+        return self.engine.weights.plan(bucket_bytes, held)
 
-    def weight_bucket(self, index: int) -> dict[str, Any]:
-        """The whole tensors of one bucket of the plan as numpy arrays on rank 0; nothing on the others."""
-        return self.engine.full_parameters([spec.name for spec in self._plan[index]])
+    def weight_part(self, bucket: Sequence[TensorSpec], merge: bool) -> WeightPart:
+        """This rank's part of a bucket."""
+        return self.engine.weights.part(bucket, merge)
+
+    def open_meeting(self, name: str, senders: int, engines: int, timeout: float) -> Meeting:
+        """On rank 0: where the processes of a broadcast meet."""
+        self._meeting_store, port = listening_store(self.info.master_addr, timeout)
+        return Meeting(self.info.master_addr, port, name, senders, engines, timeout)
+
+    def join_broadcast(self, meeting: Meeting) -> None:
+        """Meet the engines; what was before is dropped."""
+        self._sender = None
+        self._sender = WeightSender(meeting, self.info.rank, self._meeting_store)
+
+    def broadcast_weights(self, plan: WeightPlan) -> None:
+        """Send this rank's part of every bucket."""
+        if self._sender is None:
+            raise WeightTransferError("a broadcast of weights before the processes have met")
+        self._sender.send(self.engine.weights, plan)
+
+    def open_segment(self, plan: WeightPlan) -> SegmentTicket:
+        """Make the segment of this rank for plans like this one; what was before is dropped. Raises ConfigError."""
+        self._segment = None
+        self._segment = SegmentSender(plan.buckets, self.info.rank, self.info.world_size)
+        return self._segment.ticket
+
+    def fill_segment(self, plan: WeightPlan, version: int) -> None:
+        """Copy this rank's part of every bucket into its segment. Raises WeightTransferError."""
+        if self._segment is None:
+            raise WeightTransferError("a transfer by shared memory before there is a segment")
+        self._segment.fill(self.engine.weights, plan, version)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from cai_dist.config.run import TimeoutsConfig
 from cai_dist.config.training import Dtype, Layout, ShardingConfig
@@ -10,7 +10,7 @@ from cai_dist.data.batches import response_rows, sample_batch
 from cai_dist.engines.scoring import build_scoring_engine
 from cai_dist.engines.train import Model
 from cai_dist.models.load import load_causal
-from cai_dist.types import Generation, RankInfo, StepShard
+from cai_dist.types import Generation, Part, RankInfo, StepShard
 from cai_dist.workers.base import Worker
 from cai_dist.workers.forward import batch_logprobs
 
@@ -41,3 +41,7 @@ class ReferenceWorker(Worker):
             return response_rows(batch, batch_logprobs(model, batch, temperature))
 
         return [row for part in self._engine.infer(shard.micro_batches, rows) for row in part]
+
+    def reside(self, parts: Collection[Part]) -> dict[Part, float]:
+        """As in `Worker`."""
+        return self._engine.reside(parts)

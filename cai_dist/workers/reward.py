@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 from cai_dist.config.run import TimeoutsConfig
@@ -11,7 +11,7 @@ from cai_dist.data.batches import sample_batch
 from cai_dist.engines.scoring import build_scoring_engine
 from cai_dist.engines.train import Model
 from cai_dist.models.load import load_scalar
-from cai_dist.types import Generation, RankInfo, StepShard
+from cai_dist.types import Generation, Part, RankInfo, StepShard
 from cai_dist.workers.base import Worker
 from cai_dist.workers.forward import last_token_scores
 
@@ -43,6 +43,10 @@ class RewardWorker(Worker):
         answers that end with it.
         """
         return [score for part in self._engine.infer(shard.micro_batches, self._scores) for score in part]
+
+    def reside(self, parts: Collection[Part]) -> dict[Part, float]:
+        """As in `Worker`."""
+        return self._engine.reside(parts)
 
     def _scores(self, model: Model, items: Sequence[Generation]) -> list[float]:
         batch = sample_batch([self._closed(item) for item in items]).to(self._engine.device)

@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
+from cai_dist.config.engine import EngineConfig
 from cai_dist.config.training import Dtype
 from cai_dist.engines.factory import build_rollout_engine
-from cai_dist.types import GenerateRequest, Generation, LabelRequest, RankInfo, TensorSpec
+from cai_dist.engines.rollout import KeepsWeights
+from cai_dist.engines.weight_broadcast import Meeting, WeightTaker
+from cai_dist.engines.weight_segments import SegmentTaker, SegmentTicket
+from cai_dist.errors import WeightTransferError
+from cai_dist.types import (
+    GenerateRequest,
+    Generation,
+    LabelRequest,
+    Part,
+    RankInfo,
+    TensorSpec,
+    WeightPart,
+    WeightPlan,
+    WeightTerms,
+)
 from cai_dist.workers.base import Worker
 
 
@@ -21,13 +36,15 @@ class RolloutWorker(Worker):
         *,
         model: str = "",
         dtype: Dtype = "fp32",
-        engine: str = "hf",
+        engine: EngineConfig | None = None,
         require_sync: bool = False,
         threads: int = 1,
     ) -> None:
         super().__init__(info, threads=threads)
-        self._engine = build_rollout_engine(engine, dtype, require_sync=require_sync)
+        self._engine = build_rollout_engine(engine or EngineConfig(), dtype, require_sync=require_sync)
         self._loaded = ""
+        self._taker: WeightTaker | None = None
+        self._segments: SegmentTaker | None = None
         self._use(model)
 
     def generate(self, request: GenerateRequest) -> list[Generation]:
@@ -42,17 +59,58 @@ class RolloutWorker(Worker):
 
     # ---- weight transfer, receiving side: begin, accept ..., finish
 
-    def begin_weights(self, version: int, manifest: Sequence[TensorSpec]) -> None:
-        """Open a transfer; from here until `finish_weights` nothing is served. Raises WeightTransferError."""
-        self._engine.begin_weights(version, manifest)
+    def weights_held(self) -> str | None:
+        """Whose frozen tensors the engine has; "": nobody's; None: it takes the plain model, whole, every time."""
+        return self._engine.weights_held() if isinstance(self._engine, KeepsWeights) else None
 
-    def accept_weights(self, bucket: dict[str, Any]) -> None:
-        """Some whole tensors. Raises WeightTransferError."""
-        self._engine.accept_weights(bucket)
+    def begin_weights(self, version: int, manifest: Sequence[TensorSpec], terms: WeightTerms | None) -> None:
+        """Open a transfer; from here until `finish_weights` nothing is served. `terms` come where `weights_held` is not
+        None. Raises WeightTransferError."""
+        if isinstance(self._engine, KeepsWeights):
+            self._engine.begin_weights(version, manifest, terms)
+        else:
+            self._engine.begin_weights(version, manifest)
+
+    def accept_weights(self, *parts: WeightPart) -> None:
+        """One bucket: the parts of all ranks that send. Raises WeightTransferError."""
+        self._engine.accept_weights(parts)
+
+    def join_broadcast(self, meeting: Meeting) -> None:
+        """Meet those that send by broadcast; what was before is dropped."""
+        self._taker = None
+        self._taker = WeightTaker(meeting, self.info.rank)
+
+    def take_broadcast(self, plan: WeightPlan) -> None:
+        """All buckets, as they are broadcast. Raises WeightTransferError."""
+        if self._taker is None:
+            raise WeightTransferError("a broadcast of weights before the processes have met")
+        for parts in self._taker.buckets(plan):
+            self._engine.accept_weights(parts)
+
+    def map_segments(self, plan: WeightPlan, *tickets: SegmentTicket) -> None:
+        """Map the segments of all ranks that send; what was before is dropped. Raises WeightTransferError."""
+        self._segments = None
+        self._segments = SegmentTaker(plan, tickets)
+
+    def take_segments(self, plan: WeightPlan, version: int, *filled: None) -> None:
+        """All buckets, out of segments that are `filled`. Raises WeightTransferError."""
+        if self._segments is None:
+            raise WeightTransferError("a transfer by shared memory before its segments are mapped")
+        for parts in self._segments.buckets(plan, version):
+            self._engine.accept_weights(parts)
 
     def finish_weights(self, version: int) -> None:
         """Close the transfer. Raises WeightTransferError if something is missing."""
         self._engine.finish_weights(version)
+
+    def reside(self, parts: Collection[Part]) -> dict[Part, float]:
+        """Awake with `weights` among the parts, else asleep: it then holds no weights, and needs them transferred once
+        it is awake again."""
+        if "weights" in parts:
+            self._engine.wake()
+        else:
+            self._engine.sleep()
+        return {}
 
     @property
     def weight_version(self) -> int:

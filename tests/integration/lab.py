@@ -46,6 +46,28 @@ class Bench:
         with engine._gathered(list(named.values())):
             return {name: (to_numpy(p), p.requires_grad) for name, p in named.items()}
 
+    def raw_and_sent(self) -> tuple[dict[str, Any], Any, list[Any]]:
+        """The parameters as `raw` gathers them, the plan of a transfer, and what this rank sends of it."""
+        weights = self.inner.engine.weights
+        plan = weights.plan(20_000, [""])
+        return (
+            {name: array.copy() for name, (array, _) in self.raw().items()},
+            plan,
+            [weights.part(bucket, plan.terms is None) for bucket in plan.buckets],
+        )
+
+    def held_bytes(self) -> dict[str, int]:
+        """Memory of the parts of the trained model on the device."""
+        tensors = self.inner.engine._memory._tensors
+        parts: dict[str, dict[int, int]] = {}
+        for part, found in tensors.items():
+            storages = [t.untyped_storage() for t in found() if t.device.type != "meta"]
+            parts[part] = {storage._cdata: storage.nbytes() for storage in storages}
+        return {
+            "weights": sum(parts["weights"].values()),
+            "optimizer": sum(size for key, size in parts["optimizer"].items() if key not in parts["weights"]),
+        }
+
     def crash_in_step(self, shard: Any, rank: int) -> dict[str, float]:
         """`rank` is killed, the others wait for it in the collectives of a step."""
         if self.info.rank == rank:
@@ -77,6 +99,14 @@ class Trouble:
                 raise TimeoutError(f"{other} never came")
             time.sleep(0.02)
         return mine
+
+    def once(self, item: tuple[str, str]) -> int:
+        """The first that is given this file makes it and does what `act` says; any other answers with its process."""
+        mark, what = item
+        if not Path(mark).exists():
+            Path(mark).touch()
+            self.act(what)
+        return os.getpid()
 
     def act(self, what: str) -> str:
         """die, fail, mistake, sleep (until killed) or ok."""

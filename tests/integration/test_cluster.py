@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from cai_dist.cluster.group import WorkerGroup
+from cai_dist.cluster.queue import WorkQueue
 from cai_dist.cluster.runtime import Cluster, GroupSpec
 from cai_dist.config.run import ClusterConfig, TimeoutsConfig
 from cai_dist.data.schedule import MicroBatchLimits, plan_schedule
@@ -35,14 +36,13 @@ def test_results_come_in_order_of_shards_and_items(pair: WorkerGroup) -> None:
         pair.scatter("p", "echo", [1, 2, 3])
 
 
-def test_map_gives_each_item_once_to_whoever_is_free(pair: WorkerGroup, tmp_path: Path) -> None:
+def test_a_queue_gives_each_item_once_to_whoever_is_free(pair: WorkerGroup, tmp_path: Path) -> None:
     # Item 0 holds its worker until item 3 has run: that works only if the other worker takes 1, 2 and 3.
     last = str(tmp_path / "last")
-    items = [("", last), ("", ""), ("", ""), (last, "")]
-    found = list(pair.map("p", "meet", items))
-    assert sorted(index for index, _ in found) == [0, 1, 2, 3]
-    assert dict(found)[3] == last
-    assert list(pair.map("p", "meet", [])) == []
+    items = {"a": ("", last), "b": ("", ""), "c": ("", ""), "d": (last, "")}
+    found = list(WorkQueue(pair, retries=0).map("p", "meet", items))
+    assert sorted(key for key, _ in found) == ["a", "b", "c", "d"]
+    assert dict(found)["d"] == last
 
 
 def test_a_killed_worker_is_named(pair: WorkerGroup) -> None:

@@ -107,6 +107,10 @@ def test_ppo_on_adapters(roles: PpoGroups, config: PpoConfig, models: PpoModels,
     sampled = roles.generate(ids, SamplingParams(12, TEMPERATURE, 1.0, (END,)), 1).result()
     for one, row in zip(sampled, roles.policy_logprobs(sampled, TEMPERATURE).result(), strict=True):
         assert row == pytest.approx(one.logprobs, abs=1e-4), "the workers have what the policy is, adapters and all"
+    whole = sum(4 * p.numel() for p in net.parameters())
+    adapted = [p.shape for name, p in net.named_parameters() if "layers" in name and p.dim() > 1]
+    adapters = sum(4 * 4 * (rows + columns) for rows, columns in adapted)
+    assert roles.sync_weights(50)["bytes"] == adapters < whole, "the adapter travels alone"
     greedy = roles.generate(ids, GREEDY, 0).result()
     roles.export(tmp_path / "model")
     assert (tmp_path / "model" / "adapter_config.json").is_file() == (config.lora.save == "adapter")

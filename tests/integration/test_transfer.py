@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from cai_dist.cluster.ppo_groups import PpoGroups, PpoModels
 from cai_dist.cluster.runtime import Cluster, GroupSpec
-from cai_dist.cluster.transfer import transfer_weights
+from cai_dist.cluster.transfer import WeightTransfer
 from cai_dist.config.ppo import PlacementConfig, PpoConfig, RoleShards
 from cai_dist.config.training import OptimizerConfig, SamplingConfig, ShardingConfig
 from cai_dist.errors import WorkerError
@@ -175,7 +175,7 @@ def test_a_transfer_that_fails_leaves_the_receivers_stale(
     group = cluster.launch([GroupSpec("other", spec, cpus=0.1)])["other"]
     try:
         with pytest.raises(WorkerError, match=r"phase weight transfer: other\[0\].*which this model lacks"):
-            transfer_weights(roles._groups["policy"], group, 9, 2**20)
+            WeightTransfer(roles._groups["policy"], group, "object_store", 2**20, 60.0).run(9)
         assert group.broadcast("status", "status")[0]["engine"] == "stale"
     finally:
         group.close()

@@ -18,7 +18,7 @@ A mutation counts as killed only where each of its tests runs and *fails*: code 
 NameError, or a run past its deadline (unless the bug is a deadlock), is reported as broken. First all tests must pass
 unmutated. This page is made from `tests/mutants/mutants.toml` (`python -m tests.mutants.page`); a test compares them.
 Rows 14 to 17 and 29 of the list are about weight transfer and engines (`tests/integration/test_transfer.py`,
-`tests/unit/engines/test_weights.py`) and not in the table.
+`tests/integration/test_weight_transfer.py`, `tests/unit/engines/test_weights.py`) and not in the table.
 
 Besides the tests of single rows there are independent references, which share no code with what they check:
 

@@ -1,9 +1,11 @@
-from cai_dist.cluster.placement import GroupSpec, needed_cpus
+from cai_dist.cluster.placement import GroupSpec, Seat, bundles, gpu_fraction, needed_cpus, seat_rows, sharing
 from cai_dist.config.ppo import PlacementConfig, PpoConfig, RoleShards
 from cai_dist.config.run import ClusterConfig, RunConfig
 from cai_dist.config.supervised import ReviseConfig
 from cai_dist.config.training import ShardingConfig
 from cai_dist.types import WorkerSpec
+
+SPEC = WorkerSpec("a:B", {})
 
 
 def test_a_run_needs_what_its_widest_stage_asks_for() -> None:
@@ -20,6 +22,56 @@ def test_a_run_needs_what_its_widest_stage_asks_for() -> None:
 
 
 def test_a_bundle_names_gpus_only_where_there_are_some() -> None:
-    spec = WorkerSpec("a:B", {})
-    assert GroupSpec("r", spec, cpus=0.5).bundle == {"CPU": 0.5}
-    assert GroupSpec("r", spec, cpus=1.0, gpus=0.5).bundle == {"CPU": 1.0, "GPU": 0.5}
+    assert GroupSpec("r", SPEC, cpus=0.5).bundle == {"CPU": 0.5}
+    assert GroupSpec("r", SPEC, cpus=1.0, gpus=0.5).bundle == {"CPU": 1.0, "GPU": 0.5}
+
+
+def test_roles_that_share_stand_in_one_placement_group() -> None:
+    specs = [GroupSpec(role, SPEC, share=share) for role, share in [("a", "x"), ("b", ""), ("c", "x"), ("d", "")]]
+    assert [[spec.role for spec in group] for group in sharing(specs)] == [["a", "c"], ["b"], ["d"]]
+
+
+def test_a_shared_bundle_holds_the_ith_worker_of_each_role() -> None:
+    # One whole GPU a place, the CPUs of those who sit there: 0.5 + 0.25 twice, then 0.25 + 0.125, then 0.125 alone.
+    group = [
+        GroupSpec("policy", SPEC, workers=2, cpus=0.5, gpus=1.0, share="x"),
+        GroupSpec("rollout", SPEC, workers=3, cpus=0.25, gpus=0.5, share="x"),
+        GroupSpec("reward", SPEC, workers=4, cpus=0.125, gpus=0.25, share="x"),
+    ]
+    assert bundles(group) == [
+        {"CPU": 0.875, "GPU": 1.0},
+        {"CPU": 0.875, "GPU": 1.0},
+        {"CPU": 0.375, "GPU": 1.0},
+        {"CPU": 0.125, "GPU": 1.0},
+    ]
+    assert [gpu_fraction(group[2], rank, group) for rank in range(4)] == [0.3333, 0.3333, 0.5, 1.0]
+    assert gpu_fraction(group[0], 0, group) == 0.3333  # three of these are not more than the one device
+    for rank, bundle in enumerate(bundles(group)):
+        assert sum(gpu_fraction(s, rank, group) for s in group if rank < s.workers) <= bundle["GPU"]
+
+
+def test_without_gpus_a_shared_bundle_has_none() -> None:
+    group = [GroupSpec("a", SPEC, workers=2, share="x"), GroupSpec("b", SPEC, workers=1, share="x")]
+    assert bundles(group) == [{"CPU": 0.5}, {"CPU": 0.25}]
+    assert gpu_fraction(group[0], 0, group) == 0.0
+
+
+def test_a_role_of_its_own_keeps_its_fraction() -> None:
+    alone = [GroupSpec("a", SPEC, workers=2, cpus=1.0, gpus=0.5)]
+    assert bundles(alone) == [{"CPU": 1.0, "GPU": 0.5}] * 2
+    assert gpu_fraction(alone[0], 1, alone) == 0.5
+
+
+def test_the_table_says_who_is_where_and_with_whom() -> None:
+    seats = [
+        Seat("policy", 0, "10.0.0.1", ("0",), 0.5, "policy"),
+        Seat("policy", 1, "10.0.0.1", ("1",), 0.5, "policy"),
+        Seat("rollout", 0, "10.0.0.1", ("0",), 0.25, "policy"),
+        Seat("reward", 0, "10.0.0.2", (), 0.25, ""),
+    ]
+    assert seat_rows(seats) == [
+        ["policy", "0", "10.0.0.1", "0", "0.5", "rollout"],
+        ["policy", "1", "10.0.0.1", "1", "0.5", "rollout"],
+        ["rollout", "0", "10.0.0.1", "0", "0.25", "policy"],
+        ["reward", "0", "10.0.0.2", "-", "0.25", "-"],
+    ]

@@ -112,11 +112,14 @@ def test_the_worlds_comparisons_do_not_slip_into_a_run_on_files(tmp_path):
     accepted(tmp_path, data=files, preference={"helpful_fraction": 0.0})
 
 
-def test_an_engine_of_a_later_version_is_refused_before_the_first_stage(tmp_path):
-    config = build_run({"name": "x", "runs_dir": str(tmp_path), "ppo": {"engine": "vllm"}})
+def test_an_engine_whose_package_is_missing_is_refused_before_the_first_stage(tmp_path, monkeypatch):
+    config = build_run({"name": "x", "runs_dir": str(tmp_path), "engine": {"backend": "vllm"}})
+    monkeypatch.setattr("cai_dist.config.engine.find_spec", lambda name: None)
     check_run(config, ready=False)
-    with pytest.raises(ConfigError, match="ppo.engine=vllm.*set ppo.engine=hf"):
+    with pytest.raises(ConfigError, match="engine.backend=vllm: the package vllm is not installed.*engine.backend=hf"):
         check_run(config)
+    monkeypatch.setattr("cai_dist.config.engine.find_spec", lambda name: object())
+    check_run(config)
 
 
 def test_runs_dir_must_be_possible(tmp_path):

@@ -10,13 +10,44 @@ import pytest
 from cai_dist.config.algorithms import DEFAULTS
 from cai_dist.config.checks import check_run
 from cai_dist.config.load import load_run
-from cai_dist.config.ppo_checks import ppo_warnings
+from cai_dist.config.ppo_checks import ppo_problems, ppo_warnings
 from cai_dist.config.run import RunConfig
 from cai_dist.errors import ConfigError
 
 
 def run_of(**ppo: Any) -> RunConfig:
     return RunConfig.model_validate({"name": "x", "ppo": ppo})
+
+
+PARTIAL = {"schedule": "partial", "pause_after": 8, "sampling": {"max_new_tokens": 24}}
+
+
+@pytest.mark.parametrize(
+    ("ppo", "message"),
+    [
+        ({"pause_after": 8}, "ppo.pause_after=8: leave it out"),
+        ({"schedule": "partial"}, "ppo.schedule=partial: needs ppo.pause_after"),
+        (PARTIAL | {"pause_after": 7}, "ppo.pause_after=7: must divide ppo.sampling.max_new_tokens=24"),
+        (PARTIAL | {"pause_after": 24}, "ppo.pause_after=24: must divide"),
+        (PARTIAL | {"old_logprobs": "sampler"}, "ppo.old_logprobs=sampler: must be trainer with ppo.schedule=partial"),
+        ({"schedule": "one_step_off", "old_logprobs": "sampler"}, "must be trainer with ppo.schedule=one_step_off"),
+        (
+            {
+                "schedule": "one_step_off",
+                "placement": {"mode": "hybrid", "share": (("policy", "rollout"), ("value", "reward"))},
+            },
+            "ppo.schedule=one_step_off: cannot be with ppo.placement.mode=hybrid",
+        ),
+    ],
+)
+def test_what_the_schedules_need(ppo: dict[str, Any], message: str) -> None:
+    found = [problem for problem in ppo_problems(run_of(**ppo).ppo) if message in problem]
+    assert len(found) == 1 and "\n" not in found[0]
+
+
+@pytest.mark.parametrize("ppo", [PARTIAL, {"schedule": "one_step_off"}])
+def test_schedules_as_they_should_be(ppo: dict[str, Any]) -> None:
+    assert list(ppo_problems(run_of(**ppo).ppo)) == []
 
 
 @pytest.mark.parametrize("algorithm", ["rloo", "reinforce++-group", "grpo", "dr-grpo"])

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
+from cai_dist.config.engine import EngineConfig
 from cai_dist.config.training import Layout
 from cai_dist.data.batches import TokenBatch, pair_batch, sample_batch, sequence_batch
 from cai_dist.engines.hf_rollout import HfRolloutEngine
@@ -93,7 +94,7 @@ def test_logprobs_and_entropies_are_those_of_the_sequence_alone(causal: str, lay
 
 
 def test_the_sampler_reports_what_a_pass_at_its_temperature_finds(causal: str, layout: Layout) -> None:
-    engine = HfRolloutEngine("fp32")
+    engine = HfRolloutEngine("fp32", EngineConfig())
     engine.load(causal)
     prompts = tuple(item.prompt_ids for item in ragged(2))
     made = engine.generate(GenerateRequest(prompts, SamplingParams(9, T, 1.0, (END,)), seed=5))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -77,11 +78,11 @@ def test_what_is_no_table_is_one_line(tmp_path: Path, content: bytes) -> None:
 
 
 def test_shards_know_what_is_missing_and_read_in_order(tmp_path: Path) -> None:
-    shards = Shards(tmp_path / "s", 3)
-    assert shards.missing() == [0, 1, 2]
+    shards = Shards(tmp_path / "s", "abc")
+    assert shards.missing() == [0, 1, 2] and shards.put_aside() is None
     for i in (2, 0):
         shards.write(i, [{**ROW, "key": f"{i}"}], SCHEMA)
-    assert Shards(tmp_path / "s", 3).missing() == [1]
+    assert Shards(tmp_path / "s", "abc").missing() == [1]
     with pytest.raises(DataError, match="1 of 3 shards are missing"):
         shards.rows()
     shards.write(1, [{**ROW, "key": "1"}, {**ROW, "key": "1b"}], SCHEMA)
@@ -91,8 +92,38 @@ def test_shards_know_what_is_missing_and_read_in_order(tmp_path: Path) -> None:
 
 
 def test_half_a_shard_does_not_count(tmp_path: Path, monkeypatch) -> None:
-    shards = Shards(tmp_path / "s", 1)
+    shards = Shards(tmp_path / "s", ["a"])
     monkeypatch.setattr(tables, "write_bytes", _die)
     with pytest.raises(KeyboardInterrupt):
         shards.write(0, [ROW], SCHEMA)
     assert shards.missing() == [0]
+
+
+def test_a_shard_that_was_made_from_something_else_is_none_and_is_kept_aside(tmp_path: Path) -> None:
+    before = Shards(tmp_path / "s", ["a", "b", "c", "d"])
+    for i in range(4):
+        before.write(i, [{**ROW, "key": f"old {i}"}], SCHEMA)
+    write_rows(tmp_path / "s" / "00001.parquet", [ROW], SCHEMA)  # without a key, as of an earlier version
+    (tmp_path / "s" / "00002.parquet").write_bytes(b"torn")
+    now = Shards(tmp_path / "s", ["a", "b", "c"])
+    assert now.missing() == [1, 2]
+    aside = now.put_aside()
+    assert aside == tmp_path / "s.old-1"
+    assert sorted(p.name for p in aside.iterdir()) == ["00001.parquet", "00002.parquet", "00003.parquet"]
+    assert [p.name for p in (tmp_path / "s").iterdir()] == ["00000.parquet"]
+    assert read_rows(aside / "00003.parquet")[0]["key"] == "old 3"
+    for i in (1, 2):
+        now.write(i, [{**ROW, "key": f"new {i}"}], SCHEMA)
+    assert [r["key"] for r in now.rows()] == ["old 0", "new 1", "new 2"]
+    assert now.put_aside() is None
+    swapped = Shards(tmp_path / "s", ["b", "a", "c"])
+    assert swapped.missing() == [0, 1] and swapped.put_aside() == tmp_path / "s.old-2"
+
+
+def test_a_key_leaves_the_columns_as_they_are(tmp_path: Path) -> None:
+    noted = SCHEMA.with_metadata({"note": "x"})
+    for folder in ("s", "t"):
+        Shards(tmp_path / folder, ["k"]).write(0, [ROW], noted)
+    assert (tmp_path / "s" / "00000.parquet").read_bytes() == (tmp_path / "t" / "00000.parquet").read_bytes()
+    found = pq.read_schema(tmp_path / "s" / "00000.parquet")
+    assert found.equals(SCHEMA) and found.metadata[b"note"] == b"x"

@@ -9,9 +9,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from cai_dist.engines.factory import build_rollout_engine
+from cai_dist.config.engine import EngineConfig
 from cai_dist.engines.hf_rollout import HfRolloutEngine
-from cai_dist.errors import ConfigError, DataError, StaleEngineError
+from cai_dist.errors import DataError, StaleEngineError
 from cai_dist.types import GenerateRequest, LabelRequest, SamplingParams
 from tests.tiny import END, VOCAB, plain_logprobs, save_llama
 
@@ -24,7 +24,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def engine(folder: str) -> HfRolloutEngine:
-    made = HfRolloutEngine("fp32")
+    made = HfRolloutEngine("fp32", EngineConfig())
     made.load(folder)
     return made
 
@@ -64,7 +64,7 @@ def test_the_seed_alone_drives_sampling(engine: HfRolloutEngine, folder: str, re
     first = engine.generate(request_)
     torch.manual_seed(123)
     assert engine.generate(request_) == first
-    cut = HfRolloutEngine("fp32", max_rows=3)  # other batches, other padding
+    cut = HfRolloutEngine("fp32", EngineConfig(max_rows=3))  # other batches, other padding
     cut.load(folder)
     assert [s.response_ids for s in cut.generate(request_)] == [s.response_ids for s in first]
     assert engine.generate(replace(request_, seed=12)) != first
@@ -114,7 +114,7 @@ def test_labels_of_one_and_of_several_tokens(engine: HfRolloutEngine, folder: st
 
 
 def test_what_cannot_be_served_is_refused(folder: str) -> None:
-    engine = HfRolloutEngine("fp32")
+    engine = HfRolloutEngine("fp32", EngineConfig())
     request = GenerateRequest(((3,),), SamplingParams(1), 0)
     with pytest.raises(StaleEngineError, match="no model is loaded"):
         engine.generate(request)
@@ -122,17 +122,9 @@ def test_what_cannot_be_served_is_refused(folder: str) -> None:
     with pytest.raises(DataError, match="no tokens"):
         engine.generate(replace(request, prompts=((3,), ())))
     assert engine.generate(replace(request, prompts=())) == []
-    waiting = HfRolloutEngine("fp32", require_sync=True)
+    waiting = HfRolloutEngine("fp32", EngineConfig(), require_sync=True)
     waiting.load(folder)
     with pytest.raises(StaleEngineError, match="waits for a finished weight transfer"):
         waiting.generate(request)
     with pytest.raises(StaleEngineError):
         waiting.score_labels(LabelRequest(((3,),), ((4,),)))
-
-
-def test_the_factory_is_honest_about_vllm() -> None:
-    assert build_rollout_engine("hf", "fp32").status() == "empty"
-    with pytest.raises(ConfigError, match="ppo.engine=vllm.*not part of this version"):
-        build_rollout_engine("vllm", "fp32")
-    with pytest.raises(ConfigError, match="unknown rollout engine 'x'"):
-        build_rollout_engine("x", "fp32")

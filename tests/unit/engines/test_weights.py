@@ -8,13 +8,15 @@ import numpy as np
 import pytest
 import torch
 
+from cai_dist.config.engine import EngineConfig
 from cai_dist.config.training import Dtype
 from cai_dist.engines.hf_rollout import HfRolloutEngine
 from cai_dist.engines.train import buckets
+from cai_dist.engines.weights import whole_tensors
 from cai_dist.errors import StaleEngineError, WeightTransferError
 from cai_dist.models.load import load_causal
 from cai_dist.models.tensors import from_numpy, spec_of, to_numpy
-from cai_dist.types import GenerateRequest, Generation, SamplingParams, TensorSpec
+from cai_dist.types import GenerateRequest, Generation, SamplingParams, TensorPiece, TensorSpec, WeightPart
 from tests.tiny import save_llama
 
 REQUEST = GenerateRequest(((5, 6, 7), (8,)), SamplingParams(8, 0.0), 0)
@@ -28,7 +30,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
 
 
 def loaded(folder: str, dtype: Dtype = "fp32", require_sync: bool = False) -> HfRolloutEngine:
-    engine = HfRolloutEngine(dtype, require_sync=require_sync)
+    engine = HfRolloutEngine(dtype, EngineConfig(), require_sync=require_sync)
     engine.load(folder)
     return engine
 
@@ -36,6 +38,23 @@ def loaded(folder: str, dtype: Dtype = "fp32", require_sync: bool = False) -> Hf
 def weights_of(folder: str, dtype: Dtype = "fp32") -> tuple[list[TensorSpec], dict[str, Any]]:
     parameters = dict(load_causal(folder, dtype).hf.named_parameters())
     return [spec_of(n, p) for n, p in parameters.items()], {n: to_numpy(p) for n, p in parameters.items()}
+
+
+NORM, UP = "model.norm.weight", "model.layers.1.mlp.up_proj.weight"
+
+
+def parts_of(weights: dict[str, Any], ranks: int = 2) -> list[WeightPart]:
+    """The arrays as two ranks would send them: the first one's in one buffer, the second one's in a buffer each."""
+    parts = []
+    for rank in range(ranks):
+        pieces, data = [], []
+        for name, array in weights.items():
+            size = -(-array.size // ranks)
+            mine = array.reshape(-1)[rank * size : (rank + 1) * size]
+            pieces.append(TensorPiece(name, rank * size, mine.size))
+            data.append(mine.view(np.uint8))
+        parts.append(WeightPart(tuple(pieces), tuple(data) if rank else np.concatenate(data)))
+    return parts
 
 
 def answers(engine: HfRolloutEngine) -> list[tuple[int, ...]]:
@@ -50,7 +69,7 @@ def test_after_a_transfer_the_engine_is_the_other_model(folders: tuple[str, str]
     manifest, weights = weights_of(folders[1], dtype)
     engine.begin_weights(3, manifest)
     for bucket in buckets(manifest, 20_000):
-        engine.accept_weights({spec.name: weights[spec.name] for spec in bucket})
+        engine.accept_weights(parts_of({spec.name: weights[spec.name] for spec in bucket}))
     engine.finish_weights(3)
     assert answers(engine) == answers(loaded(folders[1], dtype)) != before
     assert engine.weight_version == 3 and engine.generate(REQUEST)[0].weight_version == 3
@@ -61,7 +80,7 @@ def test_nothing_is_served_between_begin_and_finish(folders: tuple[str, str]) ->
     manifest, weights = weights_of(folders[1])
     assert (engine.status(), engine.weight_version) == ("stale", -1)
     engine.begin_weights(1, manifest)
-    engine.accept_weights(weights)
+    engine.accept_weights(parts_of(weights))
     with pytest.raises(StaleEngineError):
         engine.generate(REQUEST)
     engine.finish_weights(1)
@@ -71,84 +90,145 @@ def test_nothing_is_served_between_begin_and_finish(folders: tuple[str, str]) ->
         engine.generate(REQUEST)
 
 
-def break_missing(weights: dict[str, Any], name: str) -> None:
-    del weights[name]
+def cut(part: WeightPart, piece: TensorPiece, data: Any) -> WeightPart:
+    """The part with its first piece exchanged."""
+    return WeightPart((piece, *part.pieces[1:]), (data, *part.data[1:]))
 
 
-def break_unknown(weights: dict[str, Any], name: str) -> None:
-    weights["not.there"] = weights[name]
+def missing_tensor(part: WeightPart) -> WeightPart:
+    return WeightPart((), ())
 
 
-def break_truncated(weights: dict[str, Any], name: str) -> None:
-    weights[name] = weights[name][:-1]
+def unknown_tensor(part: WeightPart) -> WeightPart:
+    return cut(part, TensorPiece("not.there", 0, 3), part.data[0])
 
 
-def break_dtype(weights: dict[str, Any], name: str) -> None:
-    weights[name] = weights[name].astype(np.float64)
+def truncated(part: WeightPart) -> WeightPart:
+    return cut(part, part.pieces[0], part.data[0][:-4])
 
 
-def break_transposed(weights: dict[str, Any], name: str) -> None:
-    weights[name] = np.ascontiguousarray(weights[name].T)
+def too_long(part: WeightPart) -> WeightPart:
+    return cut(part, part.pieces[0], np.append(part.data[0], np.zeros(4, np.uint8)))
+
+
+def other_dtype(part: WeightPart) -> WeightPart:
+    return cut(part, part.pieces[0], part.data[0].view(np.float32))
+
+
+def last_element_missing(part: WeightPart) -> WeightPart:
+    first = part.pieces[0]
+    return cut(part, TensorPiece(first.name, first.start, first.count - 1), part.data[0][:-4])
+
+
+def overlapping(part: WeightPart) -> WeightPart:
+    first = part.pieces[0]
+    return cut(part, TensorPiece(first.name, first.start - 1, first.count), part.data[0])
+
+
+def beyond_the_end(part: WeightPart) -> WeightPart:
+    first = part.pieces[0]
+    return cut(part, TensorPiece(first.name, first.start + 1, first.count), part.data[0])
+
+
+def one_array_too_few(part: WeightPart) -> WeightPart:
+    return WeightPart(part.pieces, part.data[1:])
+
+
+def flat_and_truncated(part: WeightPart) -> WeightPart:
+    return WeightPart(part.pieces, np.concatenate(part.data)[:-1])
 
 
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (break_missing, "1 tensors never came, first model.layers.1.mlp.up_proj.weight"),
-        (break_unknown, "unknown tensor 'not.there'"),
-        (break_truncated, r"up_proj.weight came as float32\[95, 64\]"),
-        (break_dtype, "up_proj.weight came as float64"),
-        (break_transposed, r"up_proj.weight came as float32\[64, 96\]"),
+        (missing_tensor, "up_proj.weight came with 3072 of its 6144 elements"),
+        (unknown_tensor, "unknown tensor 'not.there'"),
+        (truncated, "up_proj.weight came as 12284 bytes instead of 12288 bytes"),
+        (too_long, "up_proj.weight came as 12292 bytes instead of 12288 bytes"),
+        (other_dtype, "up_proj.weight came as a ndarray that is no flat bytes"),
+        (last_element_missing, "up_proj.weight came with 6143 of its 6144 elements"),
+        (overlapping, "up_proj.weight came twice: elements 3071 to 6143"),
+        (beyond_the_end, "up_proj.weight has no elements 3073 to 6145"),
+        (one_array_too_few, "a part of 2 pieces came with 1 arrays"),
+        (flat_and_truncated, "up_proj.weight came as 12415 bytes instead of 12416 bytes"),
     ],
 )
-def test_a_damaged_transfer_is_loud_and_leaves_the_engine_stale(
+def test_a_damaged_bucket_is_loud_and_leaves_the_engine_stale_and_uncopied(
     folders: tuple[str, str], damage: Any, message: str
 ) -> None:
     engine = loaded(folders[0])
     manifest, weights = weights_of(folders[1])
-    damage(weights, "model.layers.1.mlp.up_proj.weight")
+    good, broken = parts_of({name: weights[name] for name in (UP, NORM)})
+    before = to_numpy(engine._model.get_parameter(UP))
     engine.begin_weights(1, manifest)
     with pytest.raises(WeightTransferError, match=message):
-        engine.accept_weights(weights)
-        engine.finish_weights(1)
+        engine.accept_weights([good, damage(broken)])
+    assert np.array_equal(to_numpy(engine._model.get_parameter(UP)), before)
     with pytest.raises(WeightTransferError):  # it cannot be finished after all
         engine.finish_weights(1)
     assert (engine.status(), engine.weight_version) == ("stale", -1)
     with pytest.raises(StaleEngineError):
         engine.generate(REQUEST)
-    manifest, weights = weights_of(folders[1])
     engine.begin_weights(2, manifest)
-    engine.accept_weights(weights)
+    engine.accept_weights(parts_of(weights))
     engine.finish_weights(2)
     assert answers(engine) == answers(loaded(folders[1]))
+
+
+def test_a_tensor_that_never_came_is_missed_at_the_end(folders: tuple[str, str]) -> None:
+    engine = loaded(folders[0])
+    manifest, weights = weights_of(folders[1])
+    del weights[UP]
+    engine.begin_weights(1, manifest)
+    engine.accept_weights(parts_of(weights))
+    with pytest.raises(WeightTransferError, match=f"1 tensors never came, first {UP}"):
+        engine.finish_weights(1)
+    assert engine.status() == "stale"
 
 
 def test_a_tensor_comes_once(folders: tuple[str, str]) -> None:
     engine = loaded(folders[0])
     manifest, weights = weights_of(folders[1])
     engine.begin_weights(1, manifest)
-    engine.accept_weights({"model.norm.weight": weights["model.norm.weight"]})
+    engine.accept_weights(parts_of({NORM: weights[NORM]}))
     with pytest.raises(WeightTransferError, match="model.norm.weight came twice"):
-        engine.accept_weights(weights)
-    del weights["model.norm.weight"]
+        engine.accept_weights(parts_of(weights))
+    del weights[NORM]
     with pytest.raises(WeightTransferError, match="without a transfer being open"):  # that one cannot be saved
-        engine.accept_weights(weights)
+        engine.accept_weights(parts_of(weights))
+
+
+def test_whole_tensors_puts_the_pieces_of_all_ranks_together(folders: tuple[str, str]) -> None:
+    for dtype in ("fp32", "bf16"):
+        manifest, weights = weights_of(folders[1], dtype)  # type: ignore[arg-type]
+        few = {name: weights[name] for name in (UP, NORM)}
+        for ranks in (1, 2, 5):
+            whole = whole_tensors(manifest, parts_of(few, ranks))
+            assert list(whole) == list(few)
+            assert all(np.array_equal(whole[n], few[n]) and whole[n].dtype == few[n].dtype for n in few)
+        torch_parts = [
+            WeightPart(p.pieces, torch.from_numpy(np.concatenate(p.data if isinstance(p.data, tuple) else [p.data])))
+            for p in parts_of(few)
+        ]
+        assert all(np.array_equal(array, few[name]) for name, array in whole_tensors(manifest, torch_parts).items())
+    with pytest.raises(WeightTransferError, match=r"up_proj.weight came with 3072 of its 6144 elements"):
+        whole_tensors(manifest, parts_of(few)[:1])
 
 
 def test_calls_out_of_order_are_refused(folders: tuple[str, str]) -> None:
     engine = loaded(folders[0])
     manifest, weights = weights_of(folders[1])
     with pytest.raises(WeightTransferError, match="without a transfer being open"):
-        engine.accept_weights(weights)
+        engine.accept_weights(parts_of(weights))
     with pytest.raises(WeightTransferError, match="without a transfer being open"):
         engine.finish_weights(1)
     engine.begin_weights(1, manifest)
-    engine.accept_weights(weights)
+    engine.accept_weights(parts_of(weights))
     with pytest.raises(WeightTransferError, match="finish of weight version 2 while version 1 is open"):
         engine.finish_weights(2)
     assert engine.status() == "stale"
     with pytest.raises(WeightTransferError, match="no model is loaded"):
-        HfRolloutEngine("fp32").begin_weights(1, manifest)
+        HfRolloutEngine("fp32", EngineConfig()).begin_weights(1, manifest)
 
 
 def test_a_manifest_of_another_model_is_refused(folders: tuple[str, str]) -> None:
@@ -158,6 +238,7 @@ def test_a_manifest_of_another_model_is_refused(folders: tuple[str, str]) -> Non
         ([*manifest, TensorSpec("x", (1,), "float32", 4)], "names x, which this model lacks"),
         ([*manifest, manifest[0]], "names a tensor twice"),
         ([*manifest[:-1], TensorSpec("model.norm.weight", (64,), "bfloat16", 128)], "announced as bfloat16"),
+        ([*manifest[:-1], TensorSpec(NORM, (64,), "float32", 255)], "gives float32\\[64\\] 255 bytes"),
     ]:
         engine = loaded(folders[0])
         with pytest.raises(WeightTransferError, match=message):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +17,15 @@ from cai_dist.tracking.metrics import Tracker
 
 
 class FakeGroup:
-    """`map` in the order of the items; `answer(method, item)` gives each result; calls are counted."""
+    """In place of a `WorkQueue`: items one by one; `answer(method, item)` gives each result; calls are counted."""
 
     def __init__(self, answer: Callable[[str, Any], Any]) -> None:
         self.answer, self.calls = answer, 0
 
-    def map(self, phase: str, method: str, items: Sequence[Any]) -> Iterator[tuple[int, Any]]:
-        for i, item in enumerate(items):
+    def map(self, phase: str, method: str, items: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+        for key, item in items.items():
             self.calls += 1
-            yield i, self.answer(method, item)
+            yield key, self.answer(method, item)
 
 
 @pytest.fixture

@@ -58,8 +58,21 @@ def test_the_inputs_are_all_that_is_read(make_run: Callable[..., RunContext], tm
     inside = ("ppo/snapshots/iteration-00005", "ppo/snapshots/iteration-00010", "preference/second/model")
     assert {run.run_dir / name for name in inside} <= found
     assert {tmp_path / "r.jsonl", tmp_path / "q.jsonl"} <= found and Path("world") not in found
+    human = run.run_dir / "prepare" / "human.parquet"
     plain = set(evaluate.inputs(make_run()))
-    assert plain < found and len(found - plain) == 5
+    assert plain < found and len(found - plain) == 6 and human in found - plain
+
+
+def test_ratings_follow_the_comparisons_that_are_held_out(make_run: Callable[..., RunContext]) -> None:
+    """Which ratings are learned from depends on them: other comparisons, another evaluation."""
+    run = make_run(data=DataConfig(harm_ratings=RatingSource(source="world")))
+    for path in evaluate.inputs(run):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("1")
+    stage = pipeline.ALL["evaluate"]
+    before = pipeline._fingerprint(run, stage)
+    (run.run_dir / "prepare" / "human.parquet").write_text("2")
+    assert pipeline._fingerprint(run, stage)[0] != before[0]
 
 
 def test_another_bound_needs_no_new_evaluation(make_run: Callable[..., RunContext]) -> None:
@@ -148,6 +161,26 @@ def test_a_mended_file_costs_no_answer(sample: Callable[..., int], tmp_path: Pat
     aside(folder)
     (tmp_path / "model" / "weights").write_text("1")
     assert sample() == 0, "further back, one was made from the same"
+
+
+def test_the_pipeline_begins_anew_with_the_answers_of_the_stage_that_it_sets_aside(
+    sample: Callable[..., int], make_run: Callable[..., RunContext]
+) -> None:
+    calls: list[int] = []
+
+    def act(run: RunContext) -> list[Path]:
+        calls.append(sample())
+        (run.run_dir / evaluate.RESULT).write_text(str(len(calls)))
+        return [run.run_dir / evaluate.RESULT]
+
+    run = make_run()
+    for bound in (1, 2, 2):
+        pipeline.run_one(run, pipeline.Stage("evaluate", act, lambda config, b=bound: {"b": b}, lambda run: []))
+    assert calls == [1, 0], "asked once; begun anew without a question; then finished"
+    old, new = run.run_dir / "evaluate.old-1", run.run_dir / "evaluate"
+    shards = sorted(p.relative_to(old) for p in old.rglob("*.parquet"))
+    assert shards and all((old / p).read_bytes() == (new / p).read_bytes() for p in shards)
+    assert (old / evaluate.RESULT).read_text() == "1" and (run.run_dir / evaluate.RESULT).read_text() == "2"
 
 
 def test_only_the_named_shards_are_taken_over(make_run: Callable[..., RunContext]) -> None:

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from transformers import MistralConfig
 
-from cai_dist.config.data import ComparisonSource, DataConfig, PromptSource, RankedSource
+from cai_dist.config.data import ComparisonSource, DataConfig, PromptSource, RankedSource, RatingSource
 from cai_dist.config.load import build_run
 from cai_dist.config.run import ModelsConfig, RunConfig
-from cai_dist.errors import ConfigError
+from cai_dist.errors import ConfigError, DataError
 from cai_dist.stages import prepare
 from cai_dist.stages.groups import export_model
 from cai_dist.stages.prepare import check_context, settings
@@ -103,3 +103,28 @@ def test_nothing_learns_from_what_is_held_out_and_what_goes_is_counted(make_run,
     assert line["ranked"] == len(said) - len(questions) > 0
     trained = [split for _, split in opened].count("train")
     assert line["prompts"] + line["comparisons"] == 20 + 20 + 20 - trained > 0
+
+
+@pytest.mark.parametrize(("left", "said"), [(1, "not held out"), (2, "same opening")])
+def test_ratings_that_are_too_few_without_the_held_out_are_refused_at_once(make_run, tmp_path, left, said) -> None:
+    """Ten ratings, all but some of prompts that are held out: enough for the file, too few to learn from."""
+    texts = [f"question {n} of the day" for n in range(10)]
+    for name, rows in (
+        ("red.jsonl", [{"prompt": t} for t in texts]),
+        ("more.jsonl", [{"prompt": f"another {n} thing"} for n in range(9)]),
+        ("r.jsonl", [{"prompt": texts[0], "response": f"a{n}", "rating": 1} for n in range(10 - left)]),
+    ):
+        (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with (tmp_path / "r.jsonl").open("a") as file:
+        file.writelines(json.dumps({"prompt": "new ?", "response": f"a{n}", "rating": n}) + "\n" for n in range(left))
+    run = make_run(
+        data=DataConfig(
+            red_team=PromptSource(source=str(tmp_path / "red.jsonl"), heldout=9),
+            helpful=PromptSource(source=str(tmp_path / "more.jsonl"), heldout=1),
+            helpful_comparisons=ComparisonSource(source="none"),
+            harm_ratings=RatingSource(source=str(tmp_path / "r.jsonl")),
+        )
+    )  # fmt: skip
+    with pytest.raises(DataError, match=f"^data.harm_ratings: .*{said}[^\n]*$"):
+        prepare.run(run)
+    assert not (run.run_dir / "prepare" / "models.json").exists()

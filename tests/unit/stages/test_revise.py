@@ -55,8 +55,9 @@ class Script:
 
         class Group(FakeGroup):
             def map(group, phase, method, items):
-                for i, request in enumerate(items):
-                    yield i, [self.one(tokenizer, phase, ids) for ids in request.prompts]
+                label = phase.split(": ")[-1]
+                for key, request in items.items():
+                    yield key, [self.one(tokenizer, label, ids) for ids in request.prompts]
 
         chat = ChatFormat(tokenizer, "template", run.constitution.templates.labels)
         self.reviser = _Reviser(run, Group(lambda *_: None), folder, "m", chat)  # type: ignore[arg-type]

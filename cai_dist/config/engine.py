@@ -1,0 +1,45 @@
+"""The rollout engine: what generates text and scores labels, in every stage."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from typing import Literal
+
+from pydantic import Field
+
+from cai_dist.config.base import Section
+
+Backend = Literal["hf", "vllm"]
+
+
+class VllmConfig(Section):
+    """Settings of the vLLM engine (docs/engines.md); none is looked at with `engine.backend: hf`."""
+
+    kv_cache_gb: float = Field(1.0, gt=0)
+    """Room for keys and values of one engine on CPU, GiB."""
+    gpu_memory_utilization: float = Field(0.5, gt=0, lt=1)
+    """Share of a GPU's memory that one engine may take, weights and keys and values together."""
+    enforce_eager: bool = True
+    """No compiled graphs: an engine starts in seconds; False is faster on a GPU once it has started."""
+
+
+class EngineConfig(Section):
+    """One kind of engine for all stages that generate, PPO's rollouts included."""
+
+    backend: Backend = "hf"
+    """`hf`: transformers with a loop of our own; `vllm`: vLLM (its own environment, docs/engines.md)."""
+    max_rows: int = Field(128, ge=1)
+    """Sequences that one engine decodes at a time."""
+    max_tokens: int | None = Field(None, ge=1)
+    """Bound on rows x columns of the keys and values of the `hf` engine; default: rows alone are bounded."""
+    vllm: VllmConfig = VllmConfig()
+
+
+def missing_backend(config: EngineConfig) -> str | None:
+    """What to do where the package of `config.backend` is not installed, in a line. Imports nothing."""
+    if config.backend != "vllm" or find_spec("vllm") is not None:
+        return None
+    return (
+        "engine.backend=vllm: the package vllm is not installed in this environment; install cai_dist[vllm] (without a "
+        "GPU: `make venv-vllm`, then .venv-vllm/bin/cai-dist) or set engine.backend=hf"
+    )

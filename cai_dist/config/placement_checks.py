@@ -1,0 +1,69 @@
+"""Roles of PPO that share GPUs: what does not go together, found without a cluster."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+
+from cai_dist.config.ppo import PpoConfig
+
+
+def sharing_problems(ppo: PpoConfig) -> Iterator[str]:
+    """One line for each contradiction, with the way out."""
+    place = ppo.placement
+    if place.share and place.mode != "hybrid":
+        yield f"ppo.placement.share: only looked at with ppo.placement.mode=hybrid; mode is {place.mode}"
+        return
+    if place.mode == "hybrid":
+        yield from _share_problems(ppo)
+    for group in ppo.shared_groups:
+        yield from _gpu_problems(ppo, group)
+        if ppo.transfer == "broadcast" and {"policy", "rollout"} <= set(group) and place.policy.gpus:
+            yield (
+                "ppo.transfer=broadcast: must be object_store where policy and rollout share a GPU; NCCL takes no two "
+                "members of one process group on the same device"
+            )
+
+
+def _share_problems(ppo: PpoConfig) -> Iterator[str]:
+    share = ppo.placement.share
+    if not share:
+        yield (
+            "ppo.placement.share: missing with ppo.placement.mode=hybrid; give groups of roles, such as "
+            "[[policy, rollout], [value, reward, reference]]"
+        )
+    for number, group in enumerate(share):
+        if len(set(group)) < 2:
+            yield (
+                f"ppo.placement.share.{number}={list(group)}: must be two roles or more; a role that shares with "
+                "nobody is left out"
+            )
+    counted = Counter(role for group in share for role in group)
+    for role, count in counted.items():
+        if count > 1:
+            yield f"ppo.placement.share: {role} stands in it {count} times; a role can be in one group, once"
+        if role not in ppo.roles:
+            why = (
+                "ppo.lora, where the policy answers with its adapter off"
+                if role == "reference"
+                else (f"ppo.algorithm={ppo.algorithm}")
+            )
+            yield f"ppo.placement.share: leave {role} out; there are no such workers with {why}"
+
+
+def _gpu_problems(ppo: PpoConfig, group: tuple[str, ...]) -> Iterator[str]:
+    """A shared device is one whole GPU, and a group has either GPUs or none."""
+    gpus = {role: getattr(ppo.placement, role).gpus for role in group}
+    for role, number in gpus.items():
+        if number > 1:
+            yield (
+                f"ppo.placement.{role}.gpus={number:g}: must be at most 1 where the role shares with others; each of "
+                "its workers takes its part of one GPU"
+            )
+    without = [role for role, number in gpus.items() if not number]
+    if without and len(without) < len(gpus):
+        with_gpu = next(role for role, number in gpus.items() if number)
+        yield (
+            f"ppo.placement.{without[0]}.gpus=0: shares a GPU with {with_gpu}, so it must be above 0, too; or leave it "
+            "out of the group (ppo.placement.mode=hybrid)"
+        )

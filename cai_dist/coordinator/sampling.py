@@ -1,0 +1,59 @@
+"""What the rollout workers are asked for, and whether what they gave is that."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from cai_dist.config.ppo import PpoConfig
+from cai_dist.coordinator.prompts import TokenizedPrompt, choose
+from cai_dist.errors import CaiError, StaleEngineError
+from cai_dist.types import Generation, SamplingParams
+
+
+def asked_for(prompts: Sequence[TokenizedPrompt], config: PpoConfig, seed: int, batch: int) -> list[TokenizedPrompt]:
+    """The prompts of a batch (0-based; with most schedules batch k is that of iteration k), one entry a sample: those
+    of one prompt side by side. Raises DataError if there is no prompt of a wanted kind."""
+    chosen = choose(prompts, config.prompts_per_iteration, config.helpful_fraction, seed, batch)
+    return [prompt for prompt in chosen for _ in range(config.samples_per_prompt)]
+
+
+def sampling_params(config: PpoConfig, stop_ids: tuple[int, ...], limit: int | None = None) -> SamplingParams:
+    """How to sample; `limit` new tokens instead of `ppo.sampling.max_new_tokens`."""
+    return SamplingParams(
+        max_new_tokens=limit or config.sampling.max_new_tokens,
+        temperature=config.sampling.temperature,
+        top_p=config.sampling.top_p,
+        stop_ids=stop_ids,
+    )
+
+
+def check_samples(
+    samples: Sequence[Generation],
+    prompts: Sequence[tuple[int, ...]],
+    policy: int,
+    staleness: int = 0,
+    first: int = 0,
+) -> None:
+    """That they are what was asked for, and recent enough.
+
+    Args:
+        prompts: token ids of the prompt of each sample.
+        policy: version of the policy's weights.
+        staleness: how many versions behind it the weights of a token may be.
+        first: number of the first sample, for messages.
+
+    Raises: CaiError (of other prompts, or without a token), StaleEngineError (of other weights).
+    """
+    if [sample.prompt_ids for sample in samples] != list(prompts):
+        raise CaiError("rollout: the samples do not belong to the prompts that were sent, or not in their order")
+    for number, sample in enumerate(samples, first):
+        if not sample.response_ids:
+            raise CaiError(f"rollout: sample {number} has no token; a response holds at least its stop token")
+        if len(sample.token_versions) != len(sample.response_ids):
+            raise CaiError(f"rollout: sample {number} does not say of which weights each of its tokens is")
+        for version in {*sample.token_versions, sample.weight_version}:
+            if not policy - staleness <= version <= policy:
+                behind = f", and may be {staleness} ahead" if staleness else ""
+                raise StaleEngineError(
+                    f"rollout: sample {number} comes from weight version {version}, the policy is at {policy}{behind}"
+                )

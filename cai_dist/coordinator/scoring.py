@@ -1,0 +1,135 @@
+"""Asking reference, policy, value and reward about samples: all at once, or part by part while others are generated."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from cai_dist.config.ppo import PpoConfig
+from cai_dist.coordinator.protocols import Pending, PendingParts, PpoRoles
+from cai_dist.coordinator.sampling import check_samples
+from cai_dist.errors import CaiError
+from cai_dist.types import Generation
+
+Rows = list[list[float]]
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """Answers of the scoring roles, in the order of the samples; lists run over response tokens."""
+
+    logprobs: Sequence[Sequence[float]]
+    reference: Sequence[Sequence[float]]
+    values: Sequence[Sequence[float]] | None
+    """One more than tokens: the last is that of the state after them. None without a value model."""
+    scores: Sequence[float]
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """The four roles at work on some samples."""
+
+    samples: Sequence[Generation]
+    policy: Pending[Rows] | None
+    reference: Pending[Rows]
+    values: Pending[Rows] | None
+    scores: Pending[list[float]]
+
+    def answer(self) -> Scored:
+        """Wait for each."""
+        return Scored(
+            logprobs=[sample.logprobs for sample in self.samples] if self.policy is None else self.policy.result(),
+            reference=self.reference.result(),
+            values=None if self.values is None else self.values.result(),
+            scores=self.scores.result(),
+        )
+
+
+def ask(roles: PpoRoles, samples: Sequence[Generation], config: PpoConfig) -> Question:
+    """Set all to work. The policy is left out where the sampler's log-probabilities are used, the value model where the
+    algorithm has none."""
+    temperature = config.sampling.temperature
+    recompute = config.old_logprobs == "trainer"
+    reference = roles.reference_logprobs(samples, temperature)
+    policy = roles.policy_logprobs(samples, temperature) if recompute else None
+    values = roles.values(samples) if config.defaults.needs_value else None
+    return Question(samples, policy, reference, values, roles.scores(samples))
+
+
+def score(roles: PpoRoles, samples: Sequence[Generation], config: PpoConfig) -> Scored:
+    """Ask about all samples at once. Raises CaiError for an answer that does not fit, WorkerError, WorkerTimeout."""
+    scored = ask(roles, samples, config).answer()
+    _check(scored, samples)
+    return scored
+
+
+def score_stream(
+    roles: PpoRoles, under_way: PendingParts, prompts: Sequence[tuple[int, ...]], config: PpoConfig, policy: int
+) -> tuple[list[Generation], Scored]:
+    """Ask about each chunk of `chunk_size` samples as soon as its last one is there.
+
+    Which samples make a chunk follows from the settings alone, not from the order in which they finish: so the numbers
+    do not depend on it, and they are those of `score` but for the rounding of other micro-batches.
+
+    Args:
+        prompts: token ids of the prompt of each sample.
+        policy: version of the policy's weights, which must be that of the samples.
+
+    Raises: what `check_samples` and `score` raise.
+    """
+    size = chunk_size(config)
+    starts = range(0, len(prompts), size)
+    missing = {start: min(size, len(prompts) - start) for start in starts}
+    found: dict[int, Generation] = {}
+    questions: dict[int, Question] = {}
+    for first, part in under_way.parts():
+        check_samples(part, prompts[first : first + len(part)], policy, first=first)
+        for place, sample in enumerate(part, first):
+            start = place - place % size
+            found[place] = sample
+            missing[start] -= 1
+            if missing[start] == 0:
+                chunk = [found[i] for i in range(start, min(start + size, len(prompts)))]
+                questions[start] = ask(roles, chunk, config)
+    samples = [found[place] for place in sorted(found)]
+    check_samples(samples, prompts, policy)
+    scored = _joined([questions[start].answer() for start in starts])
+    _check(scored, samples)
+    return samples, scored
+
+
+def chunk_size(config: PpoConfig) -> int:
+    """Samples that are scored together when streaming: whole requests to the rollout workers, as few as fill one
+    micro-batch of every policy rank. Smaller chunks would pay for more passes, larger ones would wait longer."""
+    full = config.policy.ranks * config.policy.micro_batch
+    return math.ceil(full / config.rollout_batch) * config.rollout_batch
+
+
+def _joined(parts: Sequence[Scored]) -> Scored:
+    values = [row for part in parts for row in part.values or ()]
+    return Scored(
+        logprobs=[row for part in parts for row in part.logprobs],
+        reference=[row for part in parts for row in part.reference],
+        values=None if parts[0].values is None else values,
+        scores=[score for part in parts for score in part.scores],
+    )
+
+
+def _check(scored: Scored, samples: Sequence[Generation]) -> None:
+    """A number for every token and a score for every sample, all finite: one NaN would poison the whole batch."""
+    sampler = [sample.logprobs for sample in samples]
+    answers = [("rollout", sampler, 0), ("policy", scored.logprobs, 0), ("reference", scored.reference, 0)]
+    if scored.values is not None:
+        answers.append(("value", scored.values, 1))
+    for role, rows, more in answers:
+        if [len(row) for row in rows] != [len(sample.response_ids) + more for sample in samples]:
+            raise CaiError(f"{role}: its numbers do not match the response tokens of the samples")
+        for number, row in enumerate(rows):
+            if not all(map(math.isfinite, row)):
+                raise CaiError(f"{role}: a number of sample {number} is not finite")
+    if len(scored.scores) != len(samples):
+        raise CaiError(f"reward: {len(scored.scores)} scores for {len(samples)} samples")
+    for number, score in enumerate(scored.scores):
+        if not math.isfinite(score):
+            raise CaiError(f"reward: the score of sample {number} is not finite")

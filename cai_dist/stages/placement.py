@@ -1,0 +1,41 @@
+"""Where the workers of PPO are and what memory they take, for a person and as `ppo/placement.json`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cai_dist.stages.context import RunContext
+from cai_dist.tracking.atomic import write_json
+
+if TYPE_CHECKING:
+    from cai_dist.cluster.ppo_groups import PpoGroups
+
+FILE = "placement.json"
+
+
+@contextmanager
+def shown_placement(run: RunContext, folder: Path, roles: PpoGroups) -> Iterator[None]:
+    """Role x node x GPU before the block runs; after it, without an error, the peaks role x phase (MiB, of the largest
+    worker) and what could not leave a shared GPU. Both are in `folder`, too."""
+    from cai_dist.cluster.memory import peak_rows
+    from cai_dist.cluster.placement import seat_rows
+
+    place = run.config.ppo.placement
+    content = {
+        "mode": place.mode,
+        "shared": [list(group) for group in run.config.ppo.shared_groups],
+        "workers": [asdict(seat) for seat in roles.seats],
+    }
+    write_json(folder / FILE, content)
+    columns = ["role", "rank", "node", "GPU", "CPUs", "shares with"]
+    run.console.table(f"placement of PPO: {place.mode}", columns, seat_rows(roles.seats))
+    yield
+    roles.memory()
+    write_json(folder / FILE, content | {"peak_mb": roles.memory_peaks, "notes": roles.notes})
+    run.console.table("peak memory of a worker, MiB", *peak_rows(roles.memory_peaks))
+    for note in roles.notes:
+        run.console.say(note)

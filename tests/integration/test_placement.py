@@ -1,0 +1,130 @@
+"""Where the workers of PPO are changes nothing: on shared devices, phase by phase, they compute the same bits."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from cai_dist.cluster.ppo_groups import PpoGroups, PpoModels
+from cai_dist.cluster.runtime import Cluster, GroupSpec
+from cai_dist.config.ppo import PlacementConfig, PpoConfig, RoleShards
+from cai_dist.config.training import OptimizerConfig, SamplingConfig, ShardingConfig
+from cai_dist.coordinator import loop
+from cai_dist.coordinator.prompts import TokenizedPrompt
+from cai_dist.errors import ConfigError, Interrupted
+from cai_dist.models.load import load_scalar
+from cai_dist.tracking.checkpoints import CheckpointStore
+from cai_dist.types import WorkerSpec
+from tests.integration.conftest import TIMEOUTS
+from tests.tiny import END, VOCAB, save_llama
+
+FEW = PlacementConfig(cpus=0.1)
+ADAM = OptimizerConfig(lr=3e-3)
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> PpoModels:
+    policy = save_llama(tmp_path_factory.mktemp("policy"), tied=True, seed=1)
+    reward = str(tmp_path_factory.mktemp("reward"))
+    load_scalar(save_llama(tmp_path_factory.mktemp("trunk"), tied=False, seed=2), "fp32", 5).hf.save_pretrained(reward)
+    return PpoModels(policy=policy, reference=policy, reward=reward, value=reward)
+
+
+def config(mode: str, policy_zero: int, value_zero: int, **placement: Any) -> PpoConfig:
+    roles = {role: FEW for role in ("policy", "value", "reference", "reward", "rollout")}
+    return PpoConfig(
+        iterations=2,
+        prompts_per_iteration=6,
+        mini_batch=6,
+        epochs=2,
+        checkpoint_every=1,
+        policy=ShardingConfig(ranks=2, zero=policy_zero, micro_batch=2),  # type: ignore[arg-type]
+        value=ShardingConfig(ranks=2, zero=value_zero, micro_batch=2),  # type: ignore[arg-type]
+        policy_optimizer=ADAM,
+        value_optimizer=ADAM,
+        sampling=SamplingConfig(max_new_tokens=6),
+        placement=RoleShards(mode=mode, **roles, **placement),  # type: ignore[arg-type]
+    )
+
+
+def run(
+    cluster: Cluster, models: PpoModels, ppo: PpoConfig, folder: Path, stop_after: int | None = None
+) -> tuple[dict[str, torch.Tensor], list[dict[str, float]], PpoGroups]:
+    """The policy after the run, what was logged, and the groups (closed)."""
+    rng = random.Random(0)
+    prompts = [
+        TokenizedPrompt(f"{kind}{i}", kind, tuple(rng.randrange(3, VOCAB) for _ in range(rng.randint(1, 7))))  # type: ignore[arg-type]
+        for kind in ("red_team", "helpful")
+        for i in range(4)
+    ]
+    logged: list[dict[str, float]] = []
+    with PpoGroups(
+        cluster, ppo, models, dtype="fp32", end_id=END, policy_steps=8, value_steps=8, seed=0, timeouts=TIMEOUTS
+    ) as roles:
+        loop.train(
+            roles,
+            prompts,
+            ppo,
+            seed=3,
+            stop_ids=(END, 9, 15),
+            checkpoints=CheckpointStore(folder / "checkpoints"),
+            log=lambda step, **numbers: logged.append(numbers | roles.memory()),
+            should_stop=lambda: stop_after is not None and len(logged) >= stop_after,
+        )
+        roles.export(folder / "model")
+        roles.memory()
+    return load_file(folder / "model" / "model.safetensors"), logged, roles
+
+
+def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize(("policy_zero", "value_zero"), [(1, 3), (3, 2)])
+def test_colocated_trains_the_policy_that_separate_does(
+    cluster: Cluster, models: PpoModels, tmp_path: Path, policy_zero: int, value_zero: int
+) -> None:
+    apart, metrics, _ = run(cluster, models, config("separate", policy_zero, value_zero), tmp_path / "apart")
+    together, moved, roles = run(cluster, models, config("colocated", policy_zero, value_zero), tmp_path / "together")
+    assert same(apart, together)
+    assert not same(apart, load_file(Path(models.policy) / "model.safetensors"))
+    for name in ("score", "kl_per_response", "policy_loss", "value_loss", "policy_grad_norm"):
+        assert [line[name] for line in moved] == [line[name] for line in metrics]
+    assert {seat.share for seat in roles.seats} == {"policy"}
+    # On a CPU the transfer hands the policy's memory out as numpy arrays: torch then lets it not be given up.
+    assert all(note.startswith("policy: ") and "of its weights" in note for note in roles.notes)
+    assert set(roles.memory_peaks) == {"policy", "value", "reference", "reward", "rollout"}
+    assert {"rollout", "score", "update", "transfer"} <= set(roles.memory_peaks["policy"])
+    assert moved[-1]["memory_policy_mb"] > 1
+
+
+def test_a_stopped_hybrid_run_goes_on_as_if_nothing_had_been(
+    cluster: Cluster, models: PpoModels, tmp_path: Path
+) -> None:
+    share = (("policy", "rollout"), ("value", "reward", "reference"))
+    apart, _, _ = run(cluster, models, config("separate", 2, 2), tmp_path / "apart")
+    ppo = config("hybrid", 2, 2, share=share)
+    with pytest.raises(Interrupted):
+        run(cluster, models, ppo, tmp_path / "hybrid", stop_after=1)
+    resumed, logged, roles = run(cluster, models, ppo, tmp_path / "hybrid")
+    assert len(logged) == 1
+    assert same(apart, resumed)
+    assert {seat.role: seat.share for seat in roles.seats} == {role: group[0] for group in share for role in group}
+
+
+def test_what_the_cluster_cannot_hold_is_refused_at_once(cluster: Cluster) -> None:
+    spec = WorkerSpec("tests.integration.lab:Trouble", {})
+    pair = [GroupSpec("a", spec, workers=2, cpus=0.5, gpus=1.0, share="s"), GroupSpec("b", spec, gpus=0.5, share="s")]
+    with pytest.raises(ConfigError, match=r"2 x a\+b \(0.75 CPU, 1 GPU or 0.5 CPU, 1 GPU\) but the cluster has 0 GPU"):
+        cluster.launch(pair)
+    with pytest.raises(ConfigError, match="has 8 CPU of 12 asked"):
+        cluster.launch([GroupSpec("a", spec, workers=2, cpus=6.0)])
+    # Nothing stayed reserved, and roles of one group leave it one by one.
+    groups = cluster.launch([GroupSpec("a", spec, workers=1, cpus=4.0), GroupSpec("b", spec, workers=1, cpus=3.0)])
+    for group in groups.values():
+        group.close()

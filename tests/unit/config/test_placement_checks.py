@@ -1,0 +1,79 @@
+"""Roles that share GPUs: what does not go together is refused in one line before anything starts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from cai_dist.config.checks import check_run
+from cai_dist.config.run import RunConfig
+from cai_dist.errors import ConfigError
+
+
+def run_of(placement: dict[str, Any], **ppo: Any) -> RunConfig:
+    """Lists become tuples, as `load_run` makes them."""
+    if "share" in placement:
+        placement = placement | {"share": tuple(tuple(group) for group in placement["share"])}
+    return RunConfig.model_validate({"name": "x", "ppo": {"placement": placement, **ppo}})
+
+
+HYBRID = {"mode": "hybrid", "share": [["policy", "rollout"], ["value", "reward", "reference"]]}
+GPU = {role: {"gpus": 1} for role in ("policy", "value", "reference", "reward", "rollout")}
+
+
+@pytest.mark.parametrize(
+    "placement", [{}, {"mode": "colocated"}, HYBRID, GPU, GPU | HYBRID, GPU | {"mode": "colocated"}]
+)
+def test_the_three_modes_are_fine(placement: dict[str, Any]) -> None:
+    check_run(run_of(placement))
+
+
+@pytest.mark.parametrize(
+    ("placement", "ppo", "line"),
+    [
+        ({"share": [["policy", "value"]]}, {}, r"share: only looked at with .*=hybrid; mode is separate"),
+        ({"mode": "colocated", "share": [["policy", "value"]]}, {}, r"share: only looked at .* mode is colocated"),
+        ({"mode": "hybrid"}, {}, r"share: missing with ppo.placement.mode=hybrid; give groups"),
+        ({"mode": "hybrid", "share": [["policy"]]}, {}, r"share.0=\['policy'\]: must be two roles or more"),
+        ({"mode": "hybrid", "share": [["policy", "value", "policy"]]}, {}, r"policy stands in it 2 times"),
+        ({"mode": "hybrid", "share": [["policy", "value"], ["value", "reward"]]}, {}, r"value stands in it 2 times"),
+        (HYBRID, {"algorithm": "reinforce++"}, r"leave value out; there are no such workers with ppo.algorithm="),
+        (HYBRID, {"lora": {"rank": 4}}, r"leave reference out; there are no such workers with ppo.lora"),
+        ({"mode": "colocated"}, {"schedule": "one_step_off"}, r"schedule=one_step_off: cannot be with .*=colocated"),
+        (HYBRID, {"schedule": "one_step_off"}, r"schedule=one_step_off: cannot be with .*=hybrid"),
+        (GPU | {"mode": "colocated", "policy": {"gpus": 2}}, {}, r"policy.gpus=2: must be at most 1"),
+        (GPU | {"mode": "colocated", "reward": {}}, {}, r"reward.gpus=0: shares a GPU with policy"),
+        (GPU | {"mode": "colocated"}, {"transfer": "broadcast"}, r"ppo.transfer=broadcast: must be object_store where"),
+    ],
+)  # fmt: skip
+def test_what_does_not_go_together_is_one_line(placement: dict[str, Any], ppo: dict[str, Any], line: str) -> None:
+    with pytest.raises(ConfigError, match=line) as caught:
+        check_run(run_of(placement, **ppo))
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_an_unknown_role_is_refused_with_those_that_there_are() -> None:
+    with pytest.raises(ValueError, match="'policy', 'value', 'reference', 'reward' or 'rollout'"):
+        run_of({"mode": "hybrid", "share": [["policy", "critic"]]})
+
+
+def test_rollout_with_gpus_of_its_own_may_work_at_the_same_time() -> None:
+    share = [["policy", "value", "reward", "reference"]]
+    config = run_of({"mode": "hybrid", "share": share}, schedule="one_step_off")
+    check_run(config)
+    assert config.ppo.shared_groups == (("policy", "value", "reward", "reference"),)
+    assert config.ppo.rollout_alone
+
+
+def test_colocated_shares_the_roles_that_there_are() -> None:
+    assert run_of({"mode": "colocated"}).ppo.shared_groups == (("policy", "value", "reference", "reward", "rollout"),)
+    small = run_of({"mode": "colocated"}, algorithm="reinforce++", lora={"rank": 2}).ppo
+    assert small.shared_groups == (("policy", "reward", "rollout"),)
+    assert run_of({}).ppo.shared_groups == ()
+
+
+def test_sharing_does_not_need_fewer_cpus() -> None:
+    tight = {"name": "x", "cluster": {"num_cpus": 1.5}, "ppo": {"placement": {"mode": "colocated"}}}
+    with pytest.raises(ConfigError, match="num_cpus=1.5: must be at least 2,"):
+        check_run(RunConfig.model_validate(tight))

@@ -1,0 +1,49 @@
+"""Distances between sampler and trainer by hand, fresh and stale tokens apart."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from cai_dist.coordinator.mismatch import distances
+from cai_dist.types import Trajectory
+
+
+def trajectory(trainer: list[float], sampler: list[float], version: int, versions: tuple[int, ...] = ()) -> Trajectory:
+    zeros = (0.0,) * len(trainer)
+    return Trajectory(
+        (1,), (2,) * len(trainer), tuple(trainer), zeros, (), zeros, zeros, (), 0.0, "stop", version, tuple(sampler),
+        zeros, versions=versions,
+    )  # fmt: skip
+
+
+def test_by_hand() -> None:
+    # Of version 5: log ratios 0.5 and -1; of older ones: log 2 and 0, the oldest two behind.
+    items = [
+        trajectory([-1.0, -3.0, -1.0], [-1.0 - math.log(2), -3.5, 0.0], 5, (4, 5, 5)),
+        trajectory([-2.0], [-2.0], 3),
+    ]
+    found = distances(items, 5)
+    assert found == pytest.approx(
+        {
+            "mismatch_mean": 0.75,
+            "mismatch_max": 1.0,
+            "mismatch_kl": ((math.exp(0.5) - 1.5) + (math.exp(-1) - 1 + 1)) / 2,
+            "offpolicy_mean": math.log(2) / 2,
+            "offpolicy_max": math.log(2),
+            "offpolicy_kl": (2 - 1 - math.log(2)) / 2,
+            "stale_tokens": 0.5,
+            "staleness_max": 2.0,
+        }
+    )
+
+
+def test_what_there_is_no_token_for_is_left_out() -> None:
+    assert set(distances([trajectory([-1.0], [-1.0], 5)], 5)) == {"mismatch_mean", "mismatch_max", "mismatch_kl"}
+    assert "mismatch_mean" not in distances([trajectory([-1.0], [-1.0], 4)], 5)
+
+
+def test_far_apart_stays_finite() -> None:
+    found = distances([trajectory([0.0, -2000.0], [-2000.0, 0.0], 5)], 5)
+    assert all(map(math.isfinite, found.values()))

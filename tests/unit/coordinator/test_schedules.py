@@ -1,0 +1,403 @@
+"""Schedules: which weights make which samples, what is checked, carried, corrected and resumed."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import math
+import tempfile
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cai_dist.config.ppo import PpoConfig
+from cai_dist.config.training import SamplingConfig
+from cai_dist.coordinator.rollout_phase import collect
+from cai_dist.coordinator.schedules.partial import joined, staleness
+from cai_dist.coordinator.schedules.protocol import sample_from_dict, sample_to_dict
+from cai_dist.coordinator.scoring import chunk_size
+from cai_dist.coordinator.state import PpoState
+from cai_dist.errors import CaiError, CheckpointError, Interrupted, StaleEngineError, WorkerError
+from cai_dist.types import Generation, SamplingParams
+from tests.fakes import FakeParts, FakePending, FakeRoles
+from tests.unit.coordinator.small_run import STOP, Run, make_config, make_prompts
+
+ONE_OFF = {"schedule": "one_step_off", "value_warmup": 0}
+PARTIAL = {"schedule": "partial", "pause_after": 2, "value_warmup": 0}
+
+
+def config_of(kind: dict[str, object], **changes: object) -> PpoConfig:
+    return make_config(**(kind | changes))
+
+
+def versions_of(run: Run, iteration: int) -> set[int]:
+    return {v for t in run.record.trajectories[iteration] for v in t.versions or (t.weight_version,)}
+
+
+# ---- one step off
+
+
+def test_samples_are_one_update_behind(run: Run) -> None:
+    run.go(config_of(ONE_OFF))
+    assert [versions_of(run, k) for k in range(6)] == [{max(k - 1, 0)} for k in range(6)]
+    metrics = run.record.metrics
+    assert metrics[1]["mismatch_mean"] == 0.0 and "offpolicy_mean" not in metrics[1]
+    for step in range(2, 7):
+        assert "mismatch_mean" not in metrics[step], "no token of the trainer's weights: nothing to compare"
+        assert metrics[step]["stale_tokens"] == metrics[step]["staleness_max"] == 1.0
+        assert metrics[step]["offpolicy_mean"] > 0 and metrics[step]["offpolicy_kl"] > 0
+
+
+def test_the_next_samples_are_under_way_before_this_update_and_waited_for_before_the_transfer(run: Run) -> None:
+    roles = FakeRoles()
+    run.go(config_of(ONE_OFF, iterations=3), roles)
+    names = ("start generate", "wait generate", "start update_policy", "start policy_logprobs", "sync")
+    order = [call for call in roles.calls if call.startswith(names)]
+    update = ["start policy_logprobs", *["start update_policy"] * 4]
+    first = ["start generate", "wait generate"]
+    assert order == [
+        "sync 0",
+        *first, "start generate", *update, "wait generate", "sync 1",
+        "start generate", *update, "wait generate", "sync 2",
+        *update, "sync 3",
+    ]  # fmt: skip
+
+
+def test_old_samples_are_weighted_by_what_the_policy_makes_of_them_now(run: Run) -> None:
+    """The trainer's log-probabilities are those of the policy that learns, not of the one that sampled; the fake's are
+    -1 - 0.1 w (token + 1)."""
+    roles = FakeRoles()
+    run.go(config_of(ONE_OFF, importance_cap=0.99), roles)
+    items = [item for batch in run.record.trajectories.values() for item in batch]
+    capped = set()
+    for item in items:
+        for weight, ours, theirs in zip(item.weights, item.old_logprobs, item.sampler_logprobs, strict=True):
+            assert weight == pytest.approx(min(math.exp(ours - theirs), 0.99))
+            if ours != theirs:
+                capped.add(weight == 0.99)
+    assert capped == {True, False}
+    assert config_of(ONE_OFF).importance_bound == 2.0
+    assert make_config().importance_bound is None
+
+
+class Lagging(FakeRoles):
+    """A sampler that says that its samples are of other weights."""
+
+    def __init__(self, lag: Callable[[int], int]) -> None:
+        super().__init__()
+        self.lag = lag
+
+    def _sample(self, *args: object) -> Generation:
+        sample = super()._sample(*args)  # type: ignore[arg-type]
+        return replace(sample, weight_version=self.lag(sample.weight_version))
+
+
+@pytest.mark.parametrize("kind", [ONE_OFF, PARTIAL], ids=["one_step_off", "partial"])
+@pytest.mark.parametrize("lag", [-1, 1])
+def test_samples_of_other_weights_than_the_samplers_are_refused(kind: dict[str, object], lag: int, run: Run) -> None:
+    with pytest.raises(StaleEngineError, match="comes from weight version"):
+        run.go(config_of(kind), Lagging(lambda version: version + lag if version == 2 else version))
+
+
+# ---- partial
+
+
+class Counting(FakeRoles):
+    """Notes how many tokens each request may have."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.limits: list[int] = []
+
+    def _sample(self, *args: object) -> Generation:
+        self.limits.append(args[1].max_new_tokens)  # type: ignore[attr-defined]
+        return super()._sample(*args)  # type: ignore[arg-type]
+
+
+@settings(deadline=None, max_examples=25)
+@given(
+    st.sampled_from([(1, 6), (2, 6), (3, 6), (2, 8), (1, 4)]),
+    st.integers(1, 4),
+    st.integers(1, 3),
+    st.integers(0, 5),
+    st.integers(1, 7),
+)
+def test_partial_keeps_its_promises(
+    pause: tuple[int, int], prompts: int, samples: int, seed: int, iterations: int
+) -> None:
+    """Whole groups, every prompt of the run once, each token of weights no older than the bound and never newer than
+    the next one's, no request for more than a round, and the log-probabilities of the weights that made each token."""
+    config = config_of(
+        PARTIAL, pause_after=pause[0], sampling=SamplingConfig(max_new_tokens=pause[1]), iterations=iterations,
+        prompts_per_iteration=prompts, samples_per_prompt=samples, mini_batch=prompts * samples,
+    )  # fmt: skip
+    roles, weights = Counting(), {}
+
+    with tempfile.TemporaryDirectory() as folder:
+        run = Run(Path(folder))
+        sync = roles.sync_weights
+
+        def noted(version: int) -> dict[str, float]:
+            weights[version] = roles.policy
+            return sync(version)
+
+        roles.sync_weights = noted  # type: ignore[method-assign]
+        run.go(config, roles, seed=seed)
+        plain = Run(Path(folder) / "sync")
+        plain.go(config.model_copy(update={"schedule": "sync"}), seed=seed)
+    assert set(roles.limits) == {pause[0]}
+    for iteration, items in run.record.trajectories.items():
+        assert len(items) == prompts * samples
+        for start in range(0, len(items), samples):
+            assert len({item.prompt_ids for item in items[start : start + samples]}) == 1
+        for item in items:
+            versions = item.versions or (item.weight_version,) * len(item.response_ids)
+            assert len(versions) == len(item.response_ids) <= pause[1]
+            assert all(iteration - staleness(config) <= version <= iteration for version in versions)
+            assert list(versions) == sorted(versions) and versions[-1] == item.weight_version
+            assert item.finish == ("stop" if item.response_ids[-1] == STOP else "length")
+            assert STOP not in item.response_ids[:-1]
+            assert item.finish == "stop" or len(item.response_ids) == pause[1]
+            expected = [-1 - 0.1 * weights[v] * (t + 1) for t, v in zip(item.response_ids, versions, strict=True)]
+            assert list(item.sampler_logprobs) == expected
+    of_all = [Counter(t.prompt_id for items in r.record.trajectories.values() for t in items) for r in (run, plain)]
+    assert of_all[0] == of_all[1], "over the run, the prompts of sync"
+
+
+def test_long_responses_go_on_under_new_weights_and_short_ones_do_not_wait(run: Run) -> None:
+    config = config_of(PARTIAL, pause_after=1, sampling=SamplingConfig(max_new_tokens=6))
+    run.go(config)
+    items = [item for batch in run.record.trajectories.values() for item in batch]
+    assert any(len(set(item.versions)) > 1 for item in items), "some response was paused across an update"
+    assert any(metrics["rounds"] < 6 for metrics in run.record.metrics.values())
+    last = run.record.metrics[6]
+    assert last["carried_groups"] == 0 and run.record.metrics[3]["carried_groups"] == 4
+    mixed = [m for m in run.record.metrics.values() if 0 < m.get("stale_tokens", 0) < 1]
+    assert mixed and all(m["mismatch_mean"] < 1e-12 < m["offpolicy_mean"] for m in mixed)
+
+
+def test_a_response_and_its_continuation() -> None:
+    before = Generation((1, 2), (3, 4), (-0.1, -0.2), "length", 5)
+    part = Generation((1, 2, 3, 4), (6,), (-0.3,), "stop", 7)
+    whole = joined(before, part)
+    assert whole == Generation((1, 2), (3, 4, 6), (-0.1, -0.2, -0.3), "stop", 7, versions=(5, 5, 7))
+    again = joined(whole, Generation((1, 2, 3, 4, 6), (8, 9), (-0.4, -0.5), "length", 7))
+    assert again.token_versions == (5, 5, 7, 7, 7)
+    same = joined(before, replace(part, weight_version=5))
+    assert same.versions == () and same.token_versions == (5, 5, 5)
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 9), st.floats(-1e9, 0), st.integers(0, 5)), min_size=1, max_size=5),
+    st.sampled_from(["stop", "length"]),
+)
+def test_samples_survive_json_exactly(tokens: list[tuple[int, float, int]], finish: str) -> None:
+    ids, logprobs, versions = zip(*tokens, strict=True)
+    sample = Generation((1,), ids, logprobs, finish, versions[-1], versions=versions)  # type: ignore[arg-type]
+    assert sample_from_dict(json.loads(json.dumps(sample_to_dict(sample)))) == sample
+
+
+# ---- resume
+
+
+def killed_at(call: int) -> FakeRoles:
+    """Roles of which the `call`-th answer never comes."""
+    roles, count = FakeRoles(), itertools.count()
+    start = roles._call
+
+    def counted(name: str, compute: Callable[[], object]) -> FakePending[object]:
+        def dies() -> object:
+            if next(count) == call:
+                raise WorkerError(name, "policy", 0, "here", "killed")
+            return compute()
+
+        return start(name, dies)
+
+    roles._call = counted  # type: ignore[method-assign, assignment]
+    return roles
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    st.sampled_from([ONE_OFF, PARTIAL]),
+    st.integers(1, 3),
+    st.integers(1, 3),
+    st.lists(st.integers(0, 80), min_size=1, max_size=3),
+    st.integers(0, 6),
+)
+def test_killed_anywhere_ends_as_if_it_had_not_been(
+    kind: dict[str, object], every: int, pause: int, kills: list[int], stop: int
+) -> None:
+    config = config_of(kind | ({"pause_after": pause} if kind is PARTIAL else {}), checkpoint_every=every)
+    with tempfile.TemporaryDirectory() as folder:
+        whole, parts = Run(Path(folder) / "whole"), Run(Path(folder) / "parts")
+        expected_roles, roles = FakeRoles(), FakeRoles()
+        expected = whole.go(config, expected_roles)
+        for kill in kills:
+            with contextlib.suppress(WorkerError):
+                parts.go(config, killed_at(kill))
+        asked = iter(range(10_000))
+        with contextlib.suppress(Interrupted):
+            parts.go(config, should_stop=lambda: next(asked) >= stop)
+        assert parts.go(config, roles) == expected
+        assert parts.record.trajectories == whole.record.trajectories
+        assert parts.record.timeless() == whole.record.timeless()
+        assert (roles.policy, roles.value) == (expected_roles.policy, expected_roles.value)
+
+
+@pytest.mark.parametrize("kind", [ONE_OFF, PARTIAL], ids=["one_step_off", "partial"])
+def test_a_checkpoint_without_its_samples_is_refused(kind: dict[str, object], run: Run) -> None:
+    run.go(config_of(kind, iterations=2))
+    path = run.folder / "step-2" / "samples.json"
+    for damage in ("{", "{}", "[]", None):
+        path.write_text(damage) if damage is not None else path.unlink()
+        with pytest.raises(CheckpointError, match="samples.json cannot be read"):
+            run.go(config_of(kind))
+
+
+def test_schedules_do_not_go_on_from_each_other(run: Run) -> None:
+    run.go(config_of(ONE_OFF, iterations=2))
+    with pytest.raises(CheckpointError, match=r"different: schedule\)"):
+        run.go(make_config(value_warmup=0))
+
+
+# ---- streaming
+
+
+def streaming_config(**changes: object) -> PpoConfig:
+    """Requests of two prompts; chunks of four samples: two ranks with micro-batches of two."""
+    return make_config(rollout_batch=2, samples_per_prompt=2, prompts_per_iteration=5, mini_batch=5, **changes)
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.permutations(range(5)), st.sampled_from(["gae", "grpo"]))
+def test_streamed_numbers_do_not_depend_on_the_order_of_completion(order: list[int], algorithm: str) -> None:
+    config = streaming_config(algorithm=algorithm, value_warmup=0)
+    assert chunk_size(config) == 4
+
+    def collected(streams: bool) -> tuple[object, list[tuple[str, tuple[object, ...]]]]:
+        asked: list[tuple[str, tuple[object, ...]]] = []
+
+        class Spy(FakeRoles):
+            def scores(self, samples: list[Generation]) -> FakePending[list[float]]:
+                asked.append(("scores", tuple(s.response_ids for s in samples)))
+                return super().scores(samples)
+
+        roles = Spy()
+        roles.rows, roles.shuffle = 2, lambda starts: [starts[i] for i in order]
+        roles.sync_weights(0)
+        chosen = config.model_copy(update={"stream": streams})
+        rollout = collect(roles, make_prompts(7, 3), chosen, (STOP,), PpoState.start(config), 3)
+        return rollout.trajectories, asked
+
+    streamed, chunks = collected(True)
+    plain, whole = collected(False)
+    assert streamed == plain
+    assert sorted(len(ids) for _, ids in chunks) == [2, 4, 4] and len(whole) == 1
+    assert sorted(ids for _, chunk in chunks for ids in chunk) == sorted(ids for _, chunk in whole for ids in chunk)
+
+
+def test_scoring_begins_before_the_last_sample_is_there() -> None:
+    roles = FakeRoles()
+    roles.rows = 2
+    events: list[str] = []
+
+    class Parts(FakeParts):
+        def parts(self):  # type: ignore[no-untyped-def]
+            for part in super().parts():
+                events.append(f"part {part[0]}")
+                yield part
+
+    class Spy(FakeRoles):
+        def generate(self, prompts: list[tuple[int, ...]], sampling: SamplingParams, seed: int) -> FakeParts:
+            made = super().generate(prompts, sampling, seed)
+            return Parts(made, 2, list)
+
+        def values(self, samples: list[Generation]) -> FakePending[list[list[float]]]:
+            events.append(f"values of {len(samples)}")
+            return super().values(samples)
+
+    spy = Spy()
+    spy.sync_weights(0)
+    config = streaming_config()
+    collect(spy, make_prompts(7, 3), config, (STOP,), PpoState.start(config), 3)
+    assert events == [
+        "part 0", "part 2", "values of 4", "part 4", "part 6", "values of 4", "part 8", "values of 2",
+    ]  # fmt: skip
+
+
+def test_a_part_that_never_comes_is_noticed() -> None:
+    class Short(FakeParts):
+        def parts(self):  # type: ignore[no-untyped-def]
+            yield from list(super().parts())[:-1]
+
+    class Broken(FakeRoles):
+        def generate(self, prompts: list[tuple[int, ...]], sampling: SamplingParams, seed: int) -> FakeParts:
+            return Short(super().generate(prompts, sampling, seed), 2, list)
+
+    roles, config = Broken(), streaming_config()
+    roles.sync_weights(0)
+    with pytest.raises(CaiError, match="do not belong"):
+        collect(roles, make_prompts(7, 3), config, (STOP,), PpoState.start(config), 3)
+
+
+def test_where_streaming_is_on() -> None:
+    def streams(**changes: object) -> bool:
+        return make_config(**changes).streams
+
+    def hybrid(*groups: tuple[str, ...]) -> dict[str, object]:
+        return {"mode": "hybrid", "share": groups}
+
+    assert streams() and not streams(stream=False) and not streams(**ONE_OFF) and not streams(**PARTIAL)
+    assert not streams(placement={"mode": "colocated"})
+    assert not streams(placement=hybrid(("policy", "rollout"), ("value", "reward")))
+    assert streams(placement=hybrid(("policy", "value", "reward", "reference")))
+
+
+# ---- phases
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        ({"stream": False}, ["rollout", "score", "update", "transfer"] * 2),
+        ({}, ["rollout", "score", "update", "transfer"] * 2),
+        (ONE_OFF, ["rollout", "rollout", "score", "update", "transfer", "score", "update", "transfer"]),
+        (PARTIAL, ["rollout", "score", "update", "transfer"] * 2),
+    ],
+    ids=["sync", "streamed", "one_step_off", "partial"],
+)
+def test_every_phase_is_entered_before_its_first_call(kind: dict[str, object], expected: list[str], run: Run) -> None:
+    roles = FakeRoles()
+    run.go(make_config(iterations=2, **kind), roles)
+    assert [phase for phase, _ in roles.phases] == ["transfer", *expected]
+    belongs = {"generate": "rollout", "update_policy": "update", "update_value": "update", "scores": "score"}
+    for number, call in enumerate(roles.calls):
+        before = [phase for phase, calls in roles.phases if calls <= number]
+        if call.startswith("start ") and (name := call.removeprefix("start ")) in belongs:
+            assert before[-1] == belongs[name]
+        if call.startswith("sync"):
+            assert before[-1] == "transfer"
+        if call == "wait generate" and not make_config(**kind).rollout_alone:
+            assert before[-1] == "rollout"
+
+
+def test_a_response_goes_on_from_its_prompt_and_all_its_tokens(run: Run) -> None:
+    """That is what is sent; the trajectory does not count the tokens as its prompt."""
+    sent: set[tuple[int, ...]] = set()
+
+    class Spy(FakeRoles):
+        def generate(self, prompts: list[tuple[int, ...]], sampling: SamplingParams, seed: int) -> FakeParts:
+            sent.update(prompts)
+            return super().generate(prompts, sampling, seed)
+
+    run.go(config_of(PARTIAL), Spy())
+    items = [item for batch in run.record.trajectories.values() for item in batch]
+    assert sent == {(*t.prompt_ids, *t.response_ids[:n]) for t in items for n in range(0, len(t.response_ids), 2)}
+    assert {t.prompt_ids for t in items} <= {prompt.ids for prompt in make_prompts(7, 3)}

@@ -1,0 +1,143 @@
+"""The vLLM engine against the Hugging Face engine and plain transformers: samples, log-probabilities, labels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+
+from cai_dist.config.engine import EngineConfig
+from cai_dist.engines.factory import build_rollout_engine
+from cai_dist.errors import DataError, StaleEngineError
+from cai_dist.types import GenerateRequest, LabelRequest, SamplingParams
+from tests.vllm.lab import END, VLLM, VOCAB, random_prompts, save_model, transfer, worst
+
+PROMPTS = random_prompts(64)
+GREEDY = GenerateRequest(PROMPTS, SamplingParams(24, 0.0, 1.0, (END,)), seed=0)
+LABELS = ((4, 5, 6), (4, 5, 7), (4, 8), (9,), (10,))
+
+
+@dataclass
+class Pair:
+    """One vLLM engine, and two models of its shape: it was loaded with the first."""
+
+    vllm: Any
+    first: str
+    second: str
+
+    def send(self, folder: str, version: int) -> None:
+        manifest, buckets = transfer(folder)
+        self.vllm.begin_weights(version, manifest)
+        for bucket in buckets:
+            self.vllm.accept_weights(bucket)
+        self.vllm.finish_weights(version)
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["tied", "untied"])
+def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Pair:
+    folders = [save_model(tmp_path_factory.mktemp("model"), tied=request.param, seed=seed) for seed in (0, 1)]
+    engine = build_rollout_engine(VLLM, "fp32")
+    engine.load(folders[0])
+    return Pair(engine, *folders)
+
+
+def hf(folder: str) -> Any:
+    engine = build_rollout_engine(EngineConfig(), "fp32")
+    engine.load(folder)
+    return engine
+
+
+def assert_same_as_hf(vllm: Any, folder: str) -> None:
+    """Greedy: the same tokens on 95 % of the prompts at least; the same log-probabilities of eight answers."""
+    reference = hf(folder)
+    expected, found = reference.generate(GREEDY), vllm.generate(GREEDY)
+    same = sum(a.response_ids == b.response_ids for a, b in zip(expected, found, strict=True))
+    gaps = []
+    for sample in expected[:8]:
+        asked = LabelRequest((sample.prompt_ids,), (sample.response_ids,))
+        gaps.append(abs(reference.score_labels(asked)[0][0] - vllm.score_labels(asked)[0][0]))
+    print(
+        f"greedy: {same} of {len(PROMPTS)} the same; log-probability of a response differs by {max(gaps):.1e} at most"
+    )
+    assert same >= 0.95 * len(PROMPTS)
+    assert max(gaps) < 1e-3
+    assert all(sample.engine == "vllm" and not any(sample.logprobs) for sample in found)
+
+
+def test_it_answers_as_hf_does_also_after_a_large_change_of_weights(pair: Pair) -> None:
+    assert_same_as_hf(pair.vllm, pair.first)
+    before = pair.vllm.generate(GREEDY)
+    pair.send(pair.second, 1)
+    assert_same_as_hf(pair.vllm, pair.second)
+    changed = sum(a.response_ids != b.response_ids for a, b in zip(before, pair.vllm.generate(GREEDY), strict=True))
+    assert changed > 0.9 * len(PROMPTS)
+    pair.send(pair.first, 2)
+    assert pair.vllm.generate(GREEDY)[0].weight_version == pair.vllm.weight_version == 2
+    assert_same_as_hf(pair.vllm, pair.first)
+
+
+@pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (0.7, 1.0), (1.3, 0.8)])
+def test_logprobs_are_those_of_the_distribution_sampled_from(pair: Pair, temperature: float, top_p: float) -> None:
+    sampling = SamplingParams(16, temperature, top_p, (END, 9))
+    samples = pair.vllm.generate(GenerateRequest(PROMPTS, sampling, seed=5))
+    assert worst(pair.first, samples, temperature, top_p) < 1e-4
+
+
+def test_a_response_ends_at_its_first_stop_id_and_at_no_other(pair: Pair) -> None:
+    """The model's own end id is a token like any other where it is not asked for."""
+    for stops in ((END, 9), (9,), ()):
+        samples = pair.vllm.generate(GenerateRequest(PROMPTS, SamplingParams(24, 1.0, 1.0, stops), seed=3))
+        for sample in samples:
+            ends = [i for i, token in enumerate(sample.response_ids) if token in stops]
+            if sample.finish == "stop":
+                assert ends == [len(sample.response_ids) - 1]
+            else:
+                assert ends == [] and len(sample.response_ids) == 24
+        assert {sample.finish for sample in samples} == ({"stop", "length"} if stops else {"length"})
+        if stops == ():
+            assert any(END in sample.response_ids for sample in samples)
+
+
+def test_labels_of_one_and_of_several_tokens_score_as_with_hf(pair: Pair) -> None:
+    asked = LabelRequest(PROMPTS, LABELS)
+    for own, expected in zip(pair.vllm.score_labels(asked), hf(pair.first).score_labels(asked), strict=True):
+        assert own == pytest.approx(expected, abs=1e-4)
+    many = LabelRequest(PROMPTS[:2], tuple((token,) for token in range(VOCAB)))
+    for own, expected in zip(pair.vllm.score_labels(many), hf(pair.first).score_labels(many), strict=True):
+        assert own == pytest.approx(expected, abs=1e-4)
+
+
+def test_the_request_alone_drives_sampling(pair: Pair) -> None:
+    request = GenerateRequest(PROMPTS[:20], SamplingParams(16, 1.0, 0.9, (END,)), seed=11)
+    first = pair.vllm.generate(request)
+    assert pair.vllm.generate(request) == first
+    assert pair.vllm.generate(replace(request, seed=12)) != first
+    head = pair.vllm.generate(replace(request, prompts=request.prompts[:3]))
+    assert [s.response_ids for s in head] == [s.response_ids for s in first[:3]]
+    other = build_rollout_engine(replace_rows(3), "fp32")  # another engine, other batches
+    other.load(pair.first)
+    assert [s.response_ids for s in other.generate(request)] == [s.response_ids for s in first]
+    twice = pair.vllm.generate(replace(request, prompts=(PROMPTS[0],) * 8))
+    assert len({s.response_ids for s in twice}) > 1  # rows of one prompt are samples of their own
+
+
+def replace_rows(rows: int) -> EngineConfig:
+    return VLLM.model_copy(update={"max_rows": rows})
+
+
+def test_what_cannot_be_served_is_refused(pair: Pair, tmp_path_factory: pytest.TempPathFactory) -> None:
+    engine = build_rollout_engine(VLLM, "fp32")
+    with pytest.raises(StaleEngineError, match="no model is loaded"):
+        engine.generate(GREEDY)
+    with pytest.raises(DataError, match="no tokens"):
+        pair.vllm.generate(replace(GREEDY, prompts=((3,), ())))
+    with pytest.raises(DataError, match="500 tokens with 24 new ones is longer than the 512"):
+        pair.vllm.generate(replace(GREEDY, prompts=((3,) * 500,)))
+    assert pair.vllm.generate(replace(GREEDY, prompts=())) == []
+    narrow = save_model(tmp_path_factory.mktemp("narrow"), tied=True, seed=0, heads=4)
+    with pytest.raises(DataError, match="attention heads have 16 dimensions; on CPU vLLM needs at least 32"):
+        engine.load(narrow)
+    with pytest.raises(DataError):
+        engine.load(str(tmp_path_factory.mktemp("empty")))
+    assert engine.status() == "empty"

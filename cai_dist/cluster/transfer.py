@@ -43,8 +43,8 @@ class WeightTransfer:
         nodes = policy.nodes | rollout.nodes
         if backend == "shared_memory" and len(nodes) > 1:
             raise ConfigError(
-                f"ppo.transfer=shared_memory: policy and rollout are on {len(nodes)} nodes ({', '.join(sorted(nodes))}) "
-                "and must be on one; set ppo.transfer to object_store or broadcast"
+                "ppo.transfer=shared_memory: policy and rollout must be on one node but are on "
+                f"{', '.join(sorted(nodes))}; set ppo.transfer to object_store or broadcast"
             )
 
     def run(self, version: int) -> dict[str, float]:

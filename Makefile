@@ -12,7 +12,7 @@ ARGS   ?=
 export OMP_WAIT_POLICY = passive
 export RAY_USAGE_STATS_ENABLED = 0
 
-.PHONY: demo test test-vllm venv-vllm lint mutants venv controls clean
+.PHONY: demo test test-cluster test-gpu test-vllm venv-vllm lint mutants venv controls clean
 
 demo: venv            ## the whole pipeline on the micro-world -> runs/demo/
 	$(BIN)/cai-dist run launch/runs/demo.yaml $(ARGS)
@@ -23,6 +23,14 @@ controls: venv        ## the two negative controls of the demo -> runs/demo-inve
 
 test: venv            ## unit and integration tests
 	$(BIN)/python -m pytest $(ARGS)
+
+# Slurm's daemons and network namespaces; as root on Debian or Ubuntu. Nothing is started by the packages themselves.
+test-cluster: venv    ## the tests on a real Slurm, on several (virtual) hosts and on a Ray job server
+	tests/cluster_packages.sh
+	$(BIN)/python -m pytest --full tests/slurm tests/multihost tests/ray_job $(ARGS)
+
+test-gpu: venv        ## the tests that need CUDA devices
+	$(BIN)/python -m pytest tests/gpu $(ARGS)
 
 test-vllm: venv-vllm  ## the tests of the vLLM engine, on vLLM's CPU build in an environment of its own
 	$(VLLM)/bin/python -m pytest tests/vllm $(ARGS)

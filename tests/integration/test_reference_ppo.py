@@ -17,6 +17,7 @@ from torch import Tensor
 
 import cai_dist
 from cai_dist.cluster.group import WorkerGroup
+from cai_dist.cluster.placement import Seat
 from cai_dist.cluster.ppo_groups import PpoGroups, PpoModels
 from cai_dist.cluster.runtime import Cluster, GroupSpec
 from cai_dist.config.ppo import KlConfig, PlacementConfig, PpoConfig, RoleShards
@@ -152,10 +153,12 @@ class Lasting:
     def __init__(self, cluster: Cluster) -> None:
         self._cluster = cluster
         self._kept: dict[str, WorkerGroup] = {}
+        self.seats: list[Seat] = []
 
     def launch(self, specs: Sequence[GroupSpec]) -> dict[str, WorkerGroup]:
         """The kept groups, and new ones for the rest. `PpoGroups` closes all that it has; the kept ones only later."""
         made = self._cluster.launch([spec for spec in specs if spec.role not in self._kept])
+        self.seats = self._cluster.seats
         for role in sorted(made.keys() - {"policy", "value"}):
             self._kept[role] = made[role]
             made[role].end, made[role].close = made[role].close, lambda: None  # type: ignore[attr-defined,method-assign]

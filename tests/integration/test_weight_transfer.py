@@ -137,6 +137,22 @@ def test_an_engine_that_dies_in_a_broadcast_leaves_the_others_stale(groups: dict
     assert transfer(groups, "broadcast", 2**24).run(7)["bytes"] > 0, "the senders go on with others"
 
 
+def test_a_segment_that_nobody_fills_fails_the_transfer_and_the_next_one_has_new_ones(
+    groups: dict[str, WorkerGroup],
+) -> None:
+    sending = transfer(groups, "shared_memory", 20_000)
+    sending.run(8)
+    plan = gather([groups["policy"].call(0, "plan", "weight_plan", 20_000, [""])], 60.0)[0]
+    groups["policy"].broadcast("sabotage", "open_segment", plan)
+    with pytest.raises(
+        WorkerError, match=r"phase weight transfer: rollout\[.\].*the segment of rank 0 holds version 8"
+    ):
+        sending.run(9)
+    assert {one["engine"] for one in groups["rollout"].broadcast("status", "status")} == {"stale"}
+    sending.run(10)
+    assert {one.weight_version for served in answers(groups["rollout"]) for one in served} == {10}
+
+
 @pytest.mark.parametrize("backend", get_args(TransferBackend))
 def test_the_adapter_alone_travels_and_is_merged(
     cluster: Cluster, source: str, other: str, backend: TransferBackend

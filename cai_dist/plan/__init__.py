@@ -1,0 +1,1 @@
+"""What a run will take, worked out from its run file: nothing is started."""

@@ -39,11 +39,11 @@ class Timed:
 
 
 class TimedRoles:
-    """The five roles with a clock: `spans` is (name, start, end) of every call since `spans` was last emptied."""
+    """The five roles with a clock: `calls` is (name, start, end) of every call since it was last emptied."""
 
     def __init__(self, roles: PpoGroups) -> None:
         self._roles = roles
-        self.spans: list[tuple[str, float, float]] = []
+        self.calls: list[tuple[str, float, float]] = []
 
     def __getattr__(self, name: str) -> Any:
         method = getattr(self._roles, name)
@@ -52,7 +52,7 @@ class TimedRoles:
             start = time.perf_counter()
 
             def done() -> None:
-                self.spans.append((name, start, time.perf_counter()))
+                self.calls.append((name, start, time.perf_counter()))
 
             outcome = method(*args, **kwargs)
             if hasattr(outcome, "result"):
@@ -156,9 +156,9 @@ def measure(
     def log(step: int, **numbers: float) -> None:
         now = time.perf_counter()
         # The first iteration begins with its first call; what came before is the start-up.
-        began = ended[0] or min(start for name, start, _ in roles.spans if name == "generate")
-        iterations.append({"seconds": now - began, **phases(roles.spans, began), **tokens[-1]})
-        roles.spans, ended[0] = [], now
+        began = ended[0] or min(start for name, start, _ in roles.calls if name == "generate")
+        iterations.append({"seconds": now - began, **phases(roles.calls, began), **tokens[-1]})
+        roles.calls, ended[0] = [], now
 
     with suppress(Finished):
         loop.train(

@@ -217,10 +217,10 @@ def measure(args: argparse.Namespace, config: EngineConfig) -> dict[str, Any]:
             "worker in a Ray actor": through_ray(group),
             "the engine in a bare process": lambda request: bare("generate", request),
         }
-        tables[f"Overhead: {len(off.prompts)} prompts x {args.new_tokens} tokens, end token off"] = alternate(
-            ways, off, args.rounds
-        )
-        if config.backend == "hf":
+        if args.only != "refill":
+            title = f"Overhead: {len(off.prompts)} prompts x {args.new_tokens} tokens, end token off"
+            tables[title] = alternate(ways, off, args.rounds)
+        if config.backend == "hf" and args.only != "overhead":
             ways = {
                 f"engine, max_rows {args.rows}": lambda request: bare("generate", request),
                 f"model.generate, batches of {args.rows}": lambda request: bare("transformers", request, args.rows),
@@ -237,6 +237,7 @@ def main() -> None:
     parser.add_argument("--engine", choices=["hf", "vllm"], default="hf")
     parser.add_argument("--model", help="folder; default: SmolLM2-135M from its wheel")
     parser.add_argument("--prompts", type=Path, required=True, help="a file of hh-rlhf, .jsonl.gz")
+    parser.add_argument("--only", choices=["overhead", "refill"], help="keep the other table of the file in --out")
     parser.add_argument("--overhead-prompts", type=int, default=64)
     parser.add_argument("--refill-prompts", type=int, default=256)
     parser.add_argument("--new-tokens", type=int, default=128)
@@ -245,19 +246,23 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--out", type=Path, default=Path(__file__).resolve().parent / "results")
+    # Ray runs its workers at nice 15: on a machine that does anything else, they alone would wait.
+    os.environ.setdefault("RAY_worker_niceness", "0")
     args = parser.parse_args()
     if not args.model:
         from cai_dist.models.smollm2 import smollm2_folder
 
         args.model = str(smollm2_folder("fp32"))
-    tables = measure(args, EngineConfig(backend=args.engine, max_rows=args.rows))
+    written = args.out / f"rollout-{args.engine}.json"
+    tables = json.loads(written.read_text("utf-8"))["tables"] if args.only and written.exists() else {}
+    tables |= measure(args, EngineConfig(backend=args.engine, max_rows=args.rows))
     import torch
 
     setting = {"engine": args.engine, "model": Path(args.model).name, "threads": args.threads, "rounds": args.rounds}
     setting |= {"torch": torch.__version__, "machine": f"{os.cpu_count()} cores, {platform.machine()}"}
     result = {"setting": setting, "tables": tables}
     args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / f"rollout-{args.engine}.json").write_text(json.dumps(result, indent=1) + "\n", "utf-8")
+    written.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
     (args.out / f"rollout-{args.engine}.md").write_text(report(result), "utf-8")
     print(report(result))
 

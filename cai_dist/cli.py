@@ -17,7 +17,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cai_dist import cli_constitution
+from cai_dist import cli_constitution, cli_doctor, cli_job, cli_plan
 from cai_dist.config.run import STAGES
 from cai_dist.errors import (
     EXIT_FAILURE,
@@ -49,6 +49,9 @@ examples:
   cai-dist run launch/runs/demo.yaml name=short ppo.iterations=3 seed=1
   cai-dist stage ppo launch/runs/demo.yaml                one stage; the ones before it must be finished
   cai-dist show runs/demo                                 how a run stands, and its results
+  cai-dist plan launch/runs/llama8b-8gpu.yaml             what it takes and whether it fits (starts nothing)
+  cai-dist doctor                                         what this machine, or a cluster, lacks
+  cai-dist job submit launch/runs/demo.yaml               as a job of a Ray cluster that is up
   cai-dist constitution lint mine.yaml                    is a constitution in order? with advice
   cai-dist constitution diff default mine.yaml            what differs; show prints one
 
@@ -58,9 +61,9 @@ examples:
 exit codes:
   0   done
   1   a failure at run time
-  2   a mistake in the configuration, the data or the command
+  2   a mistake in the configuration, the data or the command; a check of `doctor` fails
   8   done, but a measure is outside its bound (evaluate.gate)
-  75  interrupted; the same command goes on
+  75  interrupted, or a node was lost; the same command goes on
 """
 
 _OVERRIDES_HELP = "overrides, typed as in YAML: ppo.iterations=3 name=x data.red_team.source=/a/b.jsonl"
@@ -128,6 +131,9 @@ def _parser() -> argparse.ArgumentParser:
     show.add_argument("folder", metavar="RUN_DIR", type=Path, help="the folder of a run, such as runs/demo")
     show.set_defaults(command=_show)
     cli_constitution.add_commands(commands, common)
+    cli_plan.add_commands(commands, common)
+    cli_doctor.add_commands(commands, common)
+    cli_job.add_commands(commands, common)
     return parser
 
 

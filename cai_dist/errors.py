@@ -72,6 +72,15 @@ class WorkerDied(WorkerError):
     """The process of a worker, or its node, is gone; another worker may do what it had in hand."""
 
 
+class NodeLost(WorkerDied):
+    """The node of a worker is gone with all that ran on it. What was saved is whole: the same command goes on."""
+
+    exit_code = EXIT_RESUMABLE
+
+    def __str__(self) -> str:
+        return f"{super().__str__()}; go on with the same command (exit code {self.exit_code})"
+
+
 class WorkerTimeout(WorkerError, TimeoutError):
     """A worker did not answer before the deadline of the wait."""
 
@@ -79,6 +88,10 @@ class WorkerTimeout(WorkerError, TimeoutError):
 class EndpointError(CaiError, RuntimeError):
     """A server of `feedback.endpoint` did not answer, or not so that its answer could be used, after all retries. What
     it has answered is kept: the same command asks for the rest alone."""
+
+
+class JobError(CaiError, RuntimeError):
+    """A Ray job server did not answer or did not take a job; a job that was running goes on."""
 
 
 class WeightTransferError(CaiError, RuntimeError):

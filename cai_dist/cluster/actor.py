@@ -7,15 +7,26 @@ import importlib
 import time
 import traceback
 from collections import deque
-from typing import Any
+from typing import Any, NamedTuple
 
 import ray
 
+from cai_dist.cluster.interface import use_interface
 from cai_dist.errors import UserError, WorkerError
 from cai_dist.types import RankInfo, WorkerSpec
 
 _SPANS = 10_000
 """Calls that are remembered until somebody asks; older ones are forgotten."""
+
+
+class Arrival(NamedTuple):
+    """A worker's process is up: the address of its node and Ray's id of it; where the rendezvous store of its group is,
+    if it has opened that (else port 0)."""
+
+    node: str
+    node_id: str
+    store: str
+    port: int
 
 
 class WorkerHost:
@@ -27,20 +38,21 @@ class WorkerHost:
         self._worker: Any = None
         self._spans: deque[tuple[str, float, float]] = deque(maxlen=_SPANS)
 
-    def prepare(self, target: str, store_timeout: float | None, loopback: bool) -> tuple[str, str, int]:
+    def prepare(self, target: str, store_timeout: float | None, loopback: bool) -> Arrival:
         """Import the worker's module (seconds: torch) and, on the rank that leads, open the rendezvous store: at the
-        address of this node, or (all ranks being on it) on `loopback`.
-
-        Returns (address of this node, address of the store, its port or 0).
-        """
+        address by which Ray knows this node, or (all ranks being on it) on `loopback`. Collectives take the interface
+        of that address."""
         try:
+            if not loopback:
+                use_interface(self._node)
             _load(target)
             host = "127.0.0.1" if loopback else self._node
+            node_id = ray.get_runtime_context().get_node_id()
             if store_timeout is None:
-                return self._node, host, 0
+                return Arrival(self._node, node_id, host, 0)
             from cai_dist.engines.distributed import open_store
 
-            return self._node, host, open_store(host, store_timeout)
+            return Arrival(self._node, node_id, host, open_store(host, store_timeout))
         except Exception as error:
             raise self._error("start", error) from None
 

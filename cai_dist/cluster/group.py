@@ -9,8 +9,11 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
+from cai_dist.cluster import nodes
+from cai_dist.cluster.actor import Arrival
+from cai_dist.cluster.nodes import Post, Roster
 from cai_dist.cluster.placement import release
-from cai_dist.cluster.wait import Call, Pending, gather, translate
+from cai_dist.cluster.wait import UNKNOWN, Call, Pending, first_ready, gather, translated
 from cai_dist.types import Span
 
 _GET_SECONDS = 60.0
@@ -19,15 +22,16 @@ _GET_SECONDS = 60.0
 
 @dataclass(frozen=True)
 class Member:
-    """One worker: its actor and the address of its node."""
+    """One worker: its actor, the address of its node and Ray's id of that."""
 
     actor: Any
     node: str
+    node_id: str = ""
 
 
 @dataclass(frozen=True)
 class Starting:
-    """A worker under way: its actor, and the Ray references of its node's address and of the end of its building."""
+    """A worker under way: its actor, and the Ray references of its `Arrival` and of the end of its building."""
 
     actor: Any
     node: Any
@@ -49,13 +53,24 @@ class WorkerGroup:
     All methods raise WorkerError (a worker failed or died), WorkerTimeout, or the UserError that a worker raised. After
     one of the first two the group is of no further use: close it. But where its workers do not know each other there
     is a `starter`, and a :class:`cai_dist.cluster.queue.WorkQueue` over the group starts them again.
+
+    `roster`: all workers of the same launch.
     """
 
     def __init__(
-        self, role: str, members: Sequence[Member], placement: Any, timeout: float, starter: Starter | None = None
+        self,
+        role: str,
+        members: Sequence[Member],
+        placement: Any,
+        timeout: float,
+        starter: Starter | None = None,
+        roster: Roster | None = None,
     ) -> None:
         self.role = role
         self.timeout = timeout
+        self._roster = roster or Roster()
+        for rank, member in enumerate(members):
+            self._roster.enter(Post(role, rank, member.node, member.node_id))
         self._members = dict(enumerate(members))
         self._placement = placement
         self._starter = starter
@@ -71,10 +86,14 @@ class WorkerGroup:
         """Addresses of the nodes that the workers are on."""
         return frozenset(member.node for member in self._members.values())
 
+    def holds(self, version: int) -> None:
+        """The workers have weights of this version; errors say so."""
+        self._roster.versions[self.role] = version
+
     def call(self, rank: int, phase: str, method: str, *args: Any) -> Call:
         """Start `method(*args)` on one rank. Arguments that are Ray references arrive as what they stand for."""
         member = self._members[rank]
-        return Call(member.actor.call.remote(phase, method, *args), phase, self.role, rank, member.node)
+        return Call(member.actor.call.remote(phase, method, *args), phase, self.role, rank, member.node, self._roster)
 
     def start(self, phase: str, method: str, shards: Sequence[Any], *args: Any) -> Pending[list[Any]]:
         """Start `method(shard, *args)` on every rank, shard r on rank r."""
@@ -110,23 +129,25 @@ class WorkerGroup:
 
     def wait(self, calls: Sequence[Call], timeout: float) -> list[Call]:
         """Those of `calls` that have ended; at least one unless `timeout` seconds pass first."""
+        if first_ready(calls, timeout, replaceable=True) is None:
+            return []
         refs = [call.ref for call in calls]
-        ready, _ = ray.wait(refs, num_returns=1, timeout=max(timeout, 0.0))
-        ready, _ = ray.wait(refs, num_returns=len(refs), timeout=0) if ready else ([], refs)
+        ready, _ = ray.wait(refs, num_returns=len(refs), timeout=0)
         return [call for call in calls if call.ref in ready]
 
     def result(self, call: Call) -> Any:
         """Of a call that has ended; where it is one of `start_worker`, its worker is up now. Raises WorkerDied where
-        the worker or its answer is gone, and as all methods do."""
+        the worker or its answer is gone (NodeLost where its node is, or does not answer), and as all methods do."""
         begun = self._starting.get(call.rank)
         try:
             value = ray.get(call.ref, timeout=_GET_SECONDS)
             if begun is not None and begun.built == call.ref:
-                node, *_ = ray.get(begun.node, timeout=_GET_SECONDS)
-                self._members[call.rank] = Member(begun.actor, node)
+                arrival: Arrival = ray.get(begun.node, timeout=_GET_SECONDS)
+                self._members[call.rank] = Member(begun.actor, arrival.node, arrival.node_id)
+                self._roster.enter(Post(self.role, call.rank, arrival.node, arrival.node_id))
                 del self._starting[call.rank]
         except RayError as error:
-            raise translate(call, error) from None
+            raise translated(call, error) from None
         return value
 
     def start_worker(self, rank: int) -> Call:
@@ -135,18 +156,19 @@ class WorkerGroup:
         if self._starter is None or rank not in range(self._places) or rank in (*self._members, *self._starting):
             raise ValueError(f"{self.role}: no worker can be started in place {rank}")
         begun = self._starting[rank] = self._starter.start(rank)
-        return Call(begun.built, "start", self.role, rank, "a node not known yet")
+        return Call(begun.built, "start", self.role, rank, UNKNOWN)
 
     def kill(self, rank: int) -> None:
         """End the process of one worker, up or still starting: its answers are lost and its place is empty."""
         found = (self._members.pop(rank, None), self._starting.pop(rank, None))
+        self._roster.posts.pop((self.role, rank), None)
         for worker in [worker for worker in found if worker is not None]:
             ray.kill(worker.actor, no_restart=True)
 
     def spans(self) -> list[Span]:
         """What every worker has done since this was last asked."""
         calls = [
-            Call(member.actor.spans.remote(), "timeline", self.role, rank, member.node)
+            Call(member.actor.spans.remote(), "timeline", self.role, rank, member.node, self._roster)
             for rank, member in self._members.items()
         ]
         found = gather(calls, self.timeout)
@@ -157,6 +179,9 @@ class WorkerGroup:
         if self._closed or not ray.is_initialized():
             return
         self._closed = True
+        self._roster.leave(self.role)
+        if (watch := nodes.current()) is not None and watch.headless:
+            return  # nobody is there to take an order; the processes end by themselves, for want of a head
         for rank in range(self._places):
             self.kill(rank)
         release({self.role: self._placement})

@@ -16,7 +16,7 @@ from typing import Any
 import ray
 from ray.util.placement_group import placement_group, remove_placement_group
 
-from cai_dist.config.run import RunConfig
+from cai_dist.config.run import RunConfig, Strategy
 from cai_dist.errors import ConfigError, WorkerTimeout
 from cai_dist.types import WorkerSpec
 
@@ -127,8 +127,8 @@ def gpu_fraction(spec: GroupSpec, rank: int, group: Sequence[GroupSpec]) -> floa
     return math.floor(_UNIT * bundles(group)[rank]["GPU"] / there) / _UNIT
 
 
-def place(specs: Sequence[GroupSpec], timeout: float) -> dict[str, Placement]:
-    """All placement groups of `specs`, reserved together; role -> its group.
+def place(specs: Sequence[GroupSpec], timeout: float, strategy: Strategy = "pack") -> dict[str, Placement]:
+    """All placement groups of `specs`, reserved together; role -> its group. `strategy`: `cluster.strategy`.
 
     Raises: ConfigError if the cluster could never hold them, WorkerTimeout if it does not within `timeout` seconds.
         Either says what was asked and what there is, and nothing stays reserved.
@@ -138,7 +138,7 @@ def place(specs: Sequence[GroupSpec], timeout: float) -> dict[str, Placement]:
     deadline = time.monotonic() + timeout
     placements: dict[str, Placement] = {}
     for group in groups:
-        made = Placement(placement_group(bundles(group), strategy="PACK"), [spec.role for spec in group])
+        made = Placement(placement_group(bundles(group), strategy=strategy.upper()), [spec.role for spec in group])
         placements |= {spec.role: made for spec in group}
     for role, placement in placements.items():
         if not placement.handle.wait(max(deadline - time.monotonic(), 0.01)):

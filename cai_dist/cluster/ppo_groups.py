@@ -7,6 +7,7 @@ groups work at the same time, calls on one group queue up in order.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -168,7 +169,10 @@ class PpoGroups:
     def sync_weights(self, version: int) -> dict[str, float]:
         """Policy ranks -> rollout workers; returns {"seconds", "bytes", "calls"}."""
         self._version = version
-        return self._transfer.run(version)
+        numbers = self._transfer.run(version)
+        for role in ("policy", "rollout"):
+            self._groups[role].holds(version)
+        return numbers
 
     # ---- checkpoints
 
@@ -205,14 +209,17 @@ class PpoGroups:
     def _score(self, role: str, phase: str, method: str, samples: Sequence[Generation], *args: Any) -> Pending[Any]:
         group = self._groups[role]
         plan = self._plan(role, samples)
-        shards = [StepShard(part) for part in plan.split(samples)]
+        # What is asked about are token ids: no worker reads the sampler's numbers.
+        asked = [replace(sample, logprobs=(), versions=()) for sample in samples]
+        shards = [StepShard(part) for part in plan.split(asked)]
         return group.start(phase, method, shards, *args).then(plan.restore)
 
     def _update(
         self, role: str, phase: str, batch: Sequence[Trajectory], denominator: float, *args: Any
     ) -> Pending[dict[str, float]]:
         group = self._groups[role]
-        shards = [StepShard(part, denominator) for part in self._plan(role, batch).split(batch)]
+        sent = needed_for(role, batch, self._ppo)
+        shards = [StepShard(part, denominator) for part in self._plan(role, batch).split(sent)]
         return group.start(phase, "train_step", shards, *args).then(_first)
 
     def _on_trained(self, method: str, folder: Path) -> None:
@@ -222,6 +229,17 @@ class PpoGroups:
         ]
         for wait in waits:
             wait.result()
+
+
+def needed_for(role: str, batch: Sequence[Trajectory], ppo: PpoConfig) -> list[Trajectory]:
+    """The trajectories without what the loss of `role` does not look at: all numbers of them are sent once an epoch."""
+    names = ["rewards", "sampler_logprobs", "versions"]
+    if role == "value":
+        names += ["old_logprobs", "ref_logprobs", "advantages", "weights"]
+    else:
+        names += ["values", "returns", *([] if ppo.kl_where == "loss" else ["ref_logprobs"])]
+    without: dict[str, Any] = dict.fromkeys(names, ())
+    return [replace(item, **without) for item in batch]
 
 
 def _chunk_seed(seed: int, start: int) -> int:

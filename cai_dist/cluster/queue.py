@@ -17,10 +17,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from cai_dist.errors import UserError, WorkerDied, WorkerError, WorkerTimeout
+from cai_dist.errors import NodeLost, UserError, WorkerDied, WorkerError, WorkerTimeout
 
 _SLICE = 1.0
 """Seconds between two looks at whether the run is to stop, while no worker is up."""
+_LOST_STARTS = 3
+"""Nodes that a place may lose while its worker is starting."""
 
 
 class Calling(Protocol):
@@ -110,7 +112,9 @@ class WorkQueue:
         self._busy: dict[int, _Task] = {}
         self._todo: deque[str] = deque()
         self._failures: Counter[str] = Counter()
+        self._lost_starts: Counter[int] = Counter()
         self._not_started: WorkerError | None = None
+        self._node_lost: NodeLost | None = None
         self.restarts = 0
         """Workers that were lost and started again."""
 
@@ -195,9 +199,7 @@ class WorkQueue:
         up; both are out of the books."""
         tasks = [*self._busy.values(), *self._starting.values()]
         if not tasks:
-            raise self._not_started or WorkerError(
-                "start", self._group.role, -1, "cluster", "every worker has been removed; none is left for the work"
-            )
+            raise self._nobody()
         left = max(0.0, min(task.deadline for task in tasks) - self._clock())
         if not self._busy:
             self._check()
@@ -208,6 +210,16 @@ class WorkQueue:
         for task in (*ended, *overdue):
             (self._busy if task.key else self._starting).pop(task.call.rank)
         return ended, overdue
+
+    def _nobody(self) -> WorkerError:
+        """Why no worker is up. Where nodes were lost, more of them may help: the run is to be gone on with."""
+        if self._node_lost is not None and self._not_started is not None:
+            why = f"{self._node_lost.cause}; no other node had room for its workers: {self._not_started.cause}"
+            lost = self._node_lost
+            return NodeLost(lost.phase, lost.role, lost.rank, lost.node, why, lost.weight_version, lost.detail)
+        return self._not_started or WorkerError(
+            "start", self._group.role, -1, "cluster", "every worker has been removed; none is left for the work"
+        )
 
     def _timeout(self, task: _Task) -> WorkerTimeout:
         what, seconds = ("call", self._group.timeout) if task.key else ("start", self._group.start_timeout)
@@ -220,12 +232,12 @@ class WorkQueue:
         if isinstance(error, UserError):
             raise error
         if not task.key:
-            self._group.kill(rank)
-            self._not_started = error
-            self._lost(Loss(error.role, rank, error.node, error.cause, self.restarts, again=False))
+            self._not_up(rank, error)
             return
         if not isinstance(error, (WorkerDied, WorkerTimeout)):
             raise error
+        if isinstance(error, NodeLost):
+            self._node_lost = error
         self._group.kill(rank)  # so that what it still does never comes
         self._failures[task.key] += 1
         if (times := self._failures[task.key]) > self._retries:
@@ -235,6 +247,21 @@ class WorkQueue:
         self.restarts += 1
         self._lost(Loss(error.role, rank, error.node, f"{error.cause} ({task.phase})", self.restarts, again=True))
         self.add(rank)
+
+    def _not_up(self, rank: int, error: WorkerError) -> None:
+        """A worker did not start. Where its node went meanwhile, or had gone before that was known, it is started on
+        another."""
+        self._group.kill(rank)
+        self._lost_starts[rank] += 1
+        again = isinstance(error, NodeLost) and self._lost_starts[rank] <= _LOST_STARTS
+        if again:
+            self._check()
+            self.restarts += 1
+        else:
+            self._not_started = error
+        self._lost(Loss(error.role, rank, error.node, error.cause, self.restarts, again))
+        if again:
+            self.add(rank)
 
     def _hopeless(self, task: _Task, error: WorkerError, times: int) -> WorkerError:
         """The error that ends the run, of the kind and with the place of the last loss."""

@@ -2,28 +2,37 @@
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import logging
 import math
 import os
 import secrets
 import signal
+import sys
 import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any
 
 import ray
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from cai_dist.cluster.actor import WorkerHost
+from cai_dist.cluster import interface, nodes
+from cai_dist.cluster.actor import Arrival, WorkerHost
 from cai_dist.cluster.group import Member, Starter, Starting, WorkerGroup
+from cai_dist.cluster.nodes import Post, Roster
 from cai_dist.cluster.placement import GroupSpec, Placement, Seat, gpu_fraction, place, release, sharing
-from cai_dist.cluster.wait import Call, gather
+from cai_dist.cluster.wait import UNKNOWN, Call, gather, next_done
 from cai_dist.config.run import ClusterConfig
-from cai_dist.errors import ConfigError
+from cai_dist.errors import ConfigError, NodeLost, WorkerDied
 from cai_dist.types import RankInfo
 
 __all__ = ["Cluster", "GroupSpec"]
+
+_Start = Callable[[GroupSpec, int], Any]
+"""A worker's new actor, by its rank."""
 
 
 class Cluster:
@@ -60,7 +69,7 @@ class Cluster:
         for group in self._groups:
             group.close()
         self._groups.clear()
-        ray.shutdown()
+        self._leave()
         for name, value in self._outer_env.items():
             os.environ.pop(name, None)
             if value is not None:
@@ -75,18 +84,19 @@ class Cluster:
             WorkerError or UserError if a worker cannot be built. Nothing stays behind then.
         """
         timeout = self._config.timeouts.start
-        placements = place(specs, timeout)
+        placements = place(specs, timeout, self._config.strategy)
+        groups_of = {spec.role: group for group in sharing(specs) for spec in group}
+
+        def start(spec: GroupSpec, rank: int) -> Any:
+            return self._actor(spec, rank, placements[spec.role], gpu_fraction(spec, rank, groups_of[spec.role]))
+
         actors = {
-            spec.role: [
-                self._actor(spec, rank, placements[spec.role], gpu_fraction(spec, rank, group))
-                for rank in range(spec.workers)
-            ]
-            for group in sharing(specs)
-            for spec in group
+            spec.role: [start(spec, rank) for rank in range(spec.workers)] for group in sharing(specs) for spec in group
         }
+        roster = Roster()
         try:
-            members = self._build(specs, actors, timeout)
-            seats = self._seats(specs, actors, timeout)
+            members = self._build(specs, actors, start, roster, timeout)
+            seats = self._seats(specs, actors, roster, timeout)
         except BaseException:
             for actor in [actor for group in actors.values() for actor in group]:
                 ray.kill(actor, no_restart=True)
@@ -95,7 +105,7 @@ class Cluster:
         groups = {
             spec.role: WorkerGroup(
                 spec.role, members[spec.role], placements[spec.role], self._config.timeouts.call,
-                self._starter(spec, placements[spec.role]),
+                self._starter(spec, placements[spec.role]), roster,
             )
             for spec in specs
         }  # fmt: skip
@@ -131,6 +141,19 @@ class Cluster:
             raise ConfigError(
                 f"cluster.address={self._config.address}: no Ray cluster answers there: {line}"
             ) from error
+        nodes.start(str(ray.get_runtime_context().gcs_address))
+
+    def _leave(self) -> None:
+        """Take this process out of the cluster. Without a head Ray cannot do that, nor end in order (it waits, then it
+        crashes): this process then ends without its help, with the exit code that a lost head has."""
+        watch = nodes.current()
+        headless = watch is not None and watch.headless
+        nodes.stop()
+        if not headless:
+            ray.shutdown()
+            return
+        atexit.unregister(ray.shutdown)
+        atexit.register(_end_at_once)
 
     # ---- starting workers
 
@@ -184,8 +207,8 @@ class Cluster:
         }
         if self._local and os.path.exists("/sys/class/net/lo"):
             env["GLOO_SOCKET_IFNAME"] = "lo"  # all ranks are on this machine; its host name may not resolve
-        elif "GLOO_SOCKET_IFNAME" in os.environ:
-            env["GLOO_SOCKET_IFNAME"] = os.environ["GLOO_SOCKET_IFNAME"]
+        elif not self._local:
+            env |= {name: os.environ[name] for name in interface.VARIABLES if name in os.environ}
         return env
 
     def _set_env(self, values: dict[str, str]) -> None:
@@ -194,50 +217,84 @@ class Cluster:
             self._outer_env.setdefault(name, os.environ.get(name))
             os.environ[name] = value
 
-    def _build(
-        self, specs: Sequence[GroupSpec], actors: dict[str, list[Any]], timeout: float
-    ) -> dict[str, list[Member]]:
-        """Import everywhere at once, learn the addresses, then construct everywhere at once."""
-        collective = self._config.timeouts.collective
-        prepared = [
-            Call(
-                actor.prepare.remote(
-                    spec.spec.target, collective if spec.distributed and rank == 0 else None, self._local
-                ),
-                "start",
-                spec.role,
-                rank,
-                "a node not known yet",
-            )
+    def _arrivals(
+        self, specs: Sequence[GroupSpec], actors: dict[str, list[Any]], start: _Start, timeout: float
+    ) -> dict[tuple[str, int], Arrival]:
+        """Import everywhere at once; (role, rank) -> where it is. A process that dies before it has done any work of
+        ours, as Ray or the system may end one while many start, is started once more (`actors` has the new one)."""
+        deadline = time.monotonic() + timeout
+        role_specs = {spec.role: spec for spec in specs}
+        waiting = {
+            (spec.role, rank): self._prepare(spec, rank, actor)
             for spec in specs
             for rank, actor in enumerate(actors[spec.role])
-        ]
-        found = dict(zip([(call.role, call.rank) for call in prepared], gather(prepared, timeout), strict=True))
+        }
+        found: dict[tuple[str, int], Arrival] = {}
+        again: set[tuple[str, int]] = set()
+        while waiting:
+            try:
+                call, arrival = next_done(list(waiting.values()), deadline - time.monotonic())
+            except WorkerDied as death:
+                place = death.role, death.rank
+                if place not in waiting or place in again:
+                    raise
+                again.add(place)
+                ray.kill(actors[death.role][death.rank], no_restart=True)
+                actors[death.role][death.rank] = actor = start(role_specs[death.role], death.rank)
+                waiting[place] = self._prepare(role_specs[death.role], death.rank, actor)
+            else:
+                found[call.role, call.rank] = arrival
+                del waiting[call.role, call.rank]
+        return found
+
+    def _prepare(self, spec: GroupSpec, rank: int, actor: Any) -> Call:
+        collective = self._config.timeouts.collective if spec.distributed and rank == 0 else None
+        return Call(actor.prepare.remote(spec.spec.target, collective, self._local), "start", spec.role, rank, UNKNOWN)
+
+    def _build(
+        self, specs: Sequence[GroupSpec], actors: dict[str, list[Any]], start: _Start, roster: Roster, timeout: float
+    ) -> dict[str, list[Member]]:
+        """Learn the addresses, then construct everywhere at once."""
+        found = self._arrivals(specs, actors, start, timeout)
+        for (role, rank), arrival in found.items():
+            roster.enter(Post(role, rank, arrival.node, arrival.node_id))
         groups = sharing(specs)
         for turn in range(max(len(group) for group in groups)):
             calls = []
             for spec in (group[turn] for group in groups if turn < len(group)):
-                _, *leader = found[spec.role, 0]
+                leader = found[spec.role, 0]
                 for rank, actor in enumerate(actors[spec.role]):
                     # Ray shows each worker its own GPUs only, so the local rank is always 0.
-                    info = RankInfo(spec.role, rank, spec.workers, 0, *leader)
+                    info = RankInfo(spec.role, rank, spec.workers, 0, leader.store, leader.port)
                     refs = [actor.build.remote(spec.spec, info)]
                     if spec.share:  # the next role of the group is built where this one was
                         refs.append(actor.call.remote("start", "reside", ()))
-                    calls += [Call(ref, "start", spec.role, rank, found[spec.role, rank][0]) for ref in refs]
+                    node = found[spec.role, rank].node
+                    calls += [Call(ref, "start", spec.role, rank, node, roster) for ref in refs]
             gather(calls, timeout)
         return {
-            spec.role: [Member(actor, found[spec.role, rank][0]) for rank, actor in enumerate(actors[spec.role])]
+            spec.role: [
+                Member(actor, found[spec.role, rank].node, found[spec.role, rank].node_id)
+                for rank, actor in enumerate(actors[spec.role])
+            ]
             for spec in specs
         }
 
-    def _seats(self, specs: Sequence[GroupSpec], actors: dict[str, list[Any]], timeout: float) -> list[Seat]:
+    def _seats(
+        self, specs: Sequence[GroupSpec], actors: dict[str, list[Any]], roster: Roster, timeout: float
+    ) -> list[Seat]:
         """Asked of the workers themselves: which device a fraction came from is Ray's decision."""
         placed = [(spec, rank, actor) for spec in specs for rank, actor in enumerate(actors[spec.role])]
-        calls = [
-            Call(actor.where.remote(), "start", spec.role, rank, "a node not known yet") for spec, rank, actor in placed
-        ]
+        calls = [Call(actor.where.remote(), "start", spec.role, rank, UNKNOWN, roster) for spec, rank, actor in placed]
         return [
             Seat(spec.role, rank, node, gpus, spec.cpus, spec.share)
             for (spec, rank, _), (node, gpus) in zip(placed, gather(calls, timeout), strict=True)
         ]
+
+
+def _end_at_once() -> None:
+    """The last thing that this process does."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(NodeLost.exit_code)

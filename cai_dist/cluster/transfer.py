@@ -12,6 +12,8 @@ import uuid
 from collections.abc import Callable
 from typing import Any
 
+import ray
+
 from cai_dist.cluster.group import WorkerGroup
 from cai_dist.cluster.wait import Call, gather
 from cai_dist.config.ppo import TransferBackend
@@ -36,6 +38,7 @@ class WeightTransfer:
             "object_store": self._through_store,
             "broadcast": self._by_broadcast,
             "shared_memory": self._by_shared_memory,
+            "cuda_ipc": self._by_cuda_ipc,
         }
         self._send = send[backend]
         self._connected, self._calls = False, 0
@@ -58,7 +61,9 @@ class WeightTransfer:
         start, self._calls = time.monotonic(), 0
         held = self._everywhere(self._rollout, "weights_held")
         plan: WeightPlan = self._wait([self._start(self._policy, 0, "weight_plan", self._bucket_bytes, held)])[0]
-        begun = self._start_all(self._rollout, "begin_weights", version, plan.manifest, plan.terms)
+        # Put once, passed by reference: pickling a manifest for each of hundreds of workers takes the driver seconds.
+        manifest, terms = ray.put(plan.manifest), ray.put(plan.terms)
+        begun = self._start_all(self._rollout, "begin_weights", version, manifest, terms)
         self._send(plan, version, begun)
         self._everywhere(self._rollout, "finish_weights", version)
         size = sum(spec.nbytes for bucket in plan.buckets for spec in bucket)
@@ -85,8 +90,9 @@ class WeightTransfer:
         if not self._connected:
             self._connect()
         self._connected = False  # until this has ended well: after a failure all meet anew
-        sending = self._start_all(self._policy, "broadcast_weights", plan)
-        self._wait(self._start_all(self._rollout, "take_broadcast", plan))
+        shared = ray.put(plan)
+        sending = self._start_all(self._policy, "broadcast_weights", shared)
+        self._wait(self._start_all(self._rollout, "take_broadcast", shared))
         self._wait(sending)
         self._connected = True
 
@@ -102,6 +108,17 @@ class WeightTransfer:
         taking = self._start_all(self._rollout, "take_segments", plan, version, *filled)
         self._wait([*begun, *filling, *taking])
         self._mapped = plan.buckets
+
+    def _by_cuda_ipc(self, plan: WeightPlan, version: int, begun: list[Call]) -> None:
+        """Every rank puts the whole weights on its GPU (the engines begin meanwhile); the rollout worker of the same
+        place, and so on the same GPU, copies them there. Nothing stays: the roles beside them need the room."""
+        lending = self._start_all(self._policy, "lend_weights", plan, version)
+        borrowing = [
+            self._start(self._rollout, rank, "borrow_weights", plan, version, lending[rank].ref)
+            for rank in range(len(self._rollout))
+        ]
+        self._wait([*begun, *lending, *borrowing])
+        self._everywhere(self._policy, "end_loan")
 
     def _connect(self) -> None:
         """Bring all processes into the groups of the broadcast."""

@@ -2,14 +2,16 @@
 
 Who waits for whom: the driver waits here for calls of actors; actors wait for each other only inside collectives of
 torch.distributed (bounded by `timeouts.collective`). When a rank dies, the others of its group often notice first and
-fail with a lost connection; such an error is held back a moment to see whether a peer's death explains it.
+fail with a lost connection; such an error is held back a moment to see whether a peer's death explains it, or the loss
+of a node (`cai_dist.cluster.nodes`), which is looked for during every wait, too.
 """
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
 import ray
@@ -25,23 +27,43 @@ from ray.exceptions import (
     WorkerCrashedError,
 )
 
-from cai_dist.errors import CaiError, UserError, WorkerDied, WorkerError, WorkerTimeout
+from cai_dist.cluster import nodes
+from cai_dist.errors import CaiError, NodeLost, UserError, WorkerDied, WorkerError, WorkerTimeout
 
 R = TypeVar("R")
 S = TypeVar("S")
+UNKNOWN = "a node not known yet"
 _BLAME_SECONDS = 5.0
-_LOST_PEER = ("closed by peer", "connection reset", "broken pipe", "gloo", "nccl", "timed out waiting")
+_SLICE = 2.0
+"""Seconds between two looks at the nodes during a wait."""
+_LOST_PEER = (
+    *("closed by peer", "connection reset", "broken pipe", "gloo", "nccl", "timed out waiting"),
+    *("actordied", "actorunavailable", "objectlost", "ownerdied"),
+)
+_HEADER = "\t"
+_WORDY = re.compile("Some common causes|Object store memory usage")
 
 
 @dataclass(frozen=True)
 class Call:
-    """A method of one actor under way."""
+    """A method of one actor under way; `roster`: the workers that it was launched with."""
 
     ref: Any
     phase: str
     role: str
     rank: int
     node: str
+    roster: nodes.Roster | None = None
+
+    def alone(self) -> Call:
+        """This call as one that depends on no other worker than its own."""
+        post = self.roster.posts.get((self.role, self.rank)) if self.roster else None
+        return replace(self, roster=nodes.Roster({(self.role, self.rank): post}) if post else None)
+
+    @property
+    def weight_version(self) -> int:
+        """Of the worker; -1 where it holds none that arrived by transfer."""
+        return self.roster.versions.get(self.role, -1) if self.roster else -1
 
 
 class Pending(Generic[R]):
@@ -63,11 +85,10 @@ class Pending(Generic[R]):
         """(number of the call, what it returned), as they finish; `timeout` bounds the wait for all of them."""
         deadline = time.monotonic() + self._timeout
         waiting = {call.ref: number for number, call in enumerate(self._calls)}
-        pending = list(self._calls)
-        while pending:
-            done, value = next_done(pending, deadline - time.monotonic())
-            pending.remove(done)
-            yield waiting[done.ref], value
+        while waiting:
+            pending = [self._calls[number] for number in waiting.values()]
+            for done, value in all_done(pending, deadline - time.monotonic()):
+                yield waiting.pop(done.ref), value
 
 
 class PendingParts(Generic[R]):
@@ -95,23 +116,75 @@ def gather(calls: Sequence[Call], timeout: float) -> list[Any]:
     results: dict[Any, Any] = {}
     pending = list(calls)
     while pending:
-        done, value = next_done(pending, deadline - time.monotonic())
-        results[done.ref] = value
-        pending.remove(done)
+        results |= {done.ref: value for done, value in all_done(pending, deadline - time.monotonic())}
+        pending = [call for call in pending if call.ref not in results]
     return [results[call.ref] for call in calls]
+
+
+def all_done(pending: Sequence[Call], timeout: float) -> list[tuple[Call, Any]]:
+    """Those of `pending` that have ended, at least one, with their results. One question to Ray for all: asked for one
+    after the other, a thousand calls would be half a million looks. Raises as :meth:`Pending.result` does."""
+    if first_ready(pending, timeout) is None:
+        raise _timeout(pending)
+    refs = [call.ref for call in pending]
+    ready = set(ray.wait(refs, num_returns=len(refs), timeout=0)[0])
+    found = []
+    for done in [call for call in pending if call.ref in ready]:
+        try:
+            found.append((done, ray.get(done.ref)))
+        except RayError as error:
+            raise _explained(done, error, [call for call in pending if call is not done]) from None
+    return found
 
 
 def next_done(pending: Sequence[Call], timeout: float) -> tuple[Call, Any]:
     """The first of `pending` to finish, with its result. Raises as :meth:`Pending.result` does."""
-    ready, _ = ray.wait([call.ref for call in pending], num_returns=1, timeout=max(timeout, 0.0))
-    if not ready:
+    ready = first_ready(pending, timeout)
+    if ready is None:
         raise _timeout(pending)
-    done = next(call for call in pending if call.ref == ready[0])
+    done = next(call for call in pending if call.ref == ready)
     try:
         return done, ray.get(done.ref)
     except RayError as error:
-        peers = [call for call in pending if call is not done and call.role == done.role]
-        raise _blame(translate(done, error), peers) from None
+        raise _explained(done, error, [call for call in pending if call is not done]) from None
+
+
+def first_ready(pending: Sequence[Call], timeout: float, replaceable: bool = False) -> Any:
+    """The reference of a call that has ended; None at the deadline. Raises NodeLost where a node goes meanwhile that a
+    call depends on; where the workers are `replaceable`, only if it is the head."""
+    deadline = time.monotonic() + timeout
+    while True:
+        left = max(deadline - time.monotonic(), 0.0)
+        watch = nodes.current()
+        ready, _ = ray.wait([call.ref for call in pending], num_returns=1, timeout=min(left, _SLICE) if watch else left)
+        if ready or left <= _SLICE or watch is None:
+            return ready[0] if ready else None
+        if watch.headless or not replaceable:
+            lost = watch.loss(pending)
+            if lost is not None:
+                raise lost
+
+
+def translated(call: Call, error: RayError) -> CaiError:
+    """As `translate`; the loss of the worker's node is told from its death, as far as that takes a second or two."""
+    found, watch = translate(call, error), nodes.current()
+    lost = watch.explain([call.alone()], patience=0) if watch and isinstance(found, WorkerDied) else None
+    return lost or found
+
+
+def _explained(done: Call, error: RayError, others: Sequence[Call]) -> CaiError:
+    """What the failed call means, in view of those still under way: the loss of a node before the death of a process,
+    and that before a broken collective."""
+    found = translate(done, error)
+    if not isinstance(found, WorkerError) or isinstance(found, NodeLost) or not _a_consequence(found):
+        return found
+    watch = nodes.current()
+    lost = watch.explain([done, *others]) if watch else None
+    if lost is None and not isinstance(found, WorkerDied):
+        found = _blame(found, [call for call in others if call.role == done.role])
+        if watch is not None and isinstance(found, WorkerDied):
+            lost = watch.explain([done, *others])  # by now its node is gone, too, if it goes
+    return lost or found
 
 
 def translate(call: Call, error: RayError) -> CaiError:
@@ -121,19 +194,32 @@ def translate(call: Call, error: RayError) -> CaiError:
         if isinstance(cause, UserError | WorkerError):
             return cause
         return WorkerError(call.phase, call.role, call.rank, call.node, _line(cause or error), detail=str(error))
+    kind: type[WorkerError] = WorkerError
+    cause = _line(error)
     if isinstance(error, ActorDiedError | ActorUnavailableError | WorkerCrashedError | OutOfMemoryError):
-        return WorkerDied(call.phase, call.role, call.rank, call.node, "the worker process died", detail=str(error))
-    if isinstance(error, NodeDiedError | ObjectLostError | GetTimeoutError):
-        cause = f"its answer was lost, probably with its node: {_line(error)}"
-        return WorkerDied(call.phase, call.role, call.rank, call.node, cause, detail=str(error))
-    return WorkerError(call.phase, call.role, call.rank, call.node, _line(error), detail=str(error))
+        kind, cause = WorkerDied, f"the worker process died{_why(error)}"
+        if "its node has died" in str(error):
+            kind, cause = NodeLost, "the node is gone"
+    elif isinstance(error, NodeDiedError | ObjectLostError | GetTimeoutError):
+        kind, cause = WorkerDied, f"its answer was lost, probably with its node: {_line(error)}"
+    return kind(call.phase, call.role, call.rank, call.node, cause, call.weight_version, str(error))
 
 
-def _blame(error: CaiError, peers: Sequence[Call]) -> CaiError:
-    """The death of a peer where there is one and `error` looks like its consequence; else `error`."""
+def _why(error: RayError) -> str:
+    """What Ray knows of the end of a process, after a colon; empty where it is nothing."""
+    lines = [line for line in str(error).splitlines()[1:] if not line.startswith(_HEADER)]
+    text = _WORDY.split(" ".join(" ".join(lines or str(error).splitlines()[:1]).split()))[0].strip()
+    return f": {text[:300]}" if text and text != ActorDiedError.BASE_ERROR_MSG else ""
+
+
+def _a_consequence(error: WorkerError) -> bool:
+    """Whether what has happened elsewhere may be behind it."""
     text = str(error).lower()
-    if not isinstance(error, WorkerError) or not any(mark in text for mark in _LOST_PEER):
-        return error
+    return isinstance(error, WorkerDied) or any(mark in text for mark in _LOST_PEER)
+
+
+def _blame(error: WorkerError, peers: Sequence[Call]) -> CaiError:
+    """The death of a peer where there is one, else `error`, which looks like its consequence."""
     waiting = list(peers)
     deadline = time.monotonic() + _BLAME_SECONDS
     while waiting and (left := deadline - time.monotonic()) > 0:

@@ -32,10 +32,10 @@ _DS_CONFIGS = Path(__file__).resolve().parent.parent / "ds_configs"
 _HUB_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?")
 
 
-def check_run(config: RunConfig, ready: bool = True) -> None:
-    """Refuse a run that contradicts itself or points at files that are not there; with `ready`, also one whose packages
-    are not installed. Raises ConfigError with one line for each problem."""
-    problems = [*_contradictions(config), *_missing_files(config)]
+def check_run(config: RunConfig, ready: bool = True, files: bool = True) -> None:
+    """Refuse a run that contradicts itself or, with `files`, points at files that are not there; with `ready`, also one
+    whose packages are not installed. Raises ConfigError with one line for each problem."""
+    problems = [*_contradictions(config), *(_missing_files(config) if files else ())]
     if ready:
         problems += missing_packages(config)
     if problems:

@@ -20,9 +20,27 @@ def sharing_problems(ppo: PpoConfig) -> Iterator[str]:
         yield from _gpu_problems(ppo, group)
         if ppo.transfer == "broadcast" and {"policy", "rollout"} <= set(group) and place.policy.gpus:
             yield (
-                "ppo.transfer=broadcast: must be object_store where policy and rollout share a GPU; NCCL takes no two "
-                "members of one process group on the same device"
+                "ppo.transfer=broadcast: must be object_store or cuda_ipc where policy and rollout share a GPU; NCCL "
+                "takes no two members of one process group on the same device"
             )
+    if ppo.transfer == "cuda_ipc":
+        yield from _ipc_problems(ppo)
+
+
+def _ipc_problems(ppo: PpoConfig) -> Iterator[str]:
+    """Weights go from process to process on one GPU: each policy rank lends them to one rollout worker."""
+    place = ppo.placement
+    together = any({"policy", "rollout"} <= set(group) for group in ppo.shared_groups)
+    if not together or not place.policy.gpus:
+        yield (
+            "ppo.transfer=cuda_ipc: policy and rollout must share GPUs (ppo.placement.mode colocated or hybrid, gpus "
+            "above 0 for both); else set it to object_store"
+        )
+    elif place.rollout.workers != ppo.policy.ranks:
+        yield (
+            f"ppo.placement.rollout.workers={place.rollout.workers}: must be ppo.policy.ranks={ppo.policy.ranks} with "
+            "ppo.transfer=cuda_ipc; each takes its weights from the policy rank on its own GPU"
+        )
 
 
 def _share_problems(ppo: PpoConfig) -> Iterator[str]:

@@ -44,7 +44,7 @@ class PlacementConfig(Section):
 
 Role = Literal["policy", "value", "reference", "reward", "rollout"]
 Schedule = Literal["sync", "one_step_off", "partial"]
-TransferBackend = Literal["object_store", "broadcast", "shared_memory"]
+TransferBackend = Literal["object_store", "broadcast", "shared_memory", "cuda_ipc"]
 
 
 class RoleShards(Section):
@@ -143,7 +143,8 @@ class PpoConfig(Section):
     transfer: TransferBackend = "object_store"
     """How weights reach the rollout workers: through Ray's shared memory (`object_store`), from the policy ranks by
     `broadcast` in a process group of their own (NCCL on GPUs, gloo on CPUs), or (`shared_memory`, the fastest where all
-    of both are on one node) through segments of /dev/shm that are kept from one transfer to the next."""
+    of both are on one node) through segments of /dev/shm that are kept from one transfer to the next; `cuda_ipc`: from
+    process to process on the GPU that policy and rollout share."""
     transfer_bucket_mb: float = Field(64.0, gt=0)
     checkpoint_every: int = Field(5, ge=1)
     """Iterations between checkpoints."""

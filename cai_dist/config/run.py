@@ -17,6 +17,7 @@ from cai_dist.config.supervised import ExpandConfig, ReviseConfig, SftConfig
 from cai_dist.config.training import Dtype, Layout, TrainConfig
 
 Alignment = Literal["ppo", "dpo"]
+Strategy = Literal["pack", "spread"]
 STAGES_OF: dict[Alignment, tuple[str, ...]] = {
     "ppo": ("expand", "revise", "sft", "feedback", "preference", "ppo", "evaluate"),
     "dpo": ("expand", "revise", "sft", "feedback", "dpo", "evaluate"),
@@ -98,6 +99,9 @@ class ClusterConfig(Section):
     """Logical CPUs of one worker of every stage but PPO (which has its own placement)."""
     gpus: float = Field(0.0, ge=0)
     """GPUs of one worker of every stage but PPO."""
+    strategy: Strategy = "pack"
+    """How the workers of one role (or of the roles that share GPUs) stand on the nodes: `pack` on as few as hold them,
+    `spread` over as many as there are."""
     retries: int = Field(2, ge=0)
     """Times that a shard of a generation stage is given to another worker after the one that had it died; a worker
     that died is started again."""

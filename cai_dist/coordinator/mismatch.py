@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from operator import sub
 from statistics import fmean
 
 from cai_dist.types import Trajectory
@@ -24,7 +25,12 @@ def distances(trajectories: Sequence[Trajectory], version: int) -> dict[str, flo
     stale: list[float] = []
     oldest = version
     for item in trajectories:
-        versions = item.versions or (item.weight_version,) * len(item.response_ids)
+        if not item.versions:  # all tokens are of the same weights, as almost always: no look at each
+            kind = same if item.weight_version == version else stale
+            kind.extend(map(sub, item.old_logprobs, item.sampler_logprobs))
+            oldest = min(oldest, item.weight_version)
+            continue
+        versions = item.versions
         oldest = min(oldest, *versions)
         for of_token, ours, theirs in zip(versions, item.old_logprobs, item.sampler_logprobs, strict=True):
             (same if of_token == version else stale).append(ours - theirs)

@@ -136,7 +136,8 @@ def _trajectories(
         return () if tensor is None else tuple(tensor[number, : len(samples[number].response_ids)].tolist())
 
     def weights(of_sample: Sequence[float]) -> tuple[float, ...]:
-        return tuple(aggregation_weight(len(of_sample), config) * weight for weight in of_sample)
+        factor = aggregation_weight(len(of_sample), config)
+        return tuple([factor * weight for weight in of_sample])
 
     return tuple(
         Trajectory(

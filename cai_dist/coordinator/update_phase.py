@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from statistics import fmean, pvariance
+from statistics import fmean
 
 from cai_dist.config.ppo import PpoConfig
 from cai_dist.coordinator.prompts import derive_seed
-from cai_dist.coordinator.protocols import PpoRoles
+from cai_dist.coordinator.protocols import Pending, PpoRoles
 from cai_dist.coordinator.state import PpoState
 from cai_dist.coordinator.weights import denominator
 from cai_dist.data.schedule import epoch_order
 from cai_dist.types import Trajectory
+
+Steps = dict[str, Pending[dict[str, float]]]
+"""By role: one optimiser step under way."""
 
 
 def run(
@@ -23,6 +27,10 @@ def run(
 
     Both roles step on the same mini-batch at the same time; neither reads what the other learns. During the first
     `value_warmup` iterations only the value model steps.
+
+    A step is sent out before the one before it is waited for, so that no worker waits for the driver to cut and pickle
+    a mini-batch; each worker takes them in order. Not with `target_kl`, where the report of a step says whether there
+    is another.
 
     With `target_kl` the first step that finds the policy further than that from the one that sampled is the policy's
     last of the iteration (it is known only once it is taken). The value model goes on: its target is the same however
@@ -39,21 +47,31 @@ def run(
     reports: defaultdict[str, list[float]] = defaultdict(list)
     metrics: dict[str, float] = {"policy_steps": 0.0}
     trains_policy, trains_value = state.trains_policy(config), config.defaults.needs_value
+    before: Steps = {}
+
+    def settle(steps: Steps) -> None:
+        for role, step in steps.items():
+            for name, number in step.result().items():
+                reports[f"{role}_{name}"].append(number)
+
     for batch in mini_batches(trajectories, config, derive_seed(seed, "update", state.iteration)):
-        steps = {}
+        steps: Steps = {}
         if trains_value:
             steps["value"] = roles.update_value(batch)
         if trains_policy:
             steps["policy"] = roles.update_policy(batch, denominator(batch, config), state.kl.coefficient)
             metrics["policy_steps"] += 1
-        for role, step in steps.items():
-            for name, number in step.result().items():
-                reports[f"{role}_{name}"].append(number)
-        if trains_policy and config.target_kl is not None and reports["policy_approx_kl"][-1] > config.target_kl:
+        if config.target_kl is None:
+            settle(before)
+            before = steps
+            continue
+        settle(steps)
+        if trains_policy and reports["policy_approx_kl"][-1] > config.target_kl:
             trains_policy = False
             metrics["early_stop_step"] = metrics["policy_steps"]
         if not (trains_policy or trains_value):
             break
+    settle(before)
     if trains_value:
         metrics["explained_variance"] = explained_variance(trajectories)
     metrics |= {name: fmean(numbers) for name, numbers in reports.items()}
@@ -75,7 +93,16 @@ def explained_variance(trajectories: Sequence[Trajectory]) -> float:
     """
     returns = [number for item in trajectories for number in item.returns]
     values = [number for item in trajectories for number in item.values]
-    spread = pvariance(returns)
+    spread = _spread(returns)
     if spread == 0:
         return 0.0
-    return 1.0 - pvariance([target - value for target, value in zip(returns, values, strict=True)]) / spread
+    return 1.0 - _spread([target - value for target, value in zip(returns, values, strict=True)]) / spread
+
+
+def _spread(numbers: Sequence[float]) -> float:
+    """Sum of squared distances from the mean. Exactly 0 where all are equal; a hundred times as fast as the fractions
+    of `statistics.pvariance`, over every token of an iteration."""
+    first = numbers[0]
+    moved = [number - first for number in numbers]
+    mean = math.fsum(moved) / len(moved)
+    return math.fsum([(number - mean) ** 2 for number in moved])

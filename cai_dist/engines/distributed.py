@@ -47,6 +47,17 @@ def worker_device() -> torch.device:
     return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
 
 
+def prepare_device() -> None:
+    """Make the GPU of this process, where it was given one, the current one."""
+    device = worker_device()
+    if device.type != "cuda":
+        return
+    torch.cuda.set_device(device)
+    # cuDNN's attention, which torch prefers on some GPUs, makes a plan for every new shape. Here they all are new: a
+    # token more in the cache at every step, batches of other lengths.
+    torch.backends.cuda.enable_cudnn_sdp(False)
+
+
 def init_process_group(info: RankInfo, timeout: float) -> None:
     """Join the group of `info` once per process: NCCL with a GPU, gloo without. `timeout` in seconds bounds every
     collective. Raises ConfigError if the process already belongs to a group of another shape."""
@@ -69,8 +80,5 @@ def init_process_group(info: RankInfo, timeout: float) -> None:
         MASTER_ADDR=info.master_addr,
         MASTER_PORT=str(info.master_port),
     )
-    device = worker_device()
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-    backend = "nccl" if device.type == "cuda" else "gloo"
+    backend = "nccl" if worker_device().type == "cuda" else "gloo"
     dist.init_process_group(backend, store=store, rank=info.rank, world_size=info.world_size, timeout=wait)

@@ -55,6 +55,8 @@ class Offloader:
     def reside(self, parts: Collection[Part]) -> None:
         """Exactly `parts` are on the device afterwards. What leaves does so before anything comes."""
         leaving = [part for part in self._tensors if part not in parts and part not in self._away]
+        if leaving and self._device.type == "cuda":
+            torch.cuda.synchronize()  # the training may use streams of its own, which a copy would not wait for
         for part in leaving:
             self._put_away(part)
         if leaving and self._device.type == "cuda":

@@ -106,6 +106,20 @@ class ParameterSource:
             held = self._held(piece, tensors[piece.name])
             yield piece, merged(held, whole[piece.name], piece.start) if piece.name in whole else held
 
+    def whole(self, bucket: Sequence[TensorSpec], merge: bool) -> Iterator[tuple[TensorPiece, Tensor]]:
+        """All elements of a bucket, flat, whatever part of them this rank holds: under ZeRO-3 the bucket is gathered
+        (collective). `merge` as for `pieces`."""
+        if self._ranks == 1:
+            yield from self.pieces(bucket, merge)
+            return
+        tensors: dict[str, Any] = {**self._parameters, **self._adapter_tensors}
+        factors = {spec.name: self._factors[spec.name] for spec in bucket if merge and spec.name in self._factors}
+        needed = [tensors[spec.name] for spec in bucket]
+        with self._gathered([*needed, *(tensor for one in factors.values() for tensor in (one.a, one.b))]):
+            for piece in slices(bucket, 0, 1):
+                flat: Tensor = tensors[piece.name].detach().reshape(-1)
+                yield piece, merged(flat, factors[piece.name], 0) if piece.name in factors else flat
+
     def _held(self, piece: TensorPiece, parameter: Any) -> Tensor:
         """The elements of `piece`, flat, from where this rank keeps them."""
         if not hasattr(parameter, "ds_tensor"):

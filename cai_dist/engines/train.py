@@ -40,6 +40,10 @@ class WeightSource(Protocol):
         """The same, piece by piece on the engine's device, each flat."""
         ...
 
+    def whole(self, bucket: Sequence[TensorSpec], merge: bool) -> Iterator[tuple[TensorPiece, Tensor]]:
+        """All elements of a bucket, tensor by tensor, not this rank's alone (collective)."""
+        ...
+
 
 class TrainEngine(Protocol):
     """One rank of a model. Every method is collective: all ranks call it with equally many micro-batches."""

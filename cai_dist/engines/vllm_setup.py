@@ -82,7 +82,9 @@ def _llm(model: str, dtype: Dtype, config: EngineConfig, load_format: str) -> LL
     cpu = on_cpu()
     memory: dict[str, Any] = {"gpu_memory_utilization": config.vllm.gpu_memory_utilization, "enable_sleep_mode": True}
     if cpu:
-        memory = {"kv_cache_memory_bytes": int(config.vllm.kv_cache_gb * 2**30)}
+        # A prompt is read in one pass: of one read in parts vLLM wants to wind the row's generator back, which a
+        # generator of the CPU cannot do.
+        memory = {"kv_cache_memory_bytes": int(config.vllm.kv_cache_gb * 2**30), "enable_chunked_prefill": False}
     try:
         return LLM(
             model=str(Path(model)) if Path(model).is_dir() else model,

@@ -1,32 +1,32 @@
-"""Weights through memory that policy ranks and engines of one host share: one segment for each rank that sends.
+"""Weights through memory that processes of one host share: segments, filled by those who send, read by the engines.
 
-A segment is made once and used by every later transfer of the same layout, so that its pages are in place. It is a file
-in /dev/shm that never has a name: engines reach it through the sender's open descriptor (/proc/PID/fd), and it is gone
-with the last process that maps it, however that ends.
+What a segment is made of is a matter of its memory: host memory that all processes of one host map
+(`weight_segments_host`), or memory of a GPU that a neighbour on the same GPU opens (`weight_segments_cuda`). Layout,
+mark and version are the same for both: an engine sees whether a segment is the one that it was told of, and whether it
+holds the version that it is to take, whole.
 """
 
 from __future__ import annotations
 
-import errno
 import hashlib
-import mmap
-import os
 import secrets
 import struct
-import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Protocol
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from cai_dist.engines.parameters import slices
 from cai_dist.engines.train import WeightSource
-from cai_dist.errors import ConfigError, WeightTransferError
+from cai_dist.engines.weight_segments_cuda import CudaMemory, CudaPlace
+from cai_dist.engines.weight_segments_host import HostMemory
+from cai_dist.errors import WeightTransferError
 from cai_dist.models.tensors import flat_bytes, item_size
 from cai_dist.types import TensorPiece, TensorSpec, WeightPart, WeightPlan
 
-FOLDER = "/dev/shm"
 _ALIGN = 64
 _HEADER = struct.Struct("<8s32sq")  # magic, layout, version of the weights
 _MAGIC = b"caiwght1"
@@ -35,11 +35,31 @@ _UNFINISHED = -1
 Buckets = tuple[tuple[TensorSpec, ...], ...]
 
 
+class SegmentMemory(Protocol):
+    """Flat bytes that another process reads, too."""
+
+    def write(self, start: int, data: Tensor) -> None:
+        """Copy flat uint8 `data`, from whatever device, to byte `start` and after."""
+        ...
+
+    def read(self, size: int) -> bytes:
+        """A copy of the first `size` bytes, after all that this process has begun to write to them or read."""
+        ...
+
+    def view(self, start: int, size: int) -> np.ndarray | Tensor:
+        """`size` bytes from `start` on, sharing the memory; to be read only."""
+        ...
+
+    def settle(self) -> None:
+        """Wait until what this process has begun to write or read is done."""
+        ...
+
+
 @dataclass(frozen=True)
 class SegmentTicket:
-    """Where the segment of one sender is, and what makes it this one."""
+    """Where the segment of one sender is (a path, or a place on a GPU), and what makes it this one."""
 
-    path: str
+    place: str | CudaPlace
     size: int
     layout: bytes
 
@@ -70,16 +90,14 @@ class SegmentLayout:
 
 
 class SegmentSender:
-    """The segment of one rank that sends. Raises ConfigError where the host has no room for it."""
+    """A segment of host memory for what `rank` of `ranks` sends, or one on this process's GPU (`on_gpu`) for the
+    whole weights. Raises ConfigError where there is no room for it, or where it cannot be shared."""
 
-    def __init__(self, buckets: Buckets, rank: int, ranks: int) -> None:
-        self._buckets, self._layout = buckets, SegmentLayout(buckets, rank, ranks)
-        file = _new_file(self._layout.size)
-        weakref.finalize(self, os.close, file)
-        memory = mmap.mmap(file, self._layout.size, mmap.MAP_SHARED | mmap.MAP_POPULATE)
-        self._bytes = np.frombuffer(memory, np.uint8)
-        layout = self._layout.digest(secrets.token_bytes(32))
-        self.ticket = SegmentTicket(f"/proc/{os.getpid()}/fd/{file}", self._layout.size, layout)
+    def __init__(self, buckets: Buckets, rank: int = 0, ranks: int = 1, *, on_gpu: bool = False) -> None:
+        self._buckets, self._layout, self._whole = buckets, SegmentLayout(buckets, rank, ranks), ranks == 1
+        made = CudaMemory.make(self._layout.size) if on_gpu else HostMemory.make(self._layout.size)
+        self._memory: SegmentMemory = made
+        self.ticket = SegmentTicket(made.place, self._layout.size, self._layout.digest(secrets.token_bytes(32)))
         self._mark(_UNFINISHED)
 
     def fill(self, source: WeightSource, plan: WeightPlan, version: int) -> None:
@@ -87,21 +105,23 @@ class SegmentSender:
         `version`. Raises WeightTransferError for a plan that it was not laid out for."""
         _refuse_other_plan(plan, self._buckets)
         self._mark(_UNFINISHED)
+        take = source.whole if self._whole else source.pieces
         for bucket, spans in zip(plan.buckets, self._layout.spans, strict=True):
-            pieces = source.pieces(bucket, plan.terms is None)
-            for (piece, tensor), (expected, start, size) in zip(pieces, spans, strict=True):
+            for (piece, tensor), (expected, start, _) in zip(take(bucket, plan.terms is None), spans, strict=True):
                 if piece != expected:
                     raise WeightTransferError(f"{piece.name} is not what the segment has room for")
-                np.copyto(self._bytes[start : start + size], flat_bytes(tensor).cpu().numpy())
+                self._memory.write(start, flat_bytes(tensor))
+        self._memory.settle()
         self._mark(version)
 
     def _mark(self, version: int) -> None:
         header = _HEADER.pack(_MAGIC, self.ticket.layout, version)
-        self._bytes[: _HEADER.size] = np.frombuffer(header, np.uint8)
+        self._memory.write(0, torch.from_numpy(np.frombuffer(header, np.uint8).copy()))
+        self._memory.settle()
 
 
 class SegmentTaker:
-    """One engine's view, read-only, of the segments of all senders, in the order of their ranks.
+    """One engine's view of the segments of all senders, in the order of their ranks; of host memory it is read-only.
 
     Raises WeightTransferError for a segment that this process cannot reach or that is not the one of its ticket.
     """
@@ -110,7 +130,7 @@ class SegmentTaker:
         self._buckets = plan.buckets
         self._tickets = tuple(tickets)
         layouts = [SegmentLayout(plan.buckets, rank, len(tickets)) for rank in range(len(tickets))]
-        self._memory = [_mapped(*pair) for pair in zip(tickets, layouts, strict=True)]
+        self._memory = [_reached(*pair) for pair in zip(tickets, layouts, strict=True)]
         self._parts = [
             [_part(memory, layout.spans[index]) for memory, layout in zip(self._memory, layouts, strict=True)]
             for index in range(len(plan.buckets))
@@ -118,15 +138,17 @@ class SegmentTaker:
 
     def buckets(self, plan: WeightPlan, version: int) -> Iterator[list[WeightPart]]:
         """The parts of every bucket, which share the segments' memory. Every segment must hold `version`, whole, before
-        the first and still after the last. Raises WeightTransferError."""
+        the first and still after the last; after that nothing reads it any more. Raises WeightTransferError."""
         _refuse_other_plan(plan, self._buckets)
         self._check(version)
         yield from self._parts
+        for memory in self._memory:
+            memory.settle()
         self._check(version)
 
     def _check(self, version: int) -> None:
         for rank, (memory, ticket) in enumerate(zip(self._memory, self._tickets, strict=True)):
-            magic, layout, found = _HEADER.unpack(memory[: _HEADER.size].tobytes())
+            magic, layout, found = _HEADER.unpack(memory.read(_HEADER.size))
             if (magic, layout) != (_MAGIC, ticket.layout):
                 raise WeightTransferError(f"weight version {version}: the segment of rank {rank} has another layout")
             if found != version:
@@ -134,50 +156,17 @@ class SegmentTaker:
                 raise WeightTransferError(f"weight version {version}: the segment of rank {rank} {what}")
 
 
-def _new_file(size: int) -> int:
-    """The descriptor of a nameless file of `size` bytes, its memory taken."""
-    try:
-        space = os.statvfs(FOLDER)
-        free = space.f_bavail * space.f_frsize
-        if free < size:
-            raise OSError(errno.ENOSPC, f"{free / 2**20:.0f} MiB are free")
-        file = os.open(FOLDER, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
-        try:
-            os.posix_fallocate(file, 0, size)  # otherwise a full file system would be a SIGBUS in the middle of a copy
-        except OSError:
-            os.close(file)
-            raise
-    except OSError as error:
-        raise ConfigError(
-            f"ppo.transfer=shared_memory: no segment of {size / 2**20:.0f} MiB in {FOLDER} ({error.strerror}); make it "
-            "larger (--shm-size of a container) or set ppo.transfer=object_store"
-        ) from error
-    return file
+def _reached(ticket: SegmentTicket, layout: SegmentLayout) -> SegmentMemory:
+    if ticket.size != layout.size:
+        raise WeightTransferError(f"a segment is announced with {ticket.size} bytes and needs {layout.size}")
+    if isinstance(ticket.place, str):
+        return HostMemory.reach(ticket.place, ticket.size)
+    return CudaMemory.reach(ticket.place, ticket.size)
 
 
-def _mapped(ticket: SegmentTicket, layout: SegmentLayout) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    try:
-        file = os.open(ticket.path, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError as error:
-        raise WeightTransferError(
-            f"the segment {ticket.path} cannot be reached from here ({error.strerror}): policy and rollout must run on "
-            "one host, in one container, as one user; else set ppo.transfer=object_store"
-        ) from error
-    try:
-        found = os.fstat(file).st_size
-        if not found == ticket.size == layout.size:
-            raise WeightTransferError(
-                f"the segment {ticket.path} has {found} bytes, is announced with {ticket.size} and needs {layout.size}"
-            )
-        memory = mmap.mmap(file, found, mmap.MAP_SHARED | mmap.MAP_POPULATE, mmap.PROT_READ)
-    finally:
-        os.close(file)
-    return np.frombuffer(memory, np.uint8)
-
-
-def _part(memory: np.ndarray, spans: Sequence[tuple[TensorPiece, int, int]]) -> WeightPart:
+def _part(memory: SegmentMemory, spans: Sequence[tuple[TensorPiece, int, int]]) -> WeightPart:
     pieces = tuple(piece for piece, _, _ in spans)
-    return WeightPart(pieces, tuple(memory[start : start + size] for _, start, size in spans))
+    return WeightPart(pieces, tuple(memory.view(start, size) for _, start, size in spans))
 
 
 def _refuse_other_plan(plan: WeightPlan, buckets: Buckets) -> None:

@@ -106,20 +106,23 @@ class TransferLedger:
         return WeightTransferError(f"weight version {self.version}: {what}")
 
 
-def whole_tensors(manifest: Sequence[TensorSpec], parts: Sequence[WeightPart]) -> dict[str, np.ndarray]:
-    """The tensors of one bucket, whole: arrays of their shape, bfloat16 as uint16 with the same bits.
+def whole_tensors(manifest: Sequence[TensorSpec], parts: Sequence[WeightPart]) -> dict[str, Elements]:
+    """The tensors of one bucket, whole, with memory of their own: what came on a GPU as tensors there, everything else
+    as numpy arrays (bfloat16 as uint16 with the same bits).
 
     For engines that take tensors whole; `manifest` may name more than this bucket brings. Raises WeightTransferError
     for an unknown tensor, elements that come twice, and a tensor or part that is not whole.
     """
     ledger = TransferLedger(-1, manifest)
-    whole: dict[str, np.ndarray] = {}
+    whole: dict[str, Elements] = {}
     for piece, data in ledger.admit(parts):
-        spec = ledger.specs[piece.name]
-        array = to_numpy(data) if isinstance(data, Tensor) else data
-        if piece.name not in whole:
-            whole[piece.name] = np.empty(spec.shape, carrier(spec.dtype))
-        whole[piece.name].reshape(-1)[piece.start : piece.start + piece.count] = array
+        spec, span = ledger.specs[piece.name], slice(piece.start, piece.start + piece.count)
+        if isinstance(data, Tensor) and data.is_cuda:
+            room = whole.setdefault(piece.name, torch.empty(spec.shape, dtype=data.dtype, device=data.device))
+            room.reshape(-1)[span] = data
+        else:
+            here: Any = whole.setdefault(piece.name, np.empty(spec.shape, carrier(spec.dtype)))
+            here.reshape(-1)[span] = to_numpy(data) if isinstance(data, Tensor) else data
     return whole
 
 

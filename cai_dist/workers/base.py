@@ -12,7 +12,7 @@ import torch
 
 from cai_dist.config.run import TimeoutsConfig
 from cai_dist.config.training import Dtype, Layout, LoraConfig, OptimizerConfig, ShardingConfig
-from cai_dist.engines.distributed import init_process_group
+from cai_dist.engines.distributed import init_process_group, prepare_device
 from cai_dist.engines.train import TrainEngine
 from cai_dist.models.causal import CausalModel
 from cai_dist.models.load import copy_tokenizer
@@ -28,6 +28,7 @@ class Worker:
     def __init__(self, info: RankInfo, *, threads: int = 1, seed: int = 0) -> None:
         self.info = info
         torch.set_num_threads(threads)
+        prepare_device()
         random.seed(seed + info.rank)
         torch.manual_seed(seed + info.rank)
 

@@ -19,7 +19,7 @@ def take_reading() -> dict[str, float]:
     """
     reading = _resident()
     _reset_peak()
-    if torch.cuda.is_available():
+    if torch.cuda.is_initialized():
         reading["gpu_mb"] = torch.cuda.memory_allocated() / _MIB
         reading["gpu_peak_mb"] = torch.cuda.max_memory_allocated() / _MIB
         torch.cuda.reset_peak_memory_stats()

@@ -14,6 +14,7 @@ from cai_dist.engines.distributed import listening_store
 from cai_dist.engines.train import Model
 from cai_dist.engines.weight_broadcast import Meeting, WeightSender
 from cai_dist.engines.weight_segments import SegmentSender, SegmentTicket
+from cai_dist.engines.weight_segments_cuda import collect
 from cai_dist.errors import WeightTransferError
 from cai_dist.losses.policy import PolicyObjective, policy_loss, token_means
 from cai_dist.models.causal import CausalModel
@@ -118,3 +119,16 @@ class PolicyWorker(TrainedWorker):
         if self._segment is None:
             raise WeightTransferError("a transfer by shared memory before there is a segment")
         self._segment.fill(self.engine.weights, plan, version)
+
+    def lend_weights(self, plan: WeightPlan, version: int) -> SegmentTicket:
+        """Copy the whole weights to a segment on this rank's GPU, for the engine on the same GPU. It stays until
+        `end_loan`. Collective. Raises ConfigError, WeightTransferError."""
+        self._segment = None
+        self._segment = SegmentSender(plan.buckets, on_gpu=True)
+        self._segment.fill(self.engine.weights, plan, version)
+        return self._segment.ticket
+
+    def end_loan(self) -> None:
+        """The engine has let go of the segment: its memory goes back to the GPU."""
+        self._segment = None
+        collect()

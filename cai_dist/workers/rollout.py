@@ -99,6 +99,12 @@ class RolloutWorker(Worker):
         for parts in self._segments.buckets(plan, version):
             self._engine.accept_weights(parts)
 
+    def borrow_weights(self, plan: WeightPlan, version: int, ticket: SegmentTicket) -> None:
+        """All buckets, out of the segment of the policy rank on the same GPU; nothing of it is kept. Raises
+        WeightTransferError."""
+        for parts in SegmentTaker(plan, [ticket]).buckets(plan, version):
+            self._engine.accept_weights(parts)
+
     def finish_weights(self, version: int) -> None:
         """Close the transfer. Raises WeightTransferError if something is missing."""
         self._engine.finish_weights(version)

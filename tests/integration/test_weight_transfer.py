@@ -23,6 +23,8 @@ from tests.integration.train_bench import OPTIMIZER, TOTAL_STEPS, TrainBench
 from tests.tiny import END, save_llama
 
 REQUEST = GenerateRequest(((5, 6, 7), (8,)), SamplingParams(8, 0.0, 1.0, (END,)), 0)
+BACKENDS = [one for one in get_args(TransferBackend) if one != "cuda_ipc"]
+"""Those that run without a GPU; tests/gpu has the other."""
 PLAIN_ZERO3 = {"sharding": ShardingConfig(ranks=2, zero=3, micro_batch=1)}
 """The packaged configuration: every tensor of these models is below its persistence threshold."""
 
@@ -111,7 +113,7 @@ def transfer(
     return WeightTransfer(groups["policy"], groups[to], backend, bucket, 20.0)
 
 
-@pytest.mark.parametrize("backend", get_args(TransferBackend))
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_all_backends_bring_the_same_model(
     groups: dict[str, WorkerGroup], cluster: Cluster, source: str, backend: TransferBackend
 ) -> None:
@@ -153,7 +155,7 @@ def test_a_segment_that_nobody_fills_fails_the_transfer_and_the_next_one_has_new
     assert {one.weight_version for served in answers(groups["rollout"]) for one in served} == {10}
 
 
-@pytest.mark.parametrize("backend", get_args(TransferBackend))
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_the_adapter_alone_travels_and_is_merged(
     cluster: Cluster, source: str, other: str, backend: TransferBackend
 ) -> None:

@@ -46,8 +46,9 @@ def test_smollm2_is_the_small_run_on_two_ranks_that_it_claims_to_be(tmp_path: Pa
     config = load_run(RUNS / "smollm2.yaml")
     assert (config.data.red_team.limit, config.data.helpful.limit, config.revise.rounds) == (16, 8, 2)
     assert (config.ppo.iterations, config.ppo.prompts_per_iteration) == (2, 8)
-    for sharding in (config.sft.train.sharding, config.preference.train.sharding, config.ppo.policy, config.ppo.value):
+    for sharding in (config.sft.train.sharding, config.preference.train.sharding, config.ppo.policy):
         assert (sharding.ranks, sharding.zero) == (2, 2)
+    assert (config.ppo.value.ranks, config.ppo.value.zero) == (1, 2)
 
 
 def test_the_gpu_run_fits_on_eight(tmp_path: Path, monkeypatch) -> None:

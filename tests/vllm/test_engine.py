@@ -141,3 +141,17 @@ def test_what_cannot_be_served_is_refused(pair: Pair, tmp_path_factory: pytest.T
     with pytest.raises(DataError):
         engine.load(str(tmp_path_factory.mktemp("empty")))
     assert engine.status() == "empty"
+
+
+def test_more_tokens_than_one_pass_takes(pair: Pair) -> None:
+    """Prompts of together more tokens than vLLM reads at once: no row is read in parts, and each is sampled by its own
+    seed, so that a row's answer is the one that it gets where it is the whole first half of a request."""
+    long = random_prompts(96, seed=3, longest=400)
+    assert sum(map(len, long)) > 2 * 8192
+    request = GenerateRequest(long, SamplingParams(8), seed=1)
+    half = replace(request, prompts=long[:48])
+    found = pair.vllm.generate(request)
+    assert [len(sample.response_ids) for sample in found] == [8] * 96
+    assert [sample.response_ids for sample in found[:48]] == [
+        sample.response_ids for sample in pair.vllm.generate(half)
+    ]

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cai_dist.cluster.queue import Loss, WorkQueue
-from cai_dist.errors import DataError, Interrupted, WorkerDied, WorkerError, WorkerTimeout
+from cai_dist.errors import DataError, Interrupted, NodeLost, WorkerDied, WorkerError, WorkerTimeout
 
 CALL, START = 100.0, 30.0
 NEVER = 1e9
@@ -283,3 +283,31 @@ def test_whatever_fails_each_result_comes_once_or_an_item_is_named(
     assert all(value == int(key.split()[1]) * 7 for key, value in got)
     assert len({key for key, _ in got}) == len(got)
     assert max(lost.values(), default=0) <= retries + 1
+
+
+def test_where_nodes_are_lost_and_no_other_has_room_the_run_can_be_gone_on_with() -> None:
+    gone = NodeLost("p, 0", "revise", 0, "node-7", "the node is gone")
+    crew = FakeCrew(1, lambda item, _: (1.0, gone), starts=lambda n: (NEVER, None))
+    with pytest.raises(
+        NodeLost, match=r"on node-7: the node is gone; no other node had room.*timeouts\.start"
+    ) as caught:
+        run(crew, 2)
+    assert caught.value.exit_code == 75
+    # With room elsewhere it is a loss like any other.
+    once = FakeCrew(2, lambda item, attempt: (1.0, gone if (item, attempt) == (0, 1) else item))
+    assert len(run(once, 4)) == 4
+
+
+def test_a_worker_whose_node_goes_while_it_starts_is_started_on_another() -> None:
+    gone = NodeLost("p, 0", "revise", 0, "node-7", "the node is gone")
+    losses: list[Loss] = []
+    crew = FakeCrew(
+        1, lambda item, attempt: (1.0, gone if (item, attempt) == (0, 1) else item),
+        starts=lambda n: (2.0, gone if n <= 2 else None),
+    )  # fmt: skip
+    assert len(run(crew, 3, lost=losses.append)) == 3
+    assert [loss.again for loss in losses] == [True] * 3 and crew.started == [0] * 3
+    never = FakeCrew(1, lambda item, _: (1.0, gone), starts=lambda n: (2.0, gone))
+    with pytest.raises(NodeLost):
+        run(never, 3)
+    assert len(never.started) < 10, "not for ever"

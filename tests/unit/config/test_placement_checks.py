@@ -44,13 +44,30 @@ def test_the_three_modes_are_fine(placement: dict[str, Any]) -> None:
         (HYBRID, {"schedule": "one_step_off"}, r"schedule=one_step_off: cannot be with .*=hybrid"),
         (GPU | {"mode": "colocated", "policy": {"gpus": 2}}, {}, r"policy.gpus=2: must be at most 1"),
         (GPU | {"mode": "colocated", "reward": {}}, {}, r"reward.gpus=0: shares a GPU with policy"),
-        (GPU | {"mode": "colocated"}, {"transfer": "broadcast"}, r"ppo.transfer=broadcast: must be object_store where"),
+        (GPU | {"mode": "colocated"}, {"transfer": "broadcast"}, r"ppo.transfer=broadcast: must be object_store or"),
+        ({"mode": "colocated"}, {"transfer": "cuda_ipc"}, r"ppo.transfer=cuda_ipc: policy and rollout must share GPUs"),
+        (GPU, {"transfer": "cuda_ipc"}, r"ppo.transfer=cuda_ipc: policy and rollout must share GPUs"),
+        (
+            GPU | {"mode": "hybrid", "share": [["policy", "value"], ["rollout", "reward"]]},
+            {"transfer": "cuda_ipc"},
+            r"ppo.transfer=cuda_ipc: policy and rollout must share GPUs",
+        ),
+        (
+            GPU | {"mode": "colocated", "rollout": {"gpus": 1, "workers": 3}},
+            {"transfer": "cuda_ipc"},
+            r"rollout.workers=3: must be ppo.policy.ranks=2 with",
+        ),
     ],
 )  # fmt: skip
 def test_what_does_not_go_together_is_one_line(placement: dict[str, Any], ppo: dict[str, Any], line: str) -> None:
     with pytest.raises(ConfigError, match=line) as caught:
         check_run(run_of(placement, **ppo))
     assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("shared", [HYBRID, {"mode": "colocated"}])
+def test_weights_may_stay_on_a_gpu_that_policy_and_rollout_share(shared: dict[str, Any]) -> None:
+    check_run(run_of(GPU | shared | {"rollout": {"gpus": 1, "workers": 2}}, transfer="cuda_ipc"))
 
 
 def test_an_unknown_role_is_refused_with_those_that_there_are() -> None:

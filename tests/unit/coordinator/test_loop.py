@@ -34,8 +34,9 @@ def test_policy_and_value_step_side_by_side_on_the_same_mini_batch() -> None:
     roles, config = FakeRoles(), make_config(value_warmup=0)
     items = [trajectory(0.0, 1.0, str(n)) for n in range(8)]
     update(roles, items, config, PpoState.start(config), 0)
-    step = ["start update_value", "start update_policy", "wait update_value", "wait update_policy"]
-    assert roles.calls == step * 4  # 2 epochs x 8 / 4
+    start, wait = ["start update_value", "start update_policy"], ["wait update_value", "wait update_policy"]
+    # 2 epochs x 8 / 4 steps, each sent out before the one before it is waited for.
+    assert roles.calls == start + (start + wait) * 3 + wait
     assert [batch for role, batch in roles.updates if role == "policy"] == [
         batch for role, batch in roles.updates if role == "value"
     ]

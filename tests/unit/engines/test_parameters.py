@@ -17,6 +17,7 @@ from cai_dist.engines.parameters import ParameterSource, slices
 from cai_dist.engines.weights import HeldWeights, WeightReceiver, whole_tensors
 from cai_dist.errors import WeightTransferError
 from cai_dist.models.lora import LoraFactors, merged
+from cai_dist.models.tensors import to_numpy
 from cai_dist.types import TensorSpec, WeightPlan
 
 SHAPES = {"embed": (7, 5), "proj": (5, 3), "norm": (5,), "one": (1,)}
@@ -184,3 +185,28 @@ def test_partitions_of_another_kind_are_refused(slot: Tensor) -> None:
     source = ParameterSource({"norm": ours}, {}, 0, 2, lambda tensors: nullcontext())
     with pytest.raises(WeightTransferError, match="not the 3 elements of an equal share"):
         source.part([TensorSpec("norm", (5,), "float32", 20)], False)
+
+
+@pytest.mark.parametrize("merge", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_whole_is_what_the_parts_of_all_ranks_are(merge: bool, dtype: torch.dtype) -> None:
+    gathered: list[int] = []
+
+    def gather(parameters: list[Tensor]) -> Any:
+        gathered.append(len(parameters))
+        return nullcontext()
+
+    parameters, factors = model(0, dtype), adapters(dtype)
+    for ranks in (1, 3):
+        made = [ParameterSource(parameters, factors, rank, ranks, gather) for rank in range(ranks)]
+        plan = made[0].plan(BUCKET, [None if merge else ""])
+        gathered.clear()
+        for bucket in plan.buckets:
+            parts = [source.part(bucket, merge) for source in made]
+            for source in made:
+                for piece, flat in source.whole(bucket, merge):
+                    expected = to_numpy(flat).reshape(SHAPES[piece.name])
+                    assert np.array_equal(whole_tensors(plan.manifest, parts)[piece.name], expected)
+                    assert (piece.start, piece.count) == (0, flat.numel())
+    # Each of three ranks gathers four tensors and, to merge, two factors; `part` gathers the two factors once more.
+    assert sum(gathered) == 3 * (4 + 4 * merge)

@@ -15,6 +15,7 @@ from torch import nn
 
 from cai_dist.engines.parameters import ParameterSource
 from cai_dist.engines.weight_segments import SegmentSender, SegmentTaker, SegmentTicket
+from cai_dist.engines.weight_segments_cuda import CudaPlace, unshared_allocator
 from cai_dist.engines.weights import WeightReceiver
 from cai_dist.errors import ConfigError, WeightTransferError
 from cai_dist.types import WeightPlan
@@ -109,7 +110,7 @@ def test_another_segment_of_the_same_size_and_one_of_another_size_are_refused(tm
     made, plan, sending, _ = met()
     strangers = senders(plan)
     tickets = [one.ticket for one in sending]
-    swapped = SegmentTaker(plan, [replace(tickets[0], path=strangers[0].ticket.path), *tickets[1:]])
+    swapped = SegmentTaker(plan, [replace(tickets[0], place=strangers[0].ticket.place), *tickets[1:]])
     for source, sender, stranger in zip(made, sending, strangers, strict=True):
         sender.fill(source, plan, 1)
         stranger.fill(source, plan, 1)
@@ -118,8 +119,8 @@ def test_another_segment_of_the_same_size_and_one_of_another_size_are_refused(tm
     short = tmp_path / "short"
     short.write_bytes(bytes(tickets[0].size - 1))
     for wrong, message in [
-        (replace(tickets[0], path=str(short)), f"has {tickets[0].size - 1} bytes"),
-        (replace(tickets[0], size=1), "is announced with 1 and needs"),
+        (replace(tickets[0], place=str(short)), f"has {tickets[0].size - 1} bytes"),
+        (replace(tickets[0], size=1), "is announced with 1 bytes and needs"),
         (SegmentTicket(str(tmp_path / "none"), tickets[0].size, b""), "cannot be reached from here .No such file"),
     ]:
         with pytest.raises(WeightTransferError, match=message):
@@ -128,15 +129,30 @@ def test_another_segment_of_the_same_size_and_one_of_another_size_are_refused(tm
 
 def test_the_engine_cannot_write_and_nothing_has_a_name() -> None:
     made, plan, sending, taker = met()
-    assert all(os.readlink(one.ticket.path).endswith(" (deleted)") for one in sending)
-    assert os.stat(sending[0].ticket.path).st_mode & 0o777 == 0o600
+    assert all(os.readlink(one.ticket.place).endswith(" (deleted)") for one in sending)
+    assert os.stat(sending[0].ticket.place).st_mode & 0o777 == 0o600
     for rank in range(RANKS):
         sending[rank].fill(made[rank], plan, 1)
     data = next(taker.buckets(plan, 1))[0].data[0]
     assert isinstance(data, np.ndarray) and not data.flags.writeable
-    path = sending[0].ticket.path
+    path = sending[0].ticket.place
     del sending[0]
     assert not os.path.exists(path), "the descriptor goes with the sender"
+
+
+def test_one_segment_of_whole_tensors_is_as_good_as_one_for_each_rank() -> None:
+    sent, here = tensors(0), tensors(1)
+    for source in sources(sent):
+        plan = source.plan(200, [""])
+        sender = SegmentSender(plan.buckets)
+        sender.fill(source, plan, 3)
+        receiver = WeightReceiver(here, 3, plan.manifest)
+        for parts in SegmentTaker(plan, [sender.ticket]).buckets(plan, 3):
+            assert len(parts) == 1
+            receiver.accept(parts)
+        receiver.finish(3)
+        assert all(torch.equal(here[name], sent[name]) for name in sent)
+        here = tensors(1)
 
 
 def test_no_room_is_one_line_that_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -148,3 +164,31 @@ def test_no_room_is_one_line_that_says_what_to_do(monkeypatch: pytest.MonkeyPatc
     ) as found:
         senders(plan)
     assert len(str(found.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True"),
+        ("PYTORCH_ALLOC_CONF", "max_split_size_mb:64, Expandable_Segments : true"),
+        ("PYTORCH_CUDA_ALLOC_CONF", "backend:cudaMallocAsync"),
+    ],
+)
+def test_memory_that_other_processes_cannot_open_is_known_by_the_allocators_settings(name: str, value: str) -> None:
+    why = unshared_allocator({name: value})
+    assert why.startswith(f"{name}={value} takes memory from") and "set ppo.transfer=object_store" in why
+
+
+def test_any_other_allocator_is_fine() -> None:
+    fine = {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:False,backend:native"}
+    assert unshared_allocator(fine) == unshared_allocator({}) == ""
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_neither_side_has_such_a_segment() -> None:
+    plan = sources(tensors(0))[0].plan(200, [""])
+    with pytest.raises(ConfigError, match="ppo.transfer=cuda_ipc: this worker has no GPU; set ppo.transfer=object"):
+        SegmentSender(plan.buckets, on_gpu=True)
+    ticket = SegmentTicket(CudaPlace("GPU 1", torch.empty, ()), SegmentSender(plan.buckets).ticket.size, b"")
+    with pytest.raises(WeightTransferError, match="the segment is on GPU 1 and this process has no GPU"):
+        SegmentTaker(plan, [ticket])

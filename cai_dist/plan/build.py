@@ -1,0 +1,143 @@
+"""The plan of a run: every stage with its workers, machines and batches; times, verdict and a way out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from cai_dist.config.run import RunConfig
+from cai_dist.plan.batches import rollout_equation
+from cai_dist.plan.machines import Load, Loads, Machines, Verdict, place
+from cai_dist.plan.rates import H100, Rates, Seconds, seconds
+from cai_dist.plan.roles import Assumed, Stage, other_stages, ppo_stage, shapes, tokens_of
+from cai_dist.plan.shapes import Shape
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """A stage and where its workers stand."""
+
+    stage: Stage
+    loads: Loads
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run will take."""
+
+    config: RunConfig
+    shapes: Mapping[str, Shape]
+    machines: Machines
+    sequence: int
+    """Tokens of a sample of PPO that the plan counts with."""
+    stages: tuple[StagePlan, ...]
+    seconds: Seconds | None
+    """Of one iteration of PPO; None without rates."""
+    problems: tuple[str, ...]
+    """One line for everything that does not fit, with the way out."""
+    remarks: tuple[str, ...]
+    equation: str
+    """The batch identity of PPO; empty where the run has none."""
+
+    @property
+    def ppo(self) -> StagePlan | None:
+        """The stage PPO, where the run has it."""
+        return next((one for one in self.stages if one.stage.name == "ppo"), None)
+
+    @property
+    def verdict(self) -> Verdict | None:
+        """The worst of all loads; None where no limit is known."""
+        found = {load.verdict for one in self.stages for load in one.loads.all}
+        if self.problems or "does not fit" in found:
+            return "does not fit"
+        return "tight" if "tight" in found else "fits" if "fits" in found else None
+
+
+def make_plan(config: RunConfig, machines: Machines, assumed: Assumed, rates: Rates | None = None) -> Plan:
+    """Arithmetic on the run file and the shapes of its models. Raises ConfigError as the run itself would, and for a
+    model whose shape is not known. `rates`: default those assumed for an H100 where PPO has GPUs and bf16."""
+    found = shapes(config, assumed)
+    stages = [ppo_stage(config, found, assumed, machines)] if "ppo" in config.stages else []
+    stages += other_stages(config, found, assumed, machines)
+    planned = tuple(StagePlan(stage, place(stage.workers, stage.groups, machines)) for stage in stages)
+    ppo = config.ppo
+    tokens = tokens_of(config, assumed, ppo.sampling.max_new_tokens)
+    if rates is None and ppo.placement.policy.gpus and config.models.dtype == "bf16":
+        rates = H100
+    times = seconds(config, found, tokens, rates) if rates is not None and "ppo" in config.stages else None
+    equation = ""
+    if "ppo" in config.stages:
+        equation = rollout_equation(ppo.prompts_per_iteration, ppo.samples_per_prompt, ppo.mini_batch, ppo.epochs)
+    return Plan(
+        config=config,
+        shapes=found,
+        machines=machines,
+        sequence=tokens.sequence,
+        stages=planned,
+        seconds=times,
+        problems=tuple(_problems(planned, machines)),
+        remarks=tuple(_remarks(config, planned, machines)),
+        equation=equation,
+    )
+
+
+def _problems(stages: tuple[StagePlan, ...], machines: Machines) -> list[str]:
+    """One line for each stage that asks for too many GPUs, and for the first of the like places that are too full."""
+    lines = []
+    there = machines.nodes * machines.gpus
+    for one in stages:
+        name = one.stage.name
+        if machines.gpus and one.loads.needed_gpus > there:
+            way = (
+                "let roles share (ppo.placement.mode), or lower workers and ranks"
+                if name == "ppo"
+                else "lower workers or ranks"
+            )
+            lines.append(f"{name}: asks for {one.loads.needed_gpus} GPUs of {there}; {way}")
+        for loads in (one.loads.gpus, one.loads.hosts):
+            bad: dict[tuple[str, ...], Load] = {}
+            for load in loads:
+                if load.verdict == "does not fit":
+                    bad.setdefault(tuple(who.partition("[")[0] for who in load.who), load)
+            lines += [_too_full(one.stage, load) for load in bad.values()]
+    return lines
+
+
+def _too_full(stage: Stage, load: Load) -> str:
+    """Its start goes first: what does not come up is not helped by less to do."""
+    assert load.limit is not None
+    where = f"{stage.name}: {load.name} ({', '.join(load.who[:3])}{', …' if len(load.who) > 3 else ''})"
+    phase = "start" if load.phases.get("start", 0) > load.limit else load.fullest
+    when = f" in phase {phase}" if len(set(load.phases.values())) > 1 else ""
+    need = f"takes {load.phases[phase] / 2**30:.1f} GiB{when} of {load.limit / 2**30:.1f}"
+    return f"{where} {need}; {_way_out(load, phase)}"
+
+
+def _way_out(load: Load, phase: str) -> str:
+    """What to change first: the phase says which part is too large."""
+    roles = {who.partition("[")[0] for who in load.who}
+    if load.name.startswith("host"):
+        return "more nodes, fewer workers on one, a higher ZeRO stage or ppo.lora"
+    if roles <= {"reference", "reward", "rollout", "engine"}:
+        return "a frozen model or an engine is whole on one GPU: larger GPUs, a smaller model, fewer rows"
+    if phase == "start":
+        return "every rank has the whole model before it is partitioned: larger GPUs or a smaller model"
+    if phase == "update":
+        return "a higher ZeRO stage, more ranks, zero3_offload, fewer tokens a micro-batch, or ppo.lora"
+    return "fewer roles on it (ppo.placement), a higher ZeRO stage or more ranks"
+
+
+def _remarks(config: RunConfig, stages: tuple[StagePlan, ...], machines: Machines) -> list[str]:
+    lines = [
+        f"{one.stage.name}: {split.role}: {split.remark()}"
+        for one in stages
+        for split in one.stage.splits
+        if split.remark()
+    ]
+    if machines.gpus and not any(one.loads.needed_gpus for one in stages):
+        lines.append(
+            "this run asks for no GPU: set cluster.gpus and ppo.placement.<role>.gpus to 1, or see the suggestion"
+        )
+    if config.engine.backend == "vllm":
+        lines.append("vLLM takes gpu_memory_utilization of the GPU whatever it needs; on a CPU it was not measured")
+    return lines

@@ -1,0 +1,137 @@
+"""What one rank of a trained model holds under DeepSpeed's ZeRO, in bytes, as DeepSpeed 0.19 does it.
+
+Read from its source: `DeepSpeedZeroOptimizer` (stages 1 and 2), `DeepSpeedZeroOptimizer_Stage3`, for stage 0
+`FP16_UnfusedOptimizer` and plain AdamW. With b bytes an element, n ranks and P elements, of them T trained:
+
+    stage   weights   masters   moments   gradients kept   copies in the optimiser step
+    0 fp32  4 P       -         8 T       4 T              -
+    0 bf16  2 P       4 T       8 T       2 T              4 T
+    1       b P       4 T / n   8 T / n   b T + b T / n    b T / n (one flat tensor) and, in bf16, 4 T / n (in fp32)
+    2       b P       4 T / n   8 T / n   b T / n          the same
+    3       b P / n   4 T / n   8 T / n   b T / n          the same
+
+Stage 2 keeps the partition twice where a step has several micro-batches. In fp32 stages 1 to 3 have masters of their
+own, too. Gradients are accumulated in the model's type unless the DeepSpeed file says otherwise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from cai_dist.config.training import Dtype, OptimizerConfig, ShardingConfig
+from cai_dist.engines.ds_config import build_ds_config
+
+ITEM: Mapping[Dtype, int] = {"fp32": 4, "bf16": 2}
+"""Bytes of an element."""
+
+
+@dataclass(frozen=True)
+class Zero:
+    """The settings of one sharded model that decide its memory; buckets are in elements."""
+
+    stage: int
+    ranks: int
+    item: int
+    reduce_bucket: int = 50_000_000
+    prefetch_bucket: int = 50_000_000
+    max_live: int = 1_000_000_000
+    overlap: bool = False
+    offload_optimizer: bool = False
+    offload_weights: bool = False
+
+
+@dataclass(frozen=True)
+class Elements:
+    """Of one model: all, those that are trained, and those of the largest tensor that has a gradient."""
+
+    total: int
+    trained: int
+    largest: int
+
+
+@dataclass(frozen=True)
+class States:
+    """Bytes of one rank on its device; `host_*`: what ZeRO-Offload keeps on the host instead."""
+
+    weights: int
+    optimizer: int
+    """Masters and moments."""
+    gradients: int
+    """Kept until the step; in stage 3 always."""
+    buckets: int
+    """Of gradients on their way to other ranks, and the copy that the reduction makes of one."""
+    gathered: int
+    """Stage 3: weights that are whole during a pass, at most, and the flat buffer that they are cut from."""
+    step: int
+    """Copies of gradients that only the optimiser step makes."""
+    host_weights: int = 0
+    host_optimizer: int = 0
+
+
+def read_zero(sharding: ShardingConfig, dtype: Dtype) -> Zero:
+    """From the DeepSpeed file that the run would use. Raises ConfigError as the run would."""
+    found: Mapping[str, Any] = build_ds_config(sharding, OptimizerConfig(), dtype)["zero_optimization"]
+    stage = int(found.get("stage", 0))
+    return Zero(
+        stage=stage,
+        ranks=sharding.ranks,
+        item=ITEM[dtype],
+        reduce_bucket=int(found.get("reduce_bucket_size", 500_000_000)),
+        prefetch_bucket=int(found.get("stage3_prefetch_bucket_size", 50_000_000)),
+        max_live=int(found.get("stage3_max_live_parameters", 1_000_000_000)),
+        overlap=bool(found.get("overlap_comm") or False),
+        offload_optimizer=_offloads(found, "offload_optimizer"),
+        offload_weights=stage == 3 and _offloads(found, "offload_param"),
+    )
+
+
+def _offloads(found: Mapping[str, Any], key: str) -> bool:
+    part = found.get(key)
+    return isinstance(part, Mapping) and part.get("device", "none") != "none"
+
+
+def share(elements: int, ranks: int) -> int:
+    """The largest of `ranks` equal parts."""
+    return -(-elements // ranks)
+
+
+def states(model: Elements, zero: Zero, passes: int, on_gpu: bool) -> States:
+    """Of one rank that trains in steps of `passes` micro-batches. On a CPU only what is written to counts: a bucket
+    that gradients do not fill takes less there."""
+    b, trained = zero.item, model.trained
+    part = share(trained, zero.ranks) if zero.stage else trained
+    weights = b * (share(model.total, zero.ranks) if zero.stage == 3 else model.total)
+    optimizer = 8 * part + (0 if zero.stage == 0 and b == 4 else 4 * part)
+    gradients = _gradients(zero, trained, part, passes)
+    step = b * part + (4 * part if b == 2 else 0)
+    if zero.stage == 0:
+        step = 4 * part if b == 2 else 0
+    gathered = 0
+    if zero.stage == 3 and (zero.ranks > 1 or zero.offload_weights):
+        gathered = b * (min(model.total, zero.max_live) + min(model.total, zero.prefetch_bucket))
+    host_weights = host_optimizer = 0
+    if zero.offload_optimizer and zero.stage:
+        # Beside masters and moments the fp32 gradients, and a buffer of the partition in the model's type.
+        host_optimizer = optimizer + (4 + b) * part
+        optimizer = step = 0
+        gradients = b * (trained if zero.stage == 1 else model.largest)
+    if zero.offload_weights:
+        host_weights, weights = weights, 0
+    buckets = _buckets(zero, trained, on_gpu)
+    return States(weights, optimizer, gradients, buckets, gathered, step, host_weights, host_optimizer)
+
+
+def _gradients(zero: Zero, trained: int, part: int, passes: int) -> int:
+    kept = {0: trained, 1: trained + part, 2: part * (2 if passes > 1 else 1), 3: part}
+    return zero.item * kept[zero.stage]
+
+
+def _buckets(zero: Zero, trained: int, on_gpu: bool) -> int:
+    """A bucket, two where communication overlaps, and a copy of it; gloo makes one more where it reduces and
+    scatters."""
+    one = zero.item * (min(zero.reduce_bucket, trained) if zero.stage == 0 or not on_gpu else zero.reduce_bucket)
+    if zero.stage == 0:
+        return one if zero.ranks > 1 or zero.item == 2 else 0
+    return one * (2 + int(zero.overlap) + int(zero.stage == 3 and not on_gpu and zero.ranks > 1))

@@ -1,0 +1,68 @@
+"""`cai-dist plan`: what it prints and its exit codes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from cai_dist.cli import main
+
+LLAMA = ["launch/runs/llama8b-8gpu.yaml", "--gpus-per-node", "8", "--gpu-memory", "80"]
+
+
+@pytest.fixture(autouse=True)
+def _data(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CAI_DIST_DATA", "/not/here")  # a plan needs no data
+
+
+def test_a_run_that_fits(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "launch/runs/demo.yaml", "--cpu-memory", "24"]) == 0
+    out = capsys.readouterr().out
+    assert "verdict: fits" in out and "128 prompts x 1 sample = 128 = 2 mini-batches x 64" in out
+    assert "policy: 64 = 2 ranks x 32 sequences x 1 pass" in out
+
+
+def test_a_run_that_does_not_fit_ends_with_8_and_says_where(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", LLAMA[0], "ppo.value.micro_batch=4", *LLAMA[1:], "--json"]) == 8
+    found = json.loads(capsys.readouterr().out)
+    assert found["verdict"] == "does not fit"
+    assert any("value[0]" in line for line in found["problems"])
+    assert found["stages"]["ppo"]["needed_gpus"] == 8
+    policy = found["stages"]["ppo"]["workers"][0]
+    assert policy["role"] == "policy" and policy["device"]["update"]["weights"] == 2 * -(-8_030_261_248 // 4)
+    assert found["suggestion"]["lines"].startswith("ppo:")
+
+
+def test_nothing_is_judged_where_the_memory_is_not_known(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "launch/runs/llama8b-8gpu.yaml", "--gpus-per-node", "8"]) == 0
+    out = capsys.readouterr().out
+    assert "not judged" in out and "suggestion" not in out
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["launch/runs/demo.yaml", "ppo.zero=3"], "zero"),
+        (["launch/runs/demo.yaml", "--model", "org/unknown"], "its shape is not known here"),
+        (["launch/runs/demo.yaml", "--model", "critic=llama-8b"], "must be one of"),
+        (["launch/runs/demo.yaml", "--nodes", "0"], "--nodes 0"),
+        (["launch/runs/demo.yaml", "--rates", "/not/here"], "--rates /not/here"),
+        (["launch/runs/demo.yaml", "ppo.policy={zero: 2, ds_config: zero3_offload}"], "must be the same"),
+    ],
+)
+def test_mistakes_end_with_2_and_one_line(words: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", *words]) == 2
+    error = capsys.readouterr().err
+    assert says in error and error.count("\n") == 1
+
+
+def test_nothing_heavy_is_imported() -> None:
+    code = (
+        "import sys; from cai_dist.cli import main; main(['plan', 'launch/runs/demo.yaml']); "
+        "print(sorted({'torch', 'ray', 'transformers', 'deepspeed'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"

@@ -1,0 +1,94 @@
+"""Work by hand, and rates from runs and files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from cai_dist.config.load import build_run, dump_run
+from cai_dist.errors import DataError
+from cai_dist.plan.passes import Tokens
+from cai_dist.plan.rates import Rates, forward, read_rates, seconds, work_of
+from cai_dist.plan.roles import Assumed, shapes
+from cai_dist.plan.shapes import Shape
+from tests.unit.plan.runs import run_of
+
+SHAPE = Shape("tiny", 64, 2, 4, 2, 16, 160, 1000, tied=False)
+
+
+def test_a_forward_pass_by_hand() -> None:
+    matrices = 2 * (64 * 64 * 2 + 64 * 32 * 2 + 3 * 64 * 160)
+    attention = 2 * 2 * 64 * 10  # 2 x layers x all query heads x sequence, a token
+    assert forward(SHAPE, 30, 10, 7) == 30 * (2 * matrices + attention) + 2 * 7 * 64 * 1000
+
+
+def test_work_of_an_iteration() -> None:
+    config = run_of(epochs=2)
+    found = shapes(config, Assumed({}))
+    tokens = Tokens(200, 100)
+    work = work_of(config, found, tokens)
+    plain = forward(found["value"], 64 * 200, 200, 0)
+    headed = forward(found["policy"], 64 * 200, 200, 64 * 100)
+    assert work.rollout == headed
+    assert work.score == 2 * headed + 2 * plain  # policy, reference, value, reward
+    assert work.update == 3 * 2 * (headed + plain)
+    assert work.transfer == 2 * 8_030_261_248
+
+
+def test_seconds_are_work_over_rates() -> None:
+    config = run_of()
+    found, tokens = shapes(config, Assumed({})), Tokens(200, 100)
+    work = work_of(config, found, tokens)
+    measured = seconds(config, found, tokens, Rates(1e12, 1e12, 2e12, 1e9, "all", "measured"))
+    assert measured.rollout == pytest.approx((work.rollout + work.score) / 1e12)
+    assert measured.update == pytest.approx(work.update / 2e12)
+    assert measured.transfer == pytest.approx(16.06, rel=1e-3)
+    # On GPUs of their own policy and value step side by side: the slower of the two counts, over its four ranks.
+    assumed = seconds(config, found, tokens, Rates(0, 1e14, 1e14, 1e9, "gpu", "assumed", read=1e12))
+    assert assumed.update == pytest.approx(3 * work.rollout / (4 * 1e14))
+    # 64 samples on 2 engines at once: each of 100 tokens reads 16.06 GB of weights and the cache so far.
+    reads = 100 * (2 * 8_030_261_248 + 32 * 150 * 131_072)
+    prompts = forward(found["rollout"], 3200, 100, 32) / 1e14
+    assert assumed.rollout == pytest.approx(reads / 1e12 + prompts)
+
+
+def test_rates_of_a_run_are_medians_without_the_first_iteration(tmp_path: Path) -> None:
+    config = build_run({"name": "done", "models": {"context": 160}, "ppo": {"sampling": {"max_new_tokens": 20}}})
+    (tmp_path / "config.yaml").write_text(dump_run(config), "utf-8")
+    row = {"stage": "ppo", "response_length": 10.0, "rollout_seconds": 2.0, "update_seconds": 4.0}
+    row |= {"sync_bytes": 100.0, "sync_seconds": 0.5}
+    slow = {**row, "rollout_seconds": 100.0, "update_seconds": 100.0}
+    later = {**row, "rollout_seconds": 4.0}
+    lines = [json.dumps({"stage": "sft", "loss": 1.0}), json.dumps(slow), json.dumps(row), json.dumps(later), "{broken"]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(lines), "utf-8")
+    found = read_rates(tmp_path, lambda run: shapes(run, Assumed({})), 50)
+    work = work_of(config, shapes(config, Assumed({})), Tokens(60, 10))
+    assert found.rollout == pytest.approx((work.rollout + work.score) * (1 / 2 + 1 / 4) / 2)
+    assert found.update == pytest.approx(work.update / 4)
+    assert (found.transfer, found.per) == (200.0, "all")
+    assert str(tmp_path) in found.source
+
+
+def test_rates_from_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "rates.json"
+    path.write_text(json.dumps({"score": 1e14, "update": 2e14, "read": 1e12, "transfer": 1e9}), "utf-8")
+    found = read_rates(path, lambda run: {}, None)
+    assert (found.score, found.update, found.read, found.transfer, found.per) == (1e14, 2e14, 1e12, 1e9, "gpu")
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"score": 1}', '{"score": 1, "update": 1, "read": 0, "transfer": 1}'])
+def test_a_file_without_rates_is_one_line(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "rates.json"
+    path.write_text(content, "utf-8")
+    with pytest.raises(DataError) as error:
+        read_rates(path, lambda run: {}, None)
+    assert "--rates" in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_run_without_an_iteration_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text(dump_run(build_run({"name": "young"})), "utf-8")
+    (tmp_path / "metrics.jsonl").write_text("", "utf-8")
+    with pytest.raises(DataError, match="no iteration of PPO"):
+        read_rates(tmp_path, lambda run: shapes(run, Assumed({})), None)

@@ -1,0 +1,93 @@
+"""Parameters counted by hand, by transformers, and as published."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from cai_dist.errors import ConfigError
+from cai_dist.plan.shapes import PRESETS, Shape, find_shape, shape_of
+
+SMALL = {
+    "model_type": "llama",
+    "hidden_size": 8,
+    "intermediate_size": 20,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 50,
+    "tie_word_embeddings": False,
+}
+
+
+def test_elements_by_hand() -> None:
+    shape = shape_of(SMALL, "small")
+    assert shape.attention == 8 * 8 + 2 * 8 * 4 + 8 * 8  # q, k and v, o: heads of 2
+    assert shape.mlp == 3 * 8 * 20
+    assert shape.layer == 192 + 480 + 2 * 8
+    assert shape.trunk == 50 * 8 + 3 * 688 + 8
+    assert shape.parameters == 2472 + 400
+    assert shape.scalar_parameters == 2472 + 8
+    assert shape.kv_elements == 2 * 3 * 2 * 2
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [("smollm2-135m", 134_515_008), ("llama-1b", 1_235_814_400), ("llama-8b", 8_030_261_248)]
+    + [("llama-70b", 70_553_706_496), ("llama-405b", 405_853_388_800)],
+)
+def test_presets_have_the_published_number_of_parameters(name: str, parameters: int) -> None:
+    assert PRESETS[name].parameters == parameters
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "mistral"])
+def test_transformers_counts_the_same(kind: str, tied: bool) -> None:
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
+
+    content = {**SMALL, "tie_word_embeddings": tied}
+    config = AutoConfig.for_model(kind, **{k: v for k, v in content.items() if k != "model_type"}, num_labels=1)
+    shape = shape_of(config.to_dict(), kind)
+    with torch.device("meta"):
+        causal = AutoModelForCausalLM.from_config(config)
+        scalar = AutoModelForSequenceClassification.from_config(config)
+    assert shape.parameters == sum(p.numel() for p in causal.parameters())
+    assert shape.scalar_parameters == sum(p.numel() for p in scalar.parameters())
+
+
+def test_a_folder_a_file_and_a_hub_name(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(SMALL), "utf-8")
+    assert find_shape(str(tmp_path), "models.pretrained").hidden == 8
+    assert find_shape(str(tmp_path / "config.json"), "models.pretrained").layers == 3
+    assert find_shape("meta-llama/Llama-3.1-8B-Instruct", "models.assistant") == PRESETS["llama-8b"]
+    assert find_shape("smollm2", "models.assistant") == PRESETS["smollm2-135m"]
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"hidden_size": "8"}, "hidden_size='8'"),
+        ({"num_hidden_layers": None}, "has no num_hidden_layers"),
+        ({"vocab_size": 0}, "vocab_size=0"),
+        ({"num_local_experts": 8}, "mixture of experts"),
+    ],
+)
+def test_a_config_that_does_not_say_its_shape_is_one_line(change: dict, says: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        shape_of({**SMALL, **change}, "models/mine", "models.pretrained")
+    assert says in str(error.value)
+    assert str(error.value).startswith("models.pretrained=models/mine")
+    assert "\n" not in str(error.value)
+
+
+def test_an_unknown_hub_name_says_how_to_name_a_shape() -> None:
+    with pytest.raises(ConfigError, match=r"org/model: its shape is not known.*--model .*llama-8b"):
+        find_shape("org/model", "models.pretrained")
+
+
+def test_a_model_of_several_parts_is_its_language_model() -> None:
+    assert isinstance(shape_of({"model_type": "outer", "text_config": SMALL}, "x"), Shape)
+    assert shape_of({"model_type": "outer", "text_config": SMALL}, "x").vocab == 50

@@ -247,6 +247,16 @@ class SlurmCluster:
         return found
 
 
+def broken_ray(folder: Path, node: str) -> None:
+    """Make `folder` a virtual environment like this one, but for `ray`, which fails on `node`."""
+    (folder / "bin").mkdir(parents=True)
+    for name in ("ray", "python", "cai-dist"):
+        fails = f'[ "$SLURMD_NODENAME" = {node} ] && {{ echo "no disk here"; exit 1; }}\n' if name == "ray" else ""
+        path = folder / "bin" / name
+        path.write_text(f'#!/bin/bash\n{fails}exec {sys.prefix}/bin/{name} "$@"\n')
+        path.chmod(0o755)
+
+
 def _free_ports(count: int) -> int:
     """The first of `count` ports in a row that nobody listens on, between 21000 and 22999; which, by the process id."""
     for attempt in range(250):

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import shlex
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.slurm.cluster import CPUS, GPUS, SlurmCluster, until
+from tests.slurm.cluster import CPUS, GPUS, SlurmCluster, broken_ray, until
 
 pytestmark = pytest.mark.slurm
 DRIVER = Path(__file__).with_name("driver.py")
@@ -109,13 +108,7 @@ def test_scancel_leaves_nothing_behind_and_the_job_does_not_come_back(slurm: Slu
 @pytest.mark.full
 @pytest.mark.timeout(600)
 def test_a_node_that_does_not_come_up_is_named(slurm: SlurmCluster, tmp_path: Path) -> None:
-    broken = tmp_path / "bin"
-    broken.mkdir()
-    for name in ("ray", "python"):
-        stop = '[ "$SLURMD_NODENAME" = node1 ] && { echo "no disk here"; exit 1; }\n' if name == "ray" else ""
-        path = broken / name
-        path.write_text(f'#!/bin/bash\n{stop}exec {sys.prefix}/bin/{name} "$@"\n')
-        path.chmod(0o755)
+    broken_ray(tmp_path, "node1")
     job = on_ray(slurm, "true", VENV=str(tmp_path))
     found = slurm.wait(job, UP)
     assert (found.state, found.exit_code) == ("FAILED", "42:0")

@@ -117,8 +117,8 @@ class HfRolloutEngine:
             raise WeightTransferError("tensors came without a transfer being open")
         try:
             self._receiver.accept(parts)
-        except WeightTransferError:
-            self._receiver = None  # this transfer can no longer be finished
+        except BaseException:  # also a copy that fails half-way: this transfer can no longer be finished
+            self._receiver = None
             raise
 
     def finish_weights(self, version: int) -> None:

@@ -10,13 +10,22 @@ import torch
 
 from cai_dist.config.engine import EngineConfig
 from cai_dist.config.training import Dtype
+from cai_dist.engines import weights as receiving
 from cai_dist.engines.hf_rollout import HfRolloutEngine
 from cai_dist.engines.train import buckets
 from cai_dist.engines.weights import whole_tensors
 from cai_dist.errors import StaleEngineError, WeightTransferError
 from cai_dist.models.load import load_causal
 from cai_dist.models.tensors import from_numpy, spec_of, to_numpy
-from cai_dist.types import GenerateRequest, Generation, SamplingParams, TensorPiece, TensorSpec, WeightPart
+from cai_dist.types import (
+    GenerateRequest,
+    Generation,
+    SamplingParams,
+    TensorPiece,
+    TensorSpec,
+    WeightPart,
+    WeightTerms,
+)
 from tests.tiny import save_llama
 
 REQUEST = GenerateRequest(((5, 6, 7), (8,)), SamplingParams(8, 0.0), 0)
@@ -172,6 +181,42 @@ def test_a_damaged_bucket_is_loud_and_leaves_the_engine_stale_and_uncopied(
     engine.begin_weights(2, manifest)
     engine.accept_weights(parts_of(weights))
     engine.finish_weights(2)
+    assert answers(engine) == answers(loaded(folders[1]))
+
+
+def test_a_copy_that_fails_half_way_ends_the_transfer(
+    folders: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = loaded(folders[0])
+    manifest, weights = weights_of(folders[1])
+    terms = WeightTerms("policy")
+    engine.begin_weights(1, manifest, terms)
+    engine.accept_weights(parts_of(weights))
+    engine.finish_weights(1)
+    assert engine.weights_held() == "policy"
+    copied = []
+
+    def fails_at_the_second(flat: torch.Tensor, data: Any) -> None:
+        if copied:
+            raise RuntimeError("out of memory")
+        copied.append(flat.numel())
+
+    engine.begin_weights(2, manifest, terms)
+    with monkeypatch.context() as patch:
+        patch.setattr(receiving, "copy_elements", fails_at_the_second)
+        with pytest.raises(RuntimeError, match="out of memory"):
+            engine.accept_weights(parts_of(weights))
+    assert len(copied) == 1  # the bucket was admitted whole, so that the ledger alone would take it for complete
+    with pytest.raises(WeightTransferError, match="finish of weight version 2 without a transfer being open"):
+        engine.finish_weights(2)
+    assert (engine.status(), engine.weight_version, engine.weights_held()) == ("stale", -1, "")
+    with pytest.raises(StaleEngineError):
+        engine.generate(REQUEST)
+    with pytest.raises(WeightTransferError, match="1 tensors do not come and are not here from before"):
+        engine.begin_weights(3, manifest, WeightTerms("policy", frozenset({NORM})))
+    engine.begin_weights(3, manifest, terms)
+    engine.accept_weights(parts_of(weights))
+    engine.finish_weights(3)
     assert answers(engine) == answers(loaded(folders[1]))
 
 

@@ -100,10 +100,9 @@ def score_stream(
 
 
 def chunk_size(config: PpoConfig) -> int:
-    """Samples that are scored together when streaming: whole requests to the rollout workers, as few as fill one
-    micro-batch of every policy rank. Smaller chunks would pay for more passes, larger ones would wait longer."""
-    full = config.policy.ranks * config.policy.micro_batch
-    return math.ceil(full / config.rollout_batch) * config.rollout_batch
+    """Samples that are scored together when streaming: as many as fill one micro-batch of every policy rank. Smaller
+    chunks would pay for more passes, larger ones would wait longer."""
+    return config.policy.ranks * config.policy.micro_batch
 
 
 def _joined(parts: Sequence[Scored]) -> Scored:

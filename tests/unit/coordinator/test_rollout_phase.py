@@ -116,7 +116,7 @@ def test_a_kl_in_the_loss_is_not_in_the_rewards_too() -> None:
 
 def test_scoring_roles_run_at_the_same_time() -> None:
     roles = FakeRoles()
-    collected(roles)
+    collected(roles, make_config(stream=False))
     started = {"start reference_logprobs", "start policy_logprobs", "start values", "start scores"}
     after_generation = roles.calls[roles.calls.index("wait generate") + 1 :]
     assert set(after_generation[:4]) == started
@@ -281,7 +281,7 @@ def first(change: Callable[[Generation], Generation]) -> Callable[[list[Generati
 )
 def test_answers_that_do_not_fit_are_refused(method: str, change: Callable[[list], list], message: str) -> None:
     with pytest.raises(CaiError, match=message):
-        collected(Broken(method, change))
+        collected(Broken(method, change), make_config(stream=False))
 
 
 def test_samples_of_old_weights_are_refused() -> None:

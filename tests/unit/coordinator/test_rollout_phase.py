@@ -27,7 +27,8 @@ rows = st.lists(st.lists(st.tuples(finite, finite, finite), min_size=1, max_size
 
 
 def collected(roles: FakeRoles | None = None, config: PpoConfig | None = None) -> Rollout:
-    roles, config = roles or FakeRoles(), config or make_config()
+    one_chunk = {"ranks": 2, "micro_batch": 4}
+    roles, config = roles or FakeRoles(), config or make_config(policy=one_chunk)
     roles.sync_weights(0)
     return collect(roles, make_prompts(7, 3), config, (STOP,), PpoState.start(config), 3)
 
@@ -116,7 +117,7 @@ def test_a_kl_in_the_loss_is_not_in_the_rewards_too() -> None:
 
 def test_scoring_roles_run_at_the_same_time() -> None:
     roles = FakeRoles()
-    collected(roles, make_config(stream=False))
+    collected(roles)
     started = {"start reference_logprobs", "start policy_logprobs", "start values", "start scores"}
     after_generation = roles.calls[roles.calls.index("wait generate") + 1 :]
     assert set(after_generation[:4]) == started
@@ -281,7 +282,7 @@ def first(change: Callable[[Generation], Generation]) -> Callable[[list[Generati
 )
 def test_answers_that_do_not_fit_are_refused(method: str, change: Callable[[list], list], message: str) -> None:
     with pytest.raises(CaiError, match=message):
-        collected(Broken(method, change), make_config(stream=False))
+        collected(Broken(method, change))
 
 
 def test_samples_of_old_weights_are_refused() -> None:

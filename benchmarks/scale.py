@@ -140,7 +140,7 @@ def settings(gpus: int, length: int, iterations: int) -> PpoConfig:
 def loads(config: PpoConfig, costs: Costs, gpus: int) -> dict[str, Load]:
     """What a worker of each role does in an iteration."""
     samples, workers = SAMPLES * gpus, roles_of(gpus)
-    requests = math.ceil(math.ceil(samples / config.rollout_batch) / workers["rollout"])
+    requests = math.ceil(math.ceil(samples / ROLLOUT_BATCH) / workers["rollout"])
     found = {}
     for role, count in workers.items():
         scored = samples * (PROMPT + costs.response) / count
@@ -202,11 +202,11 @@ def critical_path(calls: Sequence[Done], config: PpoConfig, samples: int) -> flo
     for call in calls:
         kind = "score" if call.method in SCORING else call.method
         of_worker[call.role, call.rank, kind].append(call.seconds)
-    requests = math.ceil(samples / config.rollout_batch)
+    requests = math.ceil(samples / ROLLOUT_BATCH)
     workers = len([key for key in of_worker if key[2] == "generate"])
     ends = {rank: list(accumulate(of_worker["rollout", rank, "generate"])) for rank in range(workers)}
     finished = [ends[i % workers][i // workers] for i in range(requests)]
-    chunk = chunk_size(config) // config.rollout_batch if config.streams else requests
+    chunk = chunk_size(config) // ROLLOUT_BATCH if config.streams else requests
     ready = sorted(max(finished[first : first + chunk]) for first in range(0, requests, chunk))
     scored = 0.0
     for durations in [seconds for key, seconds in of_worker.items() if key[2] == "score"]:

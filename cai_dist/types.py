@@ -287,13 +287,17 @@ class StepShard(Generic[T]):
 
 @dataclass(frozen=True, slots=True)
 class GenerateRequest:
-    """Prompts for one worker; the same request gives the same samples on any worker (`seed` alone drives sampling)."""
+    """Prompts for one worker; the same request gives the same samples on any worker: (seed, number of the prompt) alone
+    drive sampling."""
 
     prompts: tuple[tuple[int, ...], ...]
     sampling: SamplingParams
     seed: int
     model: str = ""
     """Folder of the model to answer with; empty: the one that is loaded."""
+    first: int = 0
+    """Number of the first prompt in the call that this request is a part of: however a call is cut into requests, its
+    samples are the same."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -58,6 +58,8 @@ class PpoGroups:
         if ppo.sampling.temperature == 0:
             raise ConfigError("ppo.sampling.temperature=0: PPO learns from sampled answers; set it above 0")
         self._ppo, self._layout = ppo, layout
+        engine = engine or EngineConfig()
+        self._rows = engine.max_rows
         specs = ppo_specs(
             ppo,
             models,
@@ -69,7 +71,7 @@ class PpoGroups:
             seed=seed,
             timeouts=timeouts,
             threads=threads,
-            engine=engine or EngineConfig(),
+            engine=engine,
         )
         self._groups: dict[str, WorkerGroup] = cluster.launch(specs)
         self.seats = cluster.seats
@@ -130,10 +132,10 @@ class PpoGroups:
         self, prompts: Sequence[tuple[int, ...]], sampling: SamplingParams, seed: int
     ) -> PendingParts[Generation]:
         """One response per prompt. The samples depend on prompts, sampling, seed and weights alone."""
-        starts = range(0, len(prompts), self._ppo.rollout_batch)
+        size = self._ppo.rollout_request(len(prompts), len(self._groups["rollout"]), self._rows)
+        starts = range(0, len(prompts), size)
         requests = [
-            GenerateRequest(tuple(prompts[start : start + starts.step]), sampling, _chunk_seed(seed, start))
-            for start in starts
+            GenerateRequest(tuple(prompts[start : start + size]), sampling, seed, first=start) for start in starts
         ]
         return PendingParts(self._groups["rollout"].deal("generate", "generate", requests), starts)
 
@@ -240,11 +242,6 @@ def needed_for(role: str, batch: Sequence[Trajectory], ppo: PpoConfig) -> list[T
         names += ["values", "returns", *([] if ppo.kl_where == "loss" else ["ref_logprobs"])]
     without: dict[str, Any] = dict.fromkeys(names, ())
     return [replace(item, **without) for item in batch]
-
-
-def _chunk_seed(seed: int, start: int) -> int:
-    """Far apart for neighbouring seeds, so that chunks of different calls do not share their random numbers."""
-    return (seed * 1_000_003 + start) % 2**63
 
 
 def _first(results: list[dict[str, float]]) -> dict[str, float]:

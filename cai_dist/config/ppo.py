@@ -134,9 +134,10 @@ class PpoConfig(Section):
     stream: bool = True
     """Reference, reward, value and policy score the first samples while others are still generated: with `schedule:
     sync`, where rollout shares GPUs with no other role."""
-    rollout_batch: int = Field(32, ge=1)
-    """Prompts of one request to a rollout worker; requests are dealt out over the workers in turn. It does not follow
-    from their number, so that the samples do not depend on it."""
+    rollout_batch: int | None = Field(None, ge=1)
+    """Prompts of one request to a rollout worker; requests are dealt out over the workers in turn. Default: a worker's
+    whole share at once, so that an engine has a prompt for every place that a finished response leaves; where samples
+    are streamed no more than a quarter of a share or twice `engine.max_rows`, whichever is more."""
     old_logprobs: Literal["trainer", "sampler"] = "trainer"
     """Where the ratio's denominator comes from: recomputed by the policy ranks, or as the sampler gave it."""
     sampling: SamplingConfig = SamplingConfig()
@@ -188,6 +189,14 @@ class PpoConfig(Section):
         whole = {"separate": (), "colocated": (self.roles,), "hybrid": self.placement.share}[self.placement.mode]
         present = (tuple(role for role in group if role in self.roles) for group in whole)
         return tuple(group for group in present if len(group) > 1)
+
+    def rollout_request(self, prompts: int, workers: int, rows: int) -> int:
+        """Prompts of one request: `rollout_batch` with its default, where `prompts` are dealt out over `workers` whose
+        engines decode `rows` sequences at a time."""
+        if self.rollout_batch is not None:
+            return self.rollout_batch
+        share = max(1, -(-prompts // workers))
+        return min(share, max(2 * rows, -(-share // 4))) if self.streams else share
 
     @property
     def streams(self) -> bool:

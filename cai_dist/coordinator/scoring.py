@@ -58,8 +58,13 @@ def ask(roles: PpoRoles, samples: Sequence[Generation], config: PpoConfig) -> Qu
 
 
 def score(roles: PpoRoles, samples: Sequence[Generation], config: PpoConfig) -> Scored:
-    """Ask about all samples at once. Raises CaiError for an answer that does not fit, WorkerError, WorkerTimeout."""
-    scored = ask(roles, samples, config).answer()
+    """Ask about samples that are all there, in the chunks that `score_stream` asks about: the same numbers to the bit.
+
+    Raises CaiError for an answer that does not fit, WorkerError, WorkerTimeout.
+    """
+    size = chunk_size(config)
+    questions = [ask(roles, samples[start : start + size], config) for start in range(0, len(samples), size)]
+    scored = _joined([question.answer() for question in questions])
     _check(scored, samples)
     return scored
 
@@ -70,7 +75,7 @@ def score_stream(
     """Ask about each chunk of `chunk_size` samples as soon as its last one is there.
 
     Which samples make a chunk follows from the settings alone, not from the order in which they finish: so the numbers
-    do not depend on it, and they are those of `score` but for the rounding of other micro-batches.
+    do not depend on it, and they are those of `score`.
 
     Args:
         prompts: token ids of the prompt of each sample.
@@ -100,10 +105,9 @@ def score_stream(
 
 
 def chunk_size(config: PpoConfig) -> int:
-    """Samples that are scored together when streaming: whole requests to the rollout workers, as few as fill one
-    micro-batch of every policy rank. Smaller chunks would pay for more passes, larger ones would wait longer."""
-    full = config.policy.ranks * config.policy.micro_batch
-    return math.ceil(full / config.rollout_batch) * config.rollout_batch
+    """Samples that are scored together: as many as fill one micro-batch of every policy rank. Smaller
+    chunks would pay for more passes, larger ones would wait longer."""
+    return config.policy.ranks * config.policy.micro_batch
 
 
 def _joined(parts: Sequence[Scored]) -> Scored:

@@ -19,7 +19,7 @@ class Samples:
         sampling, count = request.sampling, len(request.prompts)
         self.spare = count
         self._prompts, self._sampling = request.prompts, sampling
-        uniforms = request_uniforms(request.seed, count, sampling.max_new_tokens)
+        uniforms = request_uniforms(request.seed, count, sampling.max_new_tokens, request.first)
         self._uniforms = torch.cat([uniforms, uniforms.new_zeros(1, sampling.max_new_tokens)]).to(device)
         self._stops = torch.tensor(sampling.stop_ids, dtype=torch.long, device=device)
         shape = count + 1, sampling.max_new_tokens

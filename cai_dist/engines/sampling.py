@@ -58,6 +58,7 @@ def _just_below(numbers: Tensor) -> Tensor:
     return torch.nextafter(numbers, torch.zeros_like(numbers))
 
 
-def request_uniforms(seed: int, prompts: int, tokens: int) -> Tensor:
-    """Uniform numbers [prompts, tokens]: row i drives prompt i alone, however the request is cut into batches."""
-    return torch.rand(prompts, tokens, generator=torch.Generator().manual_seed(seed))
+def request_uniforms(seed: int, prompts: int, tokens: int, first: int = 0) -> Tensor:
+    """Uniform numbers [prompts, tokens]: row i drives prompt `first` + i of the call alone, however that is cut into
+    requests and these into batches."""
+    return torch.rand(first + prompts, tokens, generator=torch.Generator().manual_seed(seed))[first:]

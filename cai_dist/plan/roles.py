@@ -116,7 +116,8 @@ def ppo_stage(config: RunConfig, found: Mapping[str, Shape], assumed: Assumed, m
             )
         elif role == "rollout":
             engine = config.engine
-            rows = min(engine.max_rows, ppo.rollout_batch, ppo.prompts_per_iteration * ppo.samples_per_prompt)
+            samples = ppo.prompts_per_iteration * ppo.samples_per_prompt
+            rows = min(engine.max_rows, ppo.rollout_request(samples, place.count, engine.max_rows), samples)
             serving = limited(Serving(rows, tokens.sequence - tokens.wanted, tokens.wanted), engine.max_tokens)
             reserved = _reserved(config, place, machines)
             bases = item * shape.matrices if ppo.lora is not None and engine.backend == "hf" else 0

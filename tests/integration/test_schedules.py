@@ -119,9 +119,9 @@ def test_a_killed_one_step_off_run_ends_as_if_it_had_not_been(
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_streaming_changes_rounding_alone_and_not_from_run_to_run(cluster: Cluster, models: PpoModels) -> None:
+def test_streaming_changes_no_number(cluster: Cluster, models: PpoModels) -> None:
     config = config_of()
-    assert config.streams and chunk_size(config) == 2
+    assert config.streams and chunk_size(config) < config.prompts_per_iteration
     plain = config.model_copy(update={"stream": False})
     state = PpoState.start(config)
     with groups(cluster, models, config) as roles:
@@ -129,8 +129,4 @@ def test_streaming_changes_rounding_alone_and_not_from_run_to_run(cluster: Clust
         first, again, whole = (
             collect(roles, make_prompts(), one, (END,), state, 3).trajectories for one in (config, config, plain)
         )
-    assert first == again
-    for streamed, at_once in zip(first, whole, strict=True):
-        assert streamed.response_ids == at_once.response_ids
-        for name in ("old_logprobs", "ref_logprobs", "values", "rewards", "advantages"):
-            assert getattr(streamed, name) == pytest.approx(getattr(at_once, name), abs=1e-6), name
+    assert first == again == whole

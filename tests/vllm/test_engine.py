@@ -115,6 +115,8 @@ def test_the_request_alone_drives_sampling(pair: Pair) -> None:
     assert pair.vllm.generate(replace(request, seed=12)) != first
     head = pair.vllm.generate(replace(request, prompts=request.prompts[:3]))
     assert [s.response_ids for s in head] == [s.response_ids for s in first[:3]]
+    tail = pair.vllm.generate(replace(request, prompts=request.prompts[3:9], first=3))
+    assert [s.response_ids for s in tail] == [s.response_ids for s in first[3:9]]
     other = build_rollout_engine(replace_rows(3), "fp32")  # another engine, other batches
     other.load(pair.first)
     assert [s.response_ids for s in other.generate(request)] == [s.response_ids for s in first]

@@ -170,3 +170,22 @@ def test_mistakes_are_one_line(override: str, message: str, tmp_path: Path) -> N
     with pytest.raises(ConfigError) as caught:
         load_run(path, [override])
     assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "workers", "rows", "ppo", "size"),
+    [
+        (64, 8, 128, {}, 8),  # every worker has something to do
+        (65, 8, 128, {}, 9),
+        (4096, 4, 128, {}, 256),  # streamed: a quarter of a share
+        (2048, 4, 128, {}, 256),  # but two places for every prompt that an engine starts with
+        (4096, 4, 16, {"stream": False}, 1024),
+        (4096, 4, 16, {"schedule": "one_step_off"}, 1024),
+        (4096, 4, 16, {"rollout_batch": 40}, 40),
+        (0, 4, 16, {"stream": False}, 1),
+    ],
+)
+def test_a_request_to_a_rollout_worker_is_its_share_unless_streamed(
+    prompts: int, workers: int, rows: int, ppo: dict[str, Any], size: int
+) -> None:
+    assert run_of(**ppo).ppo.rollout_request(prompts, workers, rows) == size

@@ -27,7 +27,8 @@ rows = st.lists(st.lists(st.tuples(finite, finite, finite), min_size=1, max_size
 
 
 def collected(roles: FakeRoles | None = None, config: PpoConfig | None = None) -> Rollout:
-    roles, config = roles or FakeRoles(), config or make_config()
+    one_chunk = {"ranks": 2, "micro_batch": 4}
+    roles, config = roles or FakeRoles(), config or make_config(policy=one_chunk)
     roles.sync_weights(0)
     return collect(roles, make_prompts(7, 3), config, (STOP,), PpoState.start(config), 3)
 

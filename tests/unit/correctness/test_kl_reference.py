@@ -70,7 +70,7 @@ class Enumerated(FakeRoles):
 def collected(**kl: object) -> Rollout:
     config = make_config(
         prompts_per_iteration=len(ALL), samples_per_prompt=1, mini_batch=len(ALL), kl={"coefficient": BETA, **kl},
-        policy={"ranks": 1, "micro_batch": 1}, value={"ranks": 1, "micro_batch": 1}, helpful_fraction=0.0,
+        policy={"ranks": 1, "micro_batch": len(ALL)}, value={"ranks": 1, "micro_batch": 1}, helpful_fraction=0.0,
     )  # fmt: skip
     roles = Enumerated()
     roles.sync_weights(0)

@@ -88,3 +88,10 @@ def test_the_global_generator_plays_no_part() -> None:
     assert not torch.equal(first, request_uniforms(8, 3, 4))
     torch.manual_seed(1)
     assert torch.equal(state, torch.get_rng_state())
+
+
+def test_a_call_has_the_same_uniform_numbers_however_it_is_cut_into_requests() -> None:
+    whole = request_uniforms(7, 500, 33)
+    parts = [request_uniforms(7, min(size, 500 - first), 33, first) for size in (70,) for first in range(0, 500, size)]
+    assert torch.equal(torch.cat(parts), whole)
+    assert len({tuple(row) for row in whole.tolist()}) == 500

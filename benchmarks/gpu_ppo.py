@@ -34,6 +34,7 @@ from typing import Any
 
 os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # this process looks at the GPU, it takes none of it
 
+import ray
 import torch
 from gpu_flops import Work, body_parameters, forward_flops, peak, training_flops
 from gpu_memory import DeviceMemory
@@ -51,7 +52,7 @@ from cai_dist.coordinator import loop
 from cai_dist.coordinator.prompts import TokenizedPrompt
 from cai_dist.errors import CaiError
 from cai_dist.tracking.atomic import write_json
-from cai_dist.types import Span, Trajectory
+from cai_dist.types import Lesson, Span, Trajectory, rows_of
 
 PHASES = {
     "rollout": ("generate",),
@@ -192,12 +193,12 @@ class Iterations:
 
     def __init__(self) -> None:
         self.rows: list[dict[str, Any]] = []
-        self.trajectories: tuple[Trajectory, ...] = ()
+        self.trajectories: Sequence[Trajectory] = ()
         self.spans: list[list[Span]] = []
 
-    def on_rollout(self, _: int, trajectories: tuple[Trajectory, ...]) -> None:
+    def on_rollout(self, _: int, trajectories: Sequence[Trajectory]) -> None:
         """The samples of an iteration."""
-        self.trajectories = trajectories
+        self.trajectories = tuple(trajectories)
         self.rows.append({"work": work_of(trajectories)})
 
     def on_spans(self, _: int, spans: Sequence[Span]) -> None:
@@ -248,10 +249,13 @@ def policy_alone(roles: PpoGroups, trajectories: Sequence[Trajectory], steps: in
     """Seconds of one optimiser step of the policy on all of these samples, nothing beside it."""
     roles.enter("update")
     tokens = float(sum(len(item.response_ids) for item in trajectories))
+    rows = rows_of(ray.put(list(trajectories)), len(trajectories))
+    sizes = [(len(t.prompt_ids), len(t.response_ids)) for t in trajectories]
+    lessons = [Lesson(row, a + b, b) for row, (a, b) in zip(rows, sizes, strict=True)]
     times = []
     for _ in range(steps):
         start = time.perf_counter()
-        roles.update_policy(trajectories, tokens, 0.05).result()
+        roles.update_policy(lessons, tokens, 0.05, None).result()
         times.append(time.perf_counter() - start)
     return min(times)
 

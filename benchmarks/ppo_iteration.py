@@ -142,7 +142,8 @@ def measure(
     tokens: list[dict[str, int]] = []
     ended = [0.0]
 
-    def on_rollout(_: int, trajectories: tuple[Trajectory, ...]) -> None:
+    def on_rollout(_: int, batch: Sequence[Trajectory]) -> None:
+        trajectories = tuple(batch)
         lengths = [len(t.prompt_ids) + len(t.response_ids) for t in trajectories]
         tokens.append(
             {

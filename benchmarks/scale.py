@@ -31,7 +31,7 @@ from typing import Any
 os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
 
 import ray
-from scale_workers import PROMPT, TALLY, Costs, Done, Load, SimulatedCluster
+from scale_workers import PROMPT, SIZES, TALLY, Costs, Done, Load, SimulatedCluster
 
 from cai_dist.cluster.ppo_groups import PpoGroups, PpoModels
 from cai_dist.config.ppo import PlacementConfig, PpoConfig, RoleShards
@@ -45,7 +45,8 @@ from cai_dist.tracking.checkpoints import CheckpointStore
 ROOT = Path(__file__).resolve().parents[1]
 SAMPLES = 4
 """Of an iteration, for each GPU."""
-MICRO_BATCH, ROLLOUT_BATCH = 4, 4
+MICRO_BATCH, ROLLOUT_BATCH = 4, 8
+WARM_UP = 3
 GOAL, SHARE = 30.0, 0.02
 """Overhead is to be at most this share of an iteration of so many seconds, at 256 GPUs."""
 SCORING = ("logprobs", "values", "scores")
@@ -90,7 +91,7 @@ def main() -> None:
     parser.add_argument("--gpus", type=int, nargs="+", default=[8, 32, 64, 128, 256, 512, 1024])
     parser.add_argument("--lengths", type=int, nargs="+", default=[128, 512, 2048])
     parser.add_argument("--iteration", type=float, default=30.0, help="seconds of work in an iteration")
-    parser.add_argument("--iterations", type=int, default=2, help="that are measured, after one that is not")
+    parser.add_argument("--iterations", type=int, default=2, help="that are measured, after three that are not")
     parser.add_argument("--at", type=int, default=64, help="GPUs at which the lengths are compared")
     parser.add_argument("--hosts", type=int, default=2, help="processes that the workers share")
     parser.add_argument("--start", type=float, default=2.0, help="seconds of import, and of building, of a worker")
@@ -149,8 +150,9 @@ def loads(config: PpoConfig, costs: Costs, gpus: int) -> dict[str, Load]:
 
 
 def measure(gpus: int, costs: Costs, iterations: int, hosts: int) -> Row:
-    """One run of `iterations` measured iterations, after one that is not."""
-    config = settings(gpus, costs.response, iterations + 1)
+    """One run of `iterations` measured iterations, after some that are not: in those every worker is asked about its
+    memory in each phase, as it is later in one iteration of ten."""
+    config = settings(gpus, costs.response, iterations + WARM_UP)
     samples = SAMPLES * gpus
     prompts = [TokenizedPrompt(str(n), ("red_team", "helpful")[n % 2], _prompt(n)) for n in range(2 * samples)]
     found: list[dict[str, Any]] = []
@@ -174,6 +176,7 @@ def measure(gpus: int, costs: Costs, iterations: int, hosts: int) -> Row:
             found[-1] |= {"thread": thread, "hosts": sum(report.cpu for report in reports), "load": os.getloadavg()[0]}
             found[-1] |= {"out": TALLY.out / 1e6, "back": TALLY.back / 1e6, "tokens": numbers["response_tokens"]}
             TALLY.__init__()  # type: ignore[misc]
+            SIZES.clear()
             mark[0] = _now()
 
         train(
@@ -181,7 +184,7 @@ def measure(gpus: int, costs: Costs, iterations: int, hosts: int) -> Row:
             should_stop=lambda: False,
         )  # fmt: skip
     TALLY.__init__()  # type: ignore[misc]
-    kept = found[1:]
+    kept = found[WARM_UP:]
     mean = {name: fmean(item[name] for item in kept) for name in kept[0] if name != "of"}
     traffic = {name: fmean(item["of"].get(name, 0.0) for item in kept) for name in kept[0]["of"]}
     return Row(
@@ -203,8 +206,8 @@ def critical_path(calls: Sequence[Done], config: PpoConfig, samples: int) -> flo
         kind = "score" if call.method in SCORING else call.method
         of_worker[call.role, call.rank, kind].append(call.seconds)
     requests = math.ceil(samples / ROLLOUT_BATCH)
-    workers = len([key for key in of_worker if key[2] == "generate"])
-    ends = {rank: list(accumulate(of_worker["rollout", rank, "generate"])) for rank in range(workers)}
+    workers = len([key for key in of_worker if key[2] == "sample"])
+    ends = {rank: list(accumulate(of_worker["rollout", rank, "sample"])) for rank in range(workers)}
     finished = [ends[i % workers][i // workers] for i in range(requests)]
     chunk = chunk_size(config) // ROLLOUT_BATCH if config.streams else requests
     ready = sorted(max(finished[first : first + chunk]) for first in range(0, requests, chunk))

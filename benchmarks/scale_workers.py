@@ -2,12 +2,17 @@
 
 A `Handle` stands where a worker group has an actor. Its arguments are pickled as Ray would pickle them and counted; in
 the host process the worker waits its turn (one call after the other, as a real one) and sleeps what the cost model
-says; answers have the types and lengths of real ones and are counted as the driver unpickles them.
+says; answers have the types and lengths of real ones and are counted as the driver unpickles them. What workers keep is
+a reference here, with nothing behind it.
 """
 
 from __future__ import annotations
 
 import asyncio
+import copyreg
+import io
+import itertools
+import pickle
 import random
 import time
 from collections import Counter
@@ -17,10 +22,13 @@ from typing import Any
 import ray
 from ray import ObjectRef, cloudpickle
 
-from cai_dist.cluster.actor import Arrival
+from cai_dist.cluster.actor import Arrival, Asked
 from cai_dist.cluster.placement import GroupSpec
 from cai_dist.cluster.runtime import Cluster
-from cai_dist.types import GenerateRequest, Generation, StepShard, TensorSpec, WeightPlan
+from cai_dist.experience.lessons import LessonRequest, Sums
+from cai_dist.experience.moments import Moments
+from cai_dist.experience.weights import RatioSums
+from cai_dist.types import GenerateRequest, Kept, StepShard, TensorSpec, WeightPlan
 
 LAYERS, WIDTH, INNER, KEYS = 80, 8192, 28672, 1024  # of a Llama-3 70B; only names and shapes travel through the driver
 PROMPT = 128
@@ -71,20 +79,55 @@ class Tally:
 TALLY = Tally()
 
 
-class Packed:
-    """An answer as Ray pickles it; becomes what it is when the driver reads it, and is counted."""
+SIZES: dict[bytes, list[int]] = {}
+"""In the driver: tokens of every row that a worker keeps, by the reference. So that the time of a call is known without
+fetching what it is about."""
+REFERENCES = 10_000
+"""Of a host: more than it hands out in an iteration."""
+REFERENCE = 162
+"""Bytes that a reference takes in a message (Ray 2.60: id, owner's address, state), measured by `reference_bytes`."""
 
-    def __init__(self, method: str, value: Any) -> None:
+
+class Packed:
+    """An answer as Ray pickles it; becomes what it is when the driver reads it, and is counted. Beside it, not counted,
+    travel the sizes of the rows that are kept under `ref`."""
+
+    def __init__(self, method: str, value: Any, ref: Any = None, sizes: list[int] | None = None) -> None:
         self._method, self._blob = method, cloudpickle.dumps(value, protocol=5)
+        self._kept = (ref.binary(), sizes) if ref is not None else None
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _unpacked, (self._method, self._blob)
+        return _unpacked, (self._method, self._blob, self._kept)
 
 
-def _unpacked(method: str, blob: bytes) -> Any:
-    TALLY.back += len(blob)
-    TALLY.back_of[method] += len(blob)
+def _unpacked(method: str, blob: bytes, kept: tuple[bytes, list[int]] | None) -> Any:
+    size = len(blob)
+    if kept is not None:
+        SIZES[kept[0]] = kept[1]
+        size += REFERENCE
+    TALLY.back += size
+    TALLY.back_of[method] += size
     return cloudpickle.loads(blob)
+
+
+def reference_bytes() -> int:
+    """What one more reference adds to a message."""
+    context = ray._private.worker.global_worker.get_serialization_context()
+    refs = [ray.put(number) for number in range(11)]
+    return round((len(context.serialize(refs).to_bytes()) - len(context.serialize(refs[:1]).to_bytes())) / 10)
+
+
+class _Pickler(pickle.Pickler):
+    """As Ray pickles arguments, but for references: `refs` collects them."""
+
+    def __init__(self, file: Any) -> None:
+        super().__init__(file, protocol=5)
+        self.refs: list[Any] = []
+        self.dispatch_table = {**copyreg.dispatch_table, ObjectRef: self._number}
+
+    def _number(self, ref: Any) -> tuple[Any, ...]:
+        self.refs.append(ref)
+        return int, (len(self.refs) - 1,)
 
 
 @dataclass(frozen=True)
@@ -113,9 +156,9 @@ class Host:
         self._turns: dict[tuple[str, int], asyncio.Lock] = {}
         self._spans: dict[tuple[str, int], list[tuple[str, float, float]]] = {}
         self._done: list[Done] = []
+        self._refs = itertools.cycle([ray.put(None) for _ in range(REFERENCES)])
         self._version, self._used = -1, time.process_time()
-        self._floats = [-random.random() for _ in range(2 * costs.response)]
-        self._ids = tuple(random.randrange(32_000) for _ in range(2 * costs.response))
+        self._floats = [-random.random() for _ in range(100)]
 
     async def prepare(self, who: tuple[str, int], leads: bool) -> Arrival:
         """An import that takes its time."""
@@ -132,10 +175,10 @@ class Host:
         """As of a worker without GPUs."""
         return "127.0.0.1", ()
 
-    async def spans(self, who: tuple[str, int]) -> Packed:
+    async def report(self, who: tuple[str, int], memory: bool) -> Packed:
         """What this worker has done since this was last asked."""
         found, self._spans[who] = self._spans[who], []
-        return Packed("spans", found)
+        return Packed("report", (found, self._answer(who[0], "memory", [], b"") if memory else {}))
 
     async def done(self) -> Report:
         """For the measurement: what happened here since this was last asked."""
@@ -144,10 +187,9 @@ class Host:
         self._done, self._used = [], used
         return found
 
-    async def call(
-        self, who: tuple[str, int], phase: str, method: str, sizes: list[int], blob: bytes, refs: list[Any]
-    ) -> Packed:
+    async def call(self, asked: tuple[tuple[str, int], str, str, list[int], bytes, list[Any]]) -> Any:
         """Wait for the worker's turn, sleep, answer."""
+        who, phase, method, sizes, blob, _ = asked
         async with self._turns[who]:
             start = time.time()
             seconds = self._seconds(who[0], method, sizes, blob)
@@ -156,11 +198,16 @@ class Host:
             answer = self._answer(who[0], method, sizes, blob)
             self._spans[who].append((phase, start, time.time()))
             self._done.append(Done(*who, method, seconds))
-            return Packed(method, answer)
+            if not isinstance(answer, Kept):
+                return Packed(method, answer)
+            # A reference as of a real answer, made beforehand and with nothing behind it: to make rows and to store
+            # them is work of the workers, in reality each on its own node, and nobody fetches them here.
+            ref = next(self._refs)
+            return ref, Packed(method, answer.facts, ref, list(answer.rows))
 
     def _seconds(self, role: str, method: str, sizes: list[int], blob: bytes) -> float:
         costs, load = self._costs, self._loads[role]
-        if method == "generate":
+        if method == "sample":
             (request,) = cloudpickle.loads(blob)
             longest = max(costs.length(prompt) for prompt in request.prompts)
             return costs.iteration * costs.generate * longest / load.generate
@@ -171,12 +218,16 @@ class Host:
         return costs.iteration * costs.transfer if method in ("broadcast_weights", "take_broadcast") else 0.0
 
     def _answer(self, role: str, method: str, sizes: list[int], blob: bytes) -> Any:
-        if method == "generate":
+        if method == "sample":
             (request,) = cloudpickle.loads(blob)
-            return [self._sample(prompt, request) for prompt in request.prompts]
+            facts = [self._facts(prompt, request) for prompt in request.prompts]
+            return Kept([prompt + response for prompt, response, *_ in facts], facts)
         if method in ("logprobs", "values"):
-            more = int(method == "values")
-            return [self._floats[: size - PROMPT + more] for size in sizes]
+            return Kept(sizes)
+        if method == "lessons":
+            tokens = sum(sizes) - PROMPT * len(sizes)
+            moments, ratios = Moments(tokens, 0.0, float(tokens)), RatioSums(tokens, tokens, 1.0, 0, tokens, tokens)
+            return Kept(sizes, Sums(tokens, 0.0, 0.0, -1.0, moments, moments, moments, ratios=ratios))
         if method == "scores":
             return [self._floats[size % 100] for size in sizes]
         if method == "train_step":
@@ -190,10 +241,11 @@ class Host:
             self._version = cloudpickle.loads(blob)[0]
         return None
 
-    def _sample(self, prompt: tuple[int, ...], request: GenerateRequest) -> Generation:
+    def _facts(self, prompt: tuple[int, ...], request: GenerateRequest) -> tuple[int, int, str, int, int]:
+        """As `kept_samples` gives them."""
         length = self._costs.length(prompt)
         finish = "length" if length == request.sampling.max_new_tokens else "stop"
-        return Generation(prompt, self._ids[:length], tuple(self._floats[:length]), finish, self._version)
+        return len(prompt), length, finish, self._version, self._version
 
 
 def plan_70b() -> WeightPlan:
@@ -213,28 +265,29 @@ class Handle:
     def __init__(self, host: Any, role: str, rank: int) -> None:
         self._host, self._who = host, (role, rank)
         self.prepare, self.build = _Method(self._prepare), _Method(self._build)
-        self.where, self.spans = _Method(self._where), _Method(self._spans)
+        self.where, self.report = _Method(self._where), _Method(self._report)
         self.call = _Method(self._call)
 
     def _prepare(self, target: str, store_timeout: float | None, loopback: bool) -> Any:
         return self._host.prepare.remote(self._who, store_timeout is not None)
 
     def _build(self, *args: Any) -> Any:
-        return self._host.build.remote(self._who, _counted("build", args))
+        blob = cloudpickle.dumps(args, protocol=5)
+        _count("build", len(blob))
+        return self._host.build.remote(self._who, blob)
 
     def _where(self) -> Any:
         return self._host.where.remote(self._who)
 
-    def _spans(self) -> Any:
-        TALLY.calls["spans"] += 1
-        return self._host.spans.remote(self._who)
+    def _report(self, memory: bool) -> Any:
+        _count("report", 1)
+        return self._host.report.remote(self._who, memory)
 
-    def _call(self, phase: str, method: str, *args: Any) -> Any:
-        refs = [arg for arg in args if isinstance(arg, ObjectRef)]
-        plain = tuple(arg for arg in args if not isinstance(arg, ObjectRef))
-        blob = _counted(method, plain)
+    def _call(self, asked: Asked, *fetched: Any) -> Any:
+        phase, method, args = asked
         # References stay so: each node would fetch what they stand for from another node's store, not from the driver.
-        return self._host.call.remote(self._who, phase, method, _sizes(plain), blob, refs)
+        blob, refs = _counted(method, (*args, *fetched))
+        return self._host.call.remote((self._who, phase, method, _sizes(args), blob, refs))
 
 
 class _Method:
@@ -244,19 +297,28 @@ class _Method:
         self.remote = remote
 
 
-def _counted(method: str, args: tuple[Any, ...]) -> bytes:
-    blob = cloudpickle.dumps(args, protocol=5)
+def _counted(method: str, args: tuple[Any, ...]) -> tuple[bytes, list[Any]]:
+    """Arguments pickled, and the references in them."""
+    file = io.BytesIO()
+    pickler = _Pickler(file)
+    pickler.dump(args)
+    blob = file.getvalue()
+    _count(method, len(blob) + REFERENCE * len(pickler.refs))
+    return blob, pickler.refs
+
+
+def _count(method: str, size: int) -> None:
     TALLY.calls[method] += 1
-    TALLY.out += len(blob)
-    TALLY.out_of[method] += len(blob)
-    return blob
+    TALLY.out += size
+    TALLY.out_of[method] += size
 
 
 def _sizes(args: tuple[Any, ...]) -> list[int]:
-    """Tokens of the samples of a shard, in their order: so that the host need not read them."""
-    if not args or not isinstance(args[0], StepShard):
+    """Tokens of the samples that a call is about, in their order."""
+    if not args or not isinstance(args[0], StepShard | LessonRequest):
         return []
-    return [len(item.prompt_ids) + len(item.response_ids) for part in args[0].micro_batches for item in part]
+    rows = args[0].rows() if isinstance(args[0], StepShard) else args[0].samples
+    return [SIZES[row.block.ref.binary()][row.number] for row in rows]
 
 
 class SimulatedCluster(Cluster):
@@ -266,7 +328,7 @@ class SimulatedCluster(Cluster):
 
     def host(self, count: int, costs: Costs, loads: dict[str, Load]) -> None:
         """Start the processes. Before `launch`."""
-        kind = ray.remote(Host).options(num_cpus=0, max_concurrency=10_000)
+        kind = ray.remote(Host).options(num_cpus=0, max_concurrency=10_000, enable_task_events=False)
         self.hosts = [kind.remote(costs, loads) for _ in range(count)]
         ray.get([host.done.remote() for host in self.hosts])
 

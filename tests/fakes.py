@@ -6,10 +6,18 @@ import json
 import random
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
+from cai_dist.config.ppo import PpoConfig
+from cai_dist.coordinator import rollout_phase
+from cai_dist.coordinator.prompts import TokenizedPrompt
+from cai_dist.coordinator.rollout_phase import Rollout
+from cai_dist.coordinator.state import PpoState
 from cai_dist.errors import StaleEngineError, WorkerError
-from cai_dist.types import Generation, Phase, SamplingParams, Span, Trajectory
+from cai_dist.experience.lessons import LessonRequest, Sums, make_lessons
+from cai_dist.experience.moments import Whitening, whitened
+from cai_dist.experience.samples import kept_rows, kept_samples, samples_of
+from cai_dist.types import Generation, Lesson, Phase, Row, Sample, SamplingParams, Span, Trajectory, rows_of
 
 R = TypeVar("R")
 
@@ -29,21 +37,39 @@ class FakePending(Generic[R]):
         yield 0, self.result()
 
 
-class FakeParts(FakePending[list[Generation]]):
+class FakeKept(FakePending[Any]):
+    """A call whose answer is kept."""
+
+    def __init__(self, pending: FakePending[Any], keep: Callable[[Any], list[Any]]) -> None:
+        self._pending, self._keep = pending, keep
+
+    def result(self) -> list[Any]:
+        return self._keep(self._pending.result())
+
+
+class FakeParts(FakePending[list[Sample]]):
     """Samples in parts of `rows`, which finish in the order that `shuffle` gives them."""
 
-    def __init__(
-        self, pending: FakePending[list[Generation]], rows: int, shuffle: Callable[[list[int]], list[int]]
-    ) -> None:
+    def __init__(self, pending: FakePending[Any], rows: int, shuffle: Callable[[list[int]], list[int]]) -> None:
         self._pending, self._rows, self._shuffle = pending, rows, shuffle
 
-    def parts(self) -> Iterator[tuple[int, list[Generation]]]:
+    def parts(self) -> Iterator[tuple[int, list[Sample]]]:
         samples = self.result()
         for start in self._shuffle(list(range(0, len(samples), self._rows))):
             yield start, samples[start : start + self._rows]
 
-    def result(self) -> list[Generation]:
+    def result(self) -> list[Sample]:
         return self._pending.result()
+
+
+def in_memory(prompts: Sequence[tuple[int, ...]], samples: Sequence[Generation]) -> list[Sample]:
+    """Samples that are kept in a list."""
+    kept = kept_samples(prompts, samples)
+    return samples_of(rows_of(list(kept.rows), len(kept.rows)), kept.facts)
+
+
+def stand_for(row: Row[Any]) -> Any:
+    return row.block.ref[row.number]
 
 
 class FakeRoles:
@@ -52,6 +78,9 @@ class FakeRoles:
     The policy's and the value model's numbers move with what they are trained on, the sampler draws from the number
     that it was last given, and after a load it has none until the next transfer: a run that is resumed wrongly shows.
     """
+
+    config: PpoConfig
+    """Of the run; who calls the roles sets it."""
 
     def __init__(self, fail_at_update: int | None = None, approx_kl: Sequence[float] = ()) -> None:
         """`approx_kl`: what the policy's steps report, one after the other; then 0."""
@@ -82,32 +111,60 @@ class FakeRoles:
         pending = self._call(
             "generate", lambda: [self._sample(p, sampling, f"{seed}/{n}", sampler) for n, p in enumerate(prompts)]
         )
-        return FakeParts(pending, self.rows, self.shuffle)
+        return self.sampled(prompts, pending)
 
-    def policy_logprobs(self, samples: Sequence[Generation], temperature: float) -> FakePending[list[list[float]]]:
+    def sampled(self, prompts: Sequence[tuple[int, ...]], pending: FakePending[list[Generation]]) -> FakeParts:
+        """As they are when they are kept."""
+        return FakeParts(FakeKept(pending, lambda made: in_memory(prompts, made)), self.rows, self.shuffle)
+
+    def fetch(self, rows: Sequence[Row[Any]]) -> list[Any]:
+        return [stand_for(row) for row in rows]
+
+    def hold(self, prompts: Sequence[tuple[int, ...]], samples: Sequence[Generation]) -> list[Sample]:
+        return in_memory(prompts, samples)
+
+    def policy_logprobs(self, samples: Sequence[Sample], temperature: float) -> FakePending[list[Row[Any]]]:
         self.temperatures["policy"] = temperature
-        return self._call("policy_logprobs", lambda: [_logprobs(s.response_ids, self.policy) for s in samples])
+        return self.kept("policy", samples, "policy_logprobs", lambda items: _rows(items, self.policy))
 
-    def reference_logprobs(self, samples: Sequence[Generation], temperature: float) -> FakePending[list[list[float]]]:
+    def reference_logprobs(self, samples: Sequence[Sample], temperature: float) -> FakePending[list[Row[Any]]]:
         self.temperatures["reference"] = temperature
-        return self._call("reference_logprobs", lambda: [_logprobs(s.response_ids, self.reference) for s in samples])
+        return self.kept("reference", samples, "reference_logprobs", lambda items: _rows(items, self.reference))
 
-    def values(self, samples: Sequence[Generation]) -> FakePending[list[list[float]]]:
-        return self._call(
-            "values", lambda: [[self.value * (i + 1) for i in range(len(s.response_ids) + 1)] for s in samples]
-        )
+    def values(self, samples: Sequence[Sample]) -> FakePending[list[Row[Any]]]:
+        def of(items: list[Generation]) -> list[list[float]]:
+            return [[self.value * (i + 1) for i in range(len(item.response_ids) + 1)] for item in items]
 
-    def scores(self, samples: Sequence[Generation]) -> FakePending[list[float]]:
-        return self._call("scores", lambda: [sum(s.response_ids) % 7 / 2 - 1 for s in samples])
+        return self.kept("value", samples, "values", of, more=1)
+
+    def scores(self, samples: Sequence[Sample]) -> FakePending[list[float]]:
+        return self._call("scores", lambda: [sum(stand_for(s.row).response_ids) % 7 / 2 - 1 for s in samples])
+
+    def lessons(self, request: LessonRequest) -> FakePending[tuple[list[Row[Any]], list[Sums]]]:
+        """In two parts."""
+
+        def made() -> tuple[list[Row[Any]], list[Sums]]:
+            rows: list[Row[Any]] = []
+            sums: list[Sums] = []
+            for part in request.parts(2, self.config.samples_per_prompt):
+                kept = make_lessons(part.filled(stand_for), self.config)
+                rows += rows_of(list(kept.rows), len(kept.rows))
+                sums.append(kept.facts)
+            return rows, sums
+
+        return self._call("lessons", made)
 
     def update_policy(
-        self, batch: Sequence[Trajectory], denominator: float, kl_coefficient: float
+        self, batch: Sequence[Lesson], denominator: float, kl_coefficient: float, whitening: Whitening | None
     ) -> FakePending[dict[str, float]]:
         self.policy_updates.append((denominator, kl_coefficient))
-        return self._call("update_policy", lambda: self._train("policy", list(batch)))
+        return self._call(
+            "update_policy",
+            lambda: self._train("policy", whitened([stand_for(item.row) for item in batch], whitening)),
+        )
 
-    def update_value(self, batch: Sequence[Trajectory]) -> FakePending[dict[str, float]]:
-        return self._call("update_value", lambda: self._train("value", list(batch)))
+    def update_value(self, batch: Sequence[Lesson]) -> FakePending[dict[str, float]]:
+        return self._call("update_value", lambda: self._train("value", [stand_for(item.row) for item in batch]))
 
     def sync_weights(self, version: int) -> dict[str, float]:
         self.calls.append(f"sync {version}")
@@ -123,6 +180,19 @@ class FakeRoles:
 
     def export(self, folder: Path) -> None:
         self.save(folder)
+
+    def kept(
+        self,
+        role: str,
+        samples: Sequence[Sample],
+        name: str,
+        of: Callable[[list[Generation]], list[list[float]]],
+        more: int = 0,
+    ) -> FakePending[list[Row[Any]]]:
+        """Numbers of the samples, which stay in a list."""
+        items = [stand_for(sample.row) for sample in samples]
+        numbers = self._call(name, lambda: of(items))
+        return FakeKept(numbers, lambda rows: rows_of(kept_rows(role, items, rows, more).rows, len(rows)))
 
     def _call(self, name: str, compute: Callable[[], R]) -> FakePending[R]:
         self.calls.append(f"start {name}")
@@ -158,6 +228,23 @@ class FakeRoles:
         return {"loss": signal}
 
 
+def _rows(items: Sequence[Generation], weight: float) -> list[list[float]]:
+    return [_logprobs(item.response_ids, weight) for item in items]
+
+
 def _logprobs(ids: Sequence[int], weight: float) -> list[float]:
     """A number below 0 for each token, which moves with the weight."""
     return [-1.0 - 0.1 * weight * (token + 1) for token in ids]
+
+
+def collect(
+    roles: FakeRoles,
+    prompts: Sequence[TokenizedPrompt],
+    config: PpoConfig,
+    stop_ids: tuple[int, ...],
+    state: PpoState,
+    seed: int,
+) -> Rollout:
+    """The rollout phase with fakes, which have to know the settings."""
+    roles.config = config
+    return rollout_phase.collect(roles, prompts, config, stop_ids, state, seed)

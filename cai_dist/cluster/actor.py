@@ -7,10 +7,13 @@ import importlib
 import time
 import traceback
 from collections import deque
+from collections.abc import Sequence
+from enum import Enum
 from typing import Any, NamedTuple
 
 import ray
 
+from cai_dist.cluster.held import filled, kept
 from cai_dist.cluster.interface import use_interface
 from cai_dist.errors import UserError, WorkerError
 from cai_dist.types import RankInfo, WorkerSpec
@@ -27,6 +30,27 @@ class Arrival(NamedTuple):
     node_id: str
     store: str
     port: int
+
+
+class Fetched(Enum):
+    """In the place of an argument that Ray fetches: only arguments of the call itself are."""
+
+    HERE = 0
+
+
+class Asked(NamedTuple):
+    """One argument for all: Ray takes longer over each argument of a call than over what is in it."""
+
+    phase: str
+    method: str
+    args: tuple[Any, ...]
+
+
+def asked(phase: str, method: str, args: Sequence[Any]) -> tuple[Any, ...]:
+    """Arguments of `WorkerHost.call`."""
+    refs = [arg for arg in args if isinstance(arg, ray.ObjectRef)]
+    plain = tuple([Fetched.HERE if isinstance(arg, ray.ObjectRef) else arg for arg in args]) if refs else tuple(args)
+    return Asked(phase, method, plain), *refs
 
 
 class WorkerHost:
@@ -67,25 +91,31 @@ class WorkerHost:
         except Exception as error:
             raise self._error("start", error) from None
 
-    def call(self, phase: str, method: str, *args: Any) -> Any:
-        """`worker.method(*args)`."""
+    def call(self, asked: Asked, *fetched: Any) -> Any:
+        """`worker.method(*args)`: rows in the arguments are fetched first, rows that the method wants kept are kept.
+        `fetched`: what stands in the places of `asked.args` that are `Fetched`, by Ray."""
         start = time.time()
+        phase, method, args = asked
+        arrived = iter(fetched)
+        args = tuple([next(arrived) if arg is Fetched.HERE else arg for arg in args])
         try:
-            return getattr(self._worker, method)(*args)
+            return kept(getattr(self._worker, method)(*filled(args, phase)))
         except Exception as error:
             raise self._error(phase, error) from None
         finally:
             self._spans.append((phase, start, time.time()))
 
-    def spans(self) -> list[tuple[str, float, float]]:
-        """(phase, start, end) of every call since this was last asked; seconds since 1970."""
+    def report(self, memory: bool) -> tuple[list[tuple[str, float, float]], dict[str, float]]:
+        """(phase, start, end) of every call since this was last asked, in seconds since 1970; and, where it is asked
+        for, what the worker's meter says."""
         found = list(self._spans)
         self._spans.clear()
-        return found
+        return found, self._worker.memory() if memory else {}
 
     def _error(self, phase: str, error: Exception) -> Exception:
-        """Mistakes of the user travel as they are; everything else says where it happened."""
-        if isinstance(error, UserError):
+        """Mistakes of the user travel as they are, as do errors that name a worker; everything else says where it
+        happened."""
+        if isinstance(error, UserError | WorkerError):
             return error
         cause = f"{type(error).__name__}: " + " ".join(str(error).split())[:500]
         version = getattr(self._worker, "weight_version", -1)

@@ -10,11 +10,11 @@ import ray
 from ray.exceptions import RayError
 
 from cai_dist.cluster import nodes
-from cai_dist.cluster.actor import Arrival
+from cai_dist.cluster.actor import Arrival, asked
 from cai_dist.cluster.nodes import Post, Roster
 from cai_dist.cluster.placement import release
 from cai_dist.cluster.wait import UNKNOWN, Call, Pending, first_ready, gather, translated
-from cai_dist.types import Span
+from cai_dist.types import Row, Span, rows_of
 
 _GET_SECONDS = 60.0
 """For an answer that has been reported as ready."""
@@ -27,6 +27,14 @@ class Member:
     actor: Any
     node: str
     node_id: str = ""
+
+
+@dataclass(frozen=True)
+class Report:
+    """Of one worker."""
+
+    spans: list[Span]
+    memory: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -86,6 +94,10 @@ class WorkerGroup:
         """Addresses of the nodes that the workers are on."""
         return frozenset(member.node for member in self._members.values())
 
+    def kept(self, rank: int, ref: Any, count: int) -> list[Row[Any]]:
+        """The `count` rows that this rank keeps under `ref`."""
+        return rows_of(ref, count, self.role, rank, self._members[rank].node)
+
     def holds(self, version: int) -> None:
         """The workers have weights of this version; errors say so."""
         self._roster.versions[self.role] = version
@@ -93,7 +105,8 @@ class WorkerGroup:
     def call(self, rank: int, phase: str, method: str, *args: Any) -> Call:
         """Start `method(*args)` on one rank. Arguments that are Ray references arrive as what they stand for."""
         member = self._members[rank]
-        return Call(member.actor.call.remote(phase, method, *args), phase, self.role, rank, member.node, self._roster)
+        ref = member.actor.call.remote(*asked(phase, method, args))
+        return Call(ref, phase, self.role, rank, member.node, self._roster)
 
     def start(self, phase: str, method: str, shards: Sequence[Any], *args: Any) -> Pending[list[Any]]:
         """Start `method(shard, *args)` on every rank, shard r on rank r."""
@@ -165,14 +178,21 @@ class WorkerGroup:
         for worker in [worker for worker in found if worker is not None]:
             ray.kill(worker.actor, no_restart=True)
 
-    def spans(self) -> list[Span]:
-        """What every worker has done since this was last asked."""
+    def report(self, memory: bool = False) -> Pending[list[Report]]:
+        """Ask what every worker has done since this was last asked, and where wanted for its reading of memory."""
         calls = [
-            Call(member.actor.spans.remote(), "timeline", self.role, rank, member.node, self._roster)
+            Call(member.actor.report.remote(memory), "timeline", self.role, rank, member.node, self._roster)
             for rank, member in self._members.items()
         ]
-        found = gather(calls, self.timeout)
-        return [Span(self.role, call.rank, *span) for call, spans in zip(calls, found, strict=True) for span in spans]
+        ranks = [call.rank for call in calls]
+
+        def read(found: list[Any]) -> list[Report]:
+            return [
+                Report([Span(self.role, rank, *span) for span in spans], reading)
+                for rank, (spans, reading) in zip(ranks, found, strict=True)
+            ]
+
+        return Pending(calls, self.timeout, read)
 
     def close(self) -> None:
         """End the processes and give their resources back. May be called twice."""

@@ -14,24 +14,46 @@ _SECONDS = 10.0
 """For an answer that has been reported as ready."""
 
 
+_FIRST, _EVERY = 2, 10
+"""Iterations whose phases are told apart: the first ones, and then each of so many. To ask every worker four times in
+every iteration would be a third of all calls."""
+WHOLE = "iteration"
+"""In place of a phase: the peak of a whole iteration."""
+
+
 class MemoryLog:
-    """Reads the meters of all workers at the end of each phase. A worker reads its own once it has done what it was
-    asked before; nobody waits for it. A reading that fails is left out: the call that shows why is another one."""
+    """Reads the meters of all workers, in some iterations at the end of each phase, in the others once. A worker reads
+    its own once it has done what it was asked before; nobody waits for it. A reading that fails is left out: the call
+    that shows why is another one."""
 
     def __init__(self, groups: Mapping[str, WorkerGroup]) -> None:
         self._groups = groups
         self._calls: list[tuple[str, Call]] = []
         self._recent: dict[str, float] = {}
+        self._transfers = 0
         self.peaks: dict[str, dict[str, float]] = {}
         """Role -> phase -> MiB: the largest peak of a worker so far, on the GPU where the role has one."""
 
+    @property
+    def by_phase(self) -> bool:
+        """Whether the phases of the iteration under way are told apart."""
+        return self._transfers <= _FIRST or self._transfers % _EVERY == 0
+
     def ends(self, phase: str) -> None:
-        """Have every worker read its meter, and start the next peak."""
+        """Where phases are told apart: have every worker read its meter, and start the next peak."""
+        by_phase = self.by_phase
+        self._transfers += phase == "transfer"
+        if not by_phase:
+            return
         self._calls += [
             (phase, group.call(rank, "memory", "memory"))
             for group in self._groups.values()
             for rank in range(len(group))
         ]
+
+    def note(self, role: str, reading: Mapping[str, float]) -> None:
+        """The reading of a worker for all that it did since its last."""
+        self._note(role, WHOLE, reading)
 
     def recent(self) -> dict[str, float]:
         """`memory_<role>_mb` (on a GPU also `gpu_memory_<role>_mb`): the largest peak among the readings that have come

@@ -7,12 +7,12 @@ groups work at the same time, calls on one group queue up in order.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from cai_dist.cluster.group import WorkerGroup
+from cai_dist.cluster.held import fetched, kept
 from cai_dist.cluster.memory import MemoryLog
 from cai_dist.cluster.ppo_specs import PpoModels, ppo_specs
 from cai_dist.cluster.residency import Residency
@@ -25,7 +25,21 @@ from cai_dist.config.run import TimeoutsConfig
 from cai_dist.config.training import Dtype, Layout
 from cai_dist.data.schedule import Plan, plan_items
 from cai_dist.errors import ConfigError
-from cai_dist.types import GenerateRequest, Generation, Phase, SamplingParams, Span, StepShard, Trajectory
+from cai_dist.experience.lessons import LessonRequest, Sums
+from cai_dist.experience.moments import Whitening
+from cai_dist.experience.samples import kept_samples, samples_of
+from cai_dist.types import (
+    GenerateRequest,
+    Generation,
+    Lesson,
+    Phase,
+    Row,
+    Sample,
+    SamplingParams,
+    Span,
+    StepShard,
+    rows_of,
+)
 
 __all__ = ["PpoGroups", "PpoModels"]
 
@@ -86,6 +100,7 @@ class PpoGroups:
             ppo.transfer,
             int(ppo.transfer_bucket_mb * 2**20),
             timeouts.collective,
+            engines_stay=ppo.rollout_alone,
         )
 
     def __enter__(self) -> PpoGroups:
@@ -123,50 +138,84 @@ class PpoGroups:
         return self._residency.notes
 
     def spans(self) -> list[Span]:
-        """What every worker has done since this was last asked; one small call to each."""
-        return [span for group in self._groups.values() for span in group.spans()]
+        """What every worker has done since this was last asked; one small call to each. Where phases are not told
+        apart, peaks of memory come with it."""
+        memory = not self._memory.by_phase
+        spans = []
+        asked = [(role, group.report(memory)) for role, group in self._groups.items()]
+        for role, reports in asked:
+            for report in reports.result():
+                spans += report.spans
+                if report.memory:
+                    self._memory.note(role, report.memory)
+        return spans
 
     # ---- rollout phase
 
-    def generate(
-        self, prompts: Sequence[tuple[int, ...]], sampling: SamplingParams, seed: int
-    ) -> PendingParts[Generation]:
+    def generate(self, prompts: Sequence[tuple[int, ...]], sampling: SamplingParams, seed: int) -> PendingParts[Sample]:
         """One response per prompt. The samples depend on prompts, sampling, seed and weights alone."""
-        size = self._ppo.rollout_request(len(prompts), len(self._groups["rollout"]), self._rows)
+        group = self._groups["rollout"]
+        size = self._ppo.rollout_request(len(prompts), len(group), self._rows)
         starts = range(0, len(prompts), size)
         requests = [
             GenerateRequest(tuple(prompts[start : start + size]), sampling, seed, first=start) for start in starts
         ]
-        return PendingParts(self._groups["rollout"].deal("generate", "generate", requests), starts)
 
-    def policy_logprobs(self, samples: Sequence[Generation], temperature: float) -> Pending[list[list[float]]]:
+        def read(number: int, answer: Any) -> list[Sample]:
+            ref, facts = answer
+            return samples_of(group.kept(number % len(group), ref, len(facts)), facts)
+
+        return PendingParts(group.deal("generate", "sample", requests), starts, read)
+
+    def fetch(self, rows: Sequence[Row[Any]]) -> list[Any]:
+        """What rows stand for. Raises WorkerDied where the worker that keeps them is gone."""
+        return fetched(rows, self._phase or "start")
+
+    def hold(self, prompts: Sequence[tuple[int, ...]], samples: Sequence[Generation]) -> list[Sample]:
+        """Samples that the driver has, put where workers find them. Raises CaiError where they are not of `prompts`."""
+        ref, facts = kept(kept_samples(prompts, samples))
+        return samples_of(rows_of(ref, len(facts), "coordinator"), facts)
+
+    def policy_logprobs(self, samples: Sequence[Sample], temperature: float) -> Pending[list[Row[Any]]]:
         """Per sample, the log-probability (nats) of each response token under the policy."""
-        return self._score("policy", "policy log-probs", "logprobs", samples, temperature)
+        return self._score_kept("policy", "policy log-probs", "logprobs", samples, temperature)
 
-    def reference_logprobs(self, samples: Sequence[Generation], temperature: float) -> Pending[list[list[float]]]:
+    def reference_logprobs(self, samples: Sequence[Sample], temperature: float) -> Pending[list[Row[Any]]]:
         """The same under the reference: its own workers, or with `ppo.lora` the policy ranks with the adapter off."""
         role, method = ("reference", "logprobs") if self._ppo.lora is None else ("policy", "reference_logprobs")
-        return self._score(role, "reference log-probs", method, samples, temperature)
+        return self._score_kept(role, "reference log-probs", method, samples, temperature)
 
-    def values(self, samples: Sequence[Generation]) -> Pending[list[list[float]]]:
+    def values(self, samples: Sequence[Sample]) -> Pending[list[Row[Any]]]:
         """Per sample, V of the state before each response token and, last, of the state after them."""
-        return self._score("value", "values", "values", samples)
+        return self._score_kept("value", "values", "values", samples)
 
-    def scores(self, samples: Sequence[Generation]) -> Pending[list[float]]:
+    def scores(self, samples: Sequence[Sample]) -> Pending[list[float]]:
         """Per sample, the raw score (logits) of the preference model."""
-        return self._score("reward", "scores", "scores", samples)
+        plan = self._plan("reward", samples)
+        return self._start("reward", "scores", "scores", plan, samples).then(plan.restore)
+
+    def lessons(self, request: LessonRequest) -> Pending[tuple[list[Row[Any]], list[Sums]]]:
+        """What is trained on, made by the policy ranks; each takes the samples of some prompts."""
+        group = self._groups["policy"]
+        parts = request.parts(len(group), self._ppo.samples_per_prompt)
+
+        def read(answers: list[Any]) -> tuple[list[Row[Any]], list[Sums]]:
+            rows = [group.kept(rank, ref, len(parts[rank].samples)) for rank, (ref, _) in enumerate(answers)]
+            return [row for of_rank in rows for row in of_rank], [sums for _, sums in answers]
+
+        return group.deal("lessons", "lessons", parts).then(read)
 
     # ---- update phase
 
     def update_policy(
-        self, batch: Sequence[Trajectory], denominator: float, kl_coefficient: float
+        self, batch: Sequence[Lesson], denominator: float, kl_coefficient: float, whitening: Whitening | None
     ) -> Pending[dict[str, float]]:
         """One optimiser step of the policy. Metrics are means over the response tokens of the whole batch."""
-        return self._update("policy", "policy update", batch, denominator, kl_coefficient)
+        return self._update("policy", "policy update", batch, denominator, kl_coefficient, whitening)
 
-    def update_value(self, batch: Sequence[Trajectory]) -> Pending[dict[str, float]]:
+    def update_value(self, batch: Sequence[Lesson]) -> Pending[dict[str, float]]:
         """One optimiser step of the value model; its loss is a mean over response tokens, as are its metrics."""
-        return self._update("value", "value update", batch, float(sum(len(item.response_ids) for item in batch)))
+        return self._update("value", "value update", batch, float(sum(item.response_tokens for item in batch)))
 
     def sync_weights(self, version: int) -> dict[str, float]:
         """Policy ranks -> rollout workers; returns {"seconds", "bytes", "calls"}."""
@@ -201,28 +250,36 @@ class PpoGroups:
 
     # ---- how work is split
 
-    def _plan(self, role: str, samples: Sequence[Generation | Trajectory]) -> Plan:
+    def _plan(self, role: str, items: Sequence[Sample | Lesson]) -> Plan:
         """Which rank computes what; the scoring roles have the policy's limits. The reward model closes an answer that
         was cut off with the end token."""
         sharding = self._ppo.value if role == "value" else self._ppo.policy
         added = 1 if role == "reward" else 0
-        return plan_items(samples, len(self._groups[role]), sharding, self._layout, added=added)
+        return plan_items(items, len(self._groups[role]), sharding, self._layout, added=added)
 
-    def _score(self, role: str, phase: str, method: str, samples: Sequence[Generation], *args: Any) -> Pending[Any]:
-        group = self._groups[role]
-        plan = self._plan(role, samples)
-        # What is asked about are token ids: no worker reads the sampler's numbers.
-        asked = [replace(sample, logprobs=(), versions=()) for sample in samples]
-        shards = [StepShard(part) for part in plan.split(asked)]
-        return group.start(phase, method, shards, *args).then(plan.restore)
+    def _start(
+        self, role: str, phase: str, method: str, plan: Plan, items: Sequence[Sample | Lesson], *args: Any, **more: Any
+    ) -> Pending[list[Any]]:
+        """`method` on every rank, about its part of the items; they travel as rows."""
+        shards = [StepShard(part, **more) for part in plan.split([item.row for item in items])]
+        return self._groups[role].start(phase, method, shards, *args)
+
+    def _score_kept(
+        self, role: str, phase: str, method: str, samples: Sequence[Sample], *args: Any
+    ) -> Pending[list[Row[Any]]]:
+        group, plan = self._groups[role], self._plan(role, samples)
+        counts = [sum(map(len, parts)) for parts in plan.parts]
+
+        def read(answers: list[Any]) -> list[Row[Any]]:
+            return plan.restore([group.kept(rank, ref, counts[rank]) for rank, (ref, _) in enumerate(answers)])
+
+        return self._start(role, phase, method, plan, samples, *args).then(read)
 
     def _update(
-        self, role: str, phase: str, batch: Sequence[Trajectory], denominator: float, *args: Any
+        self, role: str, phase: str, batch: Sequence[Lesson], denominator: float, *args: Any
     ) -> Pending[dict[str, float]]:
-        group = self._groups[role]
-        sent = needed_for(role, batch, self._ppo)
-        shards = [StepShard(part, denominator) for part in self._plan(role, batch).split(sent)]
-        return group.start(phase, "train_step", shards, *args).then(_first)
+        plan = self._plan(role, batch)
+        return self._start(role, phase, "train_step", plan, batch, *args, denominator=denominator).then(_first)
 
     def _on_trained(self, method: str, folder: Path) -> None:
         waits = [
@@ -231,17 +288,6 @@ class PpoGroups:
         ]
         for wait in waits:
             wait.result()
-
-
-def needed_for(role: str, batch: Sequence[Trajectory], ppo: PpoConfig) -> list[Trajectory]:
-    """The trajectories without what the loss of `role` does not look at: all numbers of them are sent once an epoch."""
-    names = ["rewards", "sampler_logprobs", "versions"]
-    if role == "value":
-        names += ["old_logprobs", "ref_logprobs", "advantages", "weights"]
-    else:
-        names += ["values", "returns", *([] if ppo.kl_where == "loss" else ["ref_logprobs"])]
-    without: dict[str, Any] = dict.fromkeys(names, ())
-    return [replace(item, **without) for item in batch]
 
 
 def _first(results: list[dict[str, float]]) -> dict[str, float]:

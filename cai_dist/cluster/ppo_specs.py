@@ -60,6 +60,7 @@ def ppo_specs(
 def _policy_kwargs(ppo: PpoConfig, models: PpoModels, steps: int) -> dict[str, Any]:
     return {
         "model": models.policy,
+        "ppo": ppo,
         "optimizer": ppo.policy_optimizer,
         "lora": ppo.lora,
         "sharding": ppo.policy,

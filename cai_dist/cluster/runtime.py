@@ -20,7 +20,7 @@ import ray
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from cai_dist.cluster import interface, nodes
-from cai_dist.cluster.actor import Arrival, WorkerHost
+from cai_dist.cluster.actor import Arrival, WorkerHost, asked
 from cai_dist.cluster.group import Member, Starter, Starting, WorkerGroup
 from cai_dist.cluster.nodes import Post, Roster
 from cai_dist.cluster.placement import GroupSpec, Placement, Seat, gpu_fraction, place, release, sharing
@@ -168,6 +168,7 @@ class Cluster:
                 num_cpus=spec.cpus,
                 num_gpus=gpus,
                 max_restarts=0,
+                enable_task_events=False,  # a quarter of what a call costs; what workers do, the timeline says
                 scheduling_strategy=PlacementGroupSchedulingStrategy(
                     placement.handle, placement_group_bundle_index=rank
                 ),
@@ -268,7 +269,7 @@ class Cluster:
                     info = RankInfo(spec.role, rank, spec.workers, 0, leader.store, leader.port)
                     refs = [actor.build.remote(spec.spec, info)]
                     if spec.share:  # the next role of the group is built where this one was
-                        refs.append(actor.call.remote("start", "reside", ()))
+                        refs.append(actor.call.remote(*asked("start", "reside", ((),))))
                     node = found[spec.role, rank].node
                     calls += [Call(ref, "start", spec.role, rank, node, roster) for ref in refs]
             gather(calls, timeout)

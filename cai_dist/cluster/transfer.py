@@ -27,10 +27,17 @@ Buckets = tuple[tuple[TensorSpec, ...], ...]
 
 class WeightTransfer:
     """Transfers between one pair of groups. A bucket holds at most `bucket_bytes` (a larger tensor goes alone);
-    `collective` (seconds) bounds the waits of workers for each other."""
+    `collective` (seconds) bounds the waits of workers for each other. `engines_stay`: they never sleep, so that what
+    they hold after one transfer is known before the next, without asking each of them again."""
 
     def __init__(
-        self, policy: WorkerGroup, rollout: WorkerGroup, backend: TransferBackend, bucket_bytes: int, collective: float
+        self,
+        policy: WorkerGroup,
+        rollout: WorkerGroup,
+        backend: TransferBackend,
+        bucket_bytes: int,
+        collective: float,
+        engines_stay: bool = False,
     ) -> None:
         self._policy, self._rollout = policy, rollout
         self._bucket_bytes, self._collective = bucket_bytes, collective
@@ -42,6 +49,9 @@ class WeightTransfer:
         }
         self._send = send[backend]
         self._connected, self._calls = False, 0
+        self._engines_stay = engines_stay
+        self._held: list[str | None] | None = None
+        self._put: tuple[WeightPlan, tuple[Any, Any, Any]] | None = None
         self._mapped: Buckets | None = None
         nodes = policy.nodes | rollout.nodes
         if backend == "shared_memory" and len(nodes) > 1:
@@ -59,13 +69,12 @@ class WeightTransfer:
             until a later transfer has finished, which sends them everything.
         """
         start, self._calls = time.monotonic(), 0
-        held = self._everywhere(self._rollout, "weights_held")
+        held, self._held = self._held or self._everywhere(self._rollout, "weights_held"), None
         plan: WeightPlan = self._wait([self._start(self._policy, 0, "weight_plan", self._bucket_bytes, held)])[0]
-        # Put once, passed by reference: pickling a manifest for each of hundreds of workers takes the driver seconds.
-        manifest, terms = ray.put(plan.manifest), ray.put(plan.terms)
-        begun = self._start_all(self._rollout, "begin_weights", version, manifest, terms)
+        begun = self._start_all(self._rollout, "begin_weights", version, *self._shared(plan)[:2])
         self._send(plan, version, begun)
-        self._everywhere(self._rollout, "finish_weights", version)
+        finished = self._everywhere(self._rollout, "finish_weights", version)
+        self._held = finished if self._engines_stay else None
         size = sum(spec.nbytes for bucket in plan.buckets for spec in bucket)
         return {"seconds": time.monotonic() - start, "bytes": float(size), "calls": float(self._calls)}
 
@@ -85,15 +94,13 @@ class WeightTransfer:
             self._wait(calls)
 
     def _by_broadcast(self, plan: WeightPlan, version: int, begun: list[Call]) -> None:
-        """Every rank sends all its parts, every rollout worker takes all: one call each."""
-        self._wait(begun)
+        """Every rank sends all its parts, every rollout worker takes all, once it has begun: one call each."""
         if not self._connected:
             self._connect()
         self._connected = False  # until this has ended well: after a failure all meet anew
-        shared = ray.put(plan)
+        shared = self._shared(plan)[2]
         sending = self._start_all(self._policy, "broadcast_weights", shared)
-        self._wait(self._start_all(self._rollout, "take_broadcast", shared))
-        self._wait(sending)
+        self._wait([*begun, *self._start_all(self._rollout, "take_broadcast", shared), *sending])
         self._connected = True
 
     def _by_shared_memory(self, plan: WeightPlan, version: int, begun: list[Call]) -> None:
@@ -119,6 +126,13 @@ class WeightTransfer:
         ]
         self._wait([*begun, *lending, *borrowing])
         self._everywhere(self._policy, "end_loan")
+
+    def _shared(self, plan: WeightPlan) -> tuple[Any, Any, Any]:
+        """References of manifest, terms and plan: pickling a manifest for each of hundreds of workers takes the driver
+        seconds. Put once, as long as the plan stays what it is."""
+        if self._put is None or self._put[0] != plan:
+            self._put = plan, (ray.put(plan.manifest), ray.put(plan.terms), ray.put(plan))
+        return self._put[1]
 
     def _connect(self) -> None:
         """Bring all processes into the groups of the broadcast."""

@@ -34,6 +34,9 @@ R = TypeVar("R")
 S = TypeVar("S")
 UNKNOWN = "a node not known yet"
 _BLAME_SECONDS = 5.0
+_TOGETHER = 0.1
+"""Seconds that answers are waited for together, before those that are there are looked at: a hundred ranks that end at
+about the same time wake the driver once."""
 _SLICE = 2.0
 """Seconds between two looks at the nodes during a wait."""
 _LOST_PEER = (
@@ -92,22 +95,22 @@ class Pending(Generic[R]):
 
 
 class PendingParts(Generic[R]):
-    """Calls under way, each of which returns a list: a part of one long list, which is in the order of the calls.
+    """Calls under way, each of which makes a part of one long list, which is in the order of the calls.
 
-    `starts`: the place of each part in the whole.
+    `starts`: the place of each part in the whole. `read`: (number of the call, its answer) -> part.
     """
 
-    def __init__(self, calls: Pending[list[list[R]]], starts: Sequence[int]) -> None:
-        self._calls, self._starts = calls, tuple(starts)
+    def __init__(self, calls: Pending[list[Any]], starts: Sequence[int], read: Callable[[int, Any], list[R]]) -> None:
+        self._calls, self._starts, self._read = calls, tuple(starts), read
 
     def parts(self) -> Iterator[tuple[int, list[R]]]:
         """(place, part) in the order in which the calls finish. Raises as :meth:`Pending.result` does."""
-        for number, part in self._calls.each():
-            yield self._starts[number], part
+        for number, answer in self._calls.each():
+            yield self._starts[number], self._read(number, answer)
 
     def result(self) -> list[R]:
         """The whole list. Raises as :meth:`Pending.result` does."""
-        return [item for part in self._calls.result() for item in part]
+        return [item for number, answer in enumerate(self._calls.result()) for item in self._read(number, answer)]
 
 
 def gather(calls: Sequence[Call], timeout: float) -> list[Any]:
@@ -116,6 +119,8 @@ def gather(calls: Sequence[Call], timeout: float) -> list[Any]:
     results: dict[Any, Any] = {}
     pending = list(calls)
     while pending:
+        left = deadline - time.monotonic()
+        ray.wait([call.ref for call in pending], num_returns=len(pending), timeout=max(0.0, min(_TOGETHER, left)))
         results |= {done.ref: value for done, value in all_done(pending, deadline - time.monotonic())}
         pending = [call for call in pending if call.ref not in results]
     return [results[call.ref] for call in calls]
@@ -128,8 +133,13 @@ def all_done(pending: Sequence[Call], timeout: float) -> list[tuple[Call, Any]]:
         raise _timeout(pending)
     refs = [call.ref for call in pending]
     ready = set(ray.wait(refs, num_returns=len(refs), timeout=0)[0])
+    ended = [call for call in pending if call.ref in ready]
+    try:
+        return list(zip(ended, ray.get([call.ref for call in ended]), strict=True))
+    except RayError:
+        pass  # which of them it is, and what the others say, is asked one by one
     found = []
-    for done in [call for call in pending if call.ref in ready]:
+    for done in ended:
         try:
             found.append((done, ray.get(done.ref)))
         except RayError as error:

@@ -1,6 +1,6 @@
 """What is known of each algorithm before anything runs: what it needs, and what `auto` means under it.
 
-The equations are in `cai_dist.coordinator.algorithms`; this table stands here because placement, checks and the
+The equations are in `cai_dist.experience.algorithms`; this table stands here because placement, checks and the
 configuration page depend on it.
 """
 

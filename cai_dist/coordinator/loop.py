@@ -25,7 +25,7 @@ def train(
     checkpoints: Checkpoints,
     log: Log,
     should_stop: Callable[[], bool],
-    on_rollout: Callable[[int, tuple[Trajectory, ...]], None] | None = None,
+    on_rollout: Callable[[int, Sequence[Trajectory]], None] | None = None,
     snapshot: Callable[[int], None] | None = None,
     on_spans: OnSpans | None = None,
 ) -> PpoState:
@@ -40,7 +40,8 @@ def train(
         checkpoints: where to save, and where to look for something to go on from.
         log: called after each iteration with step = iterations finished.
         should_stop: asked before each iteration.
-        on_rollout: called with (0-based iteration, trajectories) after each rollout phase.
+        on_rollout: called with (0-based iteration, trajectories) after each rollout phase; those that are looked at are
+            brought to the driver, until the iteration ends.
         snapshot: called with the number of finished iterations where `config.snapshot_every` wants the policy kept;
             again for the same number where the run was killed before its next checkpoint.
         on_spans: called with (iterations finished, what every worker and the driver did since the last call) at the
@@ -65,8 +66,8 @@ def train(
         if on_rollout is not None:
             on_rollout(iteration, rollout.trajectories)
         with watch.phase("update"):
-            update = update_phase.run(roles, rollout.trajectories, config, state, seed)
-        state = state.advance(config, rollout.kl_per_response, len(rollout.trajectories), rollout.statistics)
+            update = update_phase.run(roles, rollout, config, state, seed)
+        state = state.advance(config, rollout.kl_per_response, len(rollout.lessons), rollout.statistics)
         with watch.phase("transfer"):
             sync = {f"sync_{name}": number for name, number in schedule.transfer(state.weight_version).items()}
         log(state.iteration, **rollout.metrics, **update, **sync, **watch.finish(state.iteration))

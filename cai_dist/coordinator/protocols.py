@@ -7,11 +7,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
-from cai_dist.types import Generation, Phase, SamplingParams, Span, Trajectory
+from cai_dist.experience.lessons import LessonRequest, Sums
+from cai_dist.experience.moments import Whitening
+from cai_dist.types import Generation, Lesson, Phase, Row, Sample, SamplingParams, Span
 
 R = TypeVar("R", covariant=True)
+Rows = list[Row[Any]]
+"""One a sample, in the order of the samples: what stays with the worker that made it."""
 
 
 class Pending(Protocol[R]):
@@ -25,20 +29,20 @@ class Pending(Protocol[R]):
 class PendingParts(Protocol):
     """Samples under way: taken all together, or part by part as they finish."""
 
-    def parts(self) -> Iterator[tuple[int, list[Generation]]]:
+    def parts(self) -> Iterator[tuple[int, list[Sample]]]:
         """(place of the first one in the call, samples of one request), in the order in which requests finish; raises
         as `result` does."""
         ...
 
-    def result(self) -> list[Generation]:
+    def result(self) -> list[Sample]:
         """All samples, in the order of the prompts; waits (with the group's deadline). Raises WorkerError or
         WorkerTimeout."""
         ...
 
 
 class PpoRoles(Protocol):
-    """The roles of PPO. All calls but `enter`, `sync_weights`, `spans`, `save`, `load`, `export` return at once with
-    something pending.
+    """The roles of PPO. All calls but `enter`, `fetch`, `hold`, `sync_weights`, `spans`, `save`, `load`, `export`
+    return at once with something pending.
 
     `values` and `update_value` are called only for an algorithm with a value model.
     """
@@ -57,34 +61,47 @@ class PpoRoles(Protocol):
         """One sampled response per prompt; the samples depend on prompts, sampling, seed and weights alone."""
         ...
 
-    def policy_logprobs(self, samples: Sequence[Generation], temperature: float) -> Pending[list[list[float]]]:
+    def fetch(self, rows: Sequence[Row[Any]]) -> list[Any]:
+        """What rows stand for, brought to the driver: a cost that grows with the tokens. Raises WorkerDied."""
+        ...
+
+    def hold(self, prompts: Sequence[tuple[int, ...]], samples: Sequence[Generation]) -> list[Sample]:
+        """The other way: samples that the driver has, of these prompts. Raises CaiError where they are not."""
+        ...
+
+    def policy_logprobs(self, samples: Sequence[Sample], temperature: float) -> Pending[Rows]:
         """Per sample, the log-probability (nats) of each response token under the policy."""
         ...
 
-    def reference_logprobs(self, samples: Sequence[Generation], temperature: float) -> Pending[list[list[float]]]:
+    def reference_logprobs(self, samples: Sequence[Sample], temperature: float) -> Pending[Rows]:
         """The same under the reference."""
         ...
 
-    def values(self, samples: Sequence[Generation]) -> Pending[list[list[float]]]:
+    def values(self, samples: Sequence[Sample]) -> Pending[Rows]:
         """Per sample, V of the state before each response token and, last, of the state after them: one number more
         than tokens."""
         ...
 
-    def scores(self, samples: Sequence[Generation]) -> Pending[list[float]]:
+    def scores(self, samples: Sequence[Sample]) -> Pending[list[float]]:
         """Per sample, the raw score (logits) of the preference model on prompt + response."""
         ...
 
+    def lessons(self, request: LessonRequest) -> Pending[tuple[Rows, list[Sums]]]:
+        """What is trained on, of all samples of the iteration; sums of each part that they were divided into."""
+        ...
+
     def update_policy(
-        self, batch: Sequence[Trajectory], denominator: float, kl_coefficient: float
+        self, batch: Sequence[Lesson], denominator: float, kl_coefficient: float, whitening: Whitening | None
     ) -> Pending[dict[str, float]]:
         """One optimiser step of the policy on one mini-batch.
 
-        `denominator` is that of the loss, `kl_coefficient` the weight of its KL term if it has one. The metrics hold
+        `denominator` is that of the loss, `kl_coefficient` the weight of its KL term if it has one, `whitening` what
+        advantages go through (None: they are used as they are). The metrics hold
         `approx_kl`: KL(old || new) before the step, nats per token.
         """
         ...
 
-    def update_value(self, batch: Sequence[Trajectory]) -> Pending[dict[str, float]]:
+    def update_value(self, batch: Sequence[Lesson]) -> Pending[dict[str, float]]:
         """One optimiser step of the value model on one mini-batch."""
         ...
 

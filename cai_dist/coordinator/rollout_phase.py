@@ -3,41 +3,67 @@
 Who waits for whom:
 
     choose prompts -> rollout: generate --+-> reference: logprobs --+-> scores, rewards, advantages -> trajectories
-                                          +-> policy:    logprobs --+   (on the driver, whole batch)
+                                          +-> policy:    logprobs --+   (each prompt's by a policy rank)
                                           +-> value:     values   --+
                                           +-> reward:    scores   --+
 
 The four in the middle run at the same time, and with streaming they begin when the first samples are there. When
 generation happens is the schedule's business (`coordinator.schedules`).
+
+Tokens and their numbers stay with the workers that made them; what passes through the driver are references, a few
+numbers a sample, and sums.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from statistics import fmean
-
-from torch import Tensor
+from typing import Any
 
 from cai_dist.config.ppo import PpoConfig
-from cai_dist.coordinator.mismatch import distances
 from cai_dist.coordinator.prompts import TokenizedPrompt, derive_seed
 from cai_dist.coordinator.protocols import PpoRoles
-from cai_dist.coordinator.rewards import Shaped, shape
 from cai_dist.coordinator.sampling import asked_for, check_samples, sampling_params
 from cai_dist.coordinator.scores import ShapedScores, shape_scores
 from cai_dist.coordinator.scoring import Scored, score, score_stream
 from cai_dist.coordinator.state import PpoState, ScoreStatistics
-from cai_dist.coordinator.weights import Importance, aggregation_weight, importance
-from cai_dist.types import Generation, Trajectory
+from cai_dist.experience.lessons import LessonRequest, Sums, total
+from cai_dist.experience.moments import Whitening, explained_variance, whitened
+from cai_dist.types import Lesson, Sample, Trajectory
+
+
+class Fetched(Sequence[Trajectory]):
+    """The trajectories of some lessons, brought to the driver when they are looked at."""
+
+    def __init__(self, roles: PpoRoles, lessons: Sequence[Lesson], whitening: Whitening | None) -> None:
+        self._roles, self._lessons, self._whitening = roles, lessons, whitening
+
+    def __len__(self) -> int:
+        return len(self._lessons)
+
+    def __getitem__(self, wanted: Any) -> Any:
+        """One of them, or those of a slice. Raises WorkerDied where the worker that keeps them is gone."""
+        if not isinstance(wanted, slice):
+            return self[wanted : wanted + 1 or None][0]
+        return whitened(self._roles.fetch([lesson.row for lesson in self._lessons[wanted]]), self._whitening)
+
+    def __iter__(self) -> Iterator[Trajectory]:
+        return iter(self[:])
 
 
 @dataclass(frozen=True, slots=True)
 class Rollout:
     """One iteration's samples, on their way from the rollout to the update phase."""
 
-    trajectories: tuple[Trajectory, ...]
+    lessons: tuple[Lesson, ...]
+    trajectories: Sequence[Trajectory]
+    """Those of the lessons, as they are learned from; looking at one brings it to the driver."""
+    whitening: Whitening | None
+    """What advantages go through on their way to the loss."""
+    explained_variance: float
+    """Of the returns, by the values of the rollout phase."""
     metrics: dict[str, float]
     statistics: ScoreStatistics
     """Of the scores of the run, these included."""
@@ -73,7 +99,7 @@ def collect(
     if config.streams:
         roles.enter("score")
         samples, scored = score_stream(roles, under_way, ids, config, state.weight_version)
-        return _rollout(asked, samples, scored, config, state, began)
+        return _rollout(roles, asked, samples, scored, config, state, began)
     samples = under_way.result()
     check_samples(samples, ids, state.weight_version)
     return evaluate(roles, asked, samples, config, state, began)
@@ -82,7 +108,7 @@ def collect(
 def evaluate(
     roles: PpoRoles,
     asked: Sequence[TokenizedPrompt],
-    samples: Sequence[Generation],
+    samples: Sequence[Sample],
     config: PpoConfig,
     state: PpoState,
     began: float,
@@ -96,95 +122,78 @@ def evaluate(
     Raises: CaiError (an answer of a role that does not fit the samples), WorkerError, WorkerTimeout.
     """
     roles.enter("score")
-    return _rollout(asked, samples, score(roles, samples, config), config, state, began)
+    return _rollout(roles, asked, samples, score(roles, samples, config), config, state, began)
 
 
 def _rollout(
+    roles: PpoRoles,
     asked: Sequence[TokenizedPrompt],
-    samples: Sequence[Generation],
+    samples: Sequence[Sample],
     scored: Scored,
     config: PpoConfig,
     state: PpoState,
     began: float,
 ) -> Rollout:
-    """Rewards, advantages, weights and metrics of the whole batch."""
+    """Scores of the whole batch; rewards, advantages and weights where the samples are; metrics from their sums."""
     truncated = [sample.finish == "length" for sample in samples]
-    lengths = [len(sample.response_ids) for sample in samples]
+    lengths = [sample.response_tokens for sample in samples]
     scores = shape_scores(scored.scores, lengths, truncated, config, state.scores)
-    shaped = shape(
-        scored.logprobs, scored.reference, scored.values, scores.scores, truncated, config, state.kl.coefficient
+    request = LessonRequest(
+        samples=tuple([sample.row for sample in samples]),
+        logprobs=None if scored.logprobs is None else tuple(scored.logprobs),
+        reference=tuple(scored.reference),
+        values=None if scored.values is None else tuple(scored.values),
+        scores=tuple(scored.scores),
+        shaped=tuple(scores.scores.tolist()),
+        prompts=tuple([(prompt.prompt_id, prompt.kind) for prompt in asked]),
+        coefficient=state.kl.coefficient,
+        version=state.weight_version,
     )
-    ratios = importance(scored.logprobs, [sample.logprobs for sample in samples], config.importance_bound)
-    trajectories = _trajectories(asked, samples, scored, shaped, ratios, config)
-    metrics = _metrics(trajectories, shaped, scores, state)
+    rows, parts = roles.lessons(request).result()
+    sums = total(parts)
+    made = [Lesson(row, s.tokens, s.response_tokens) for row, s in zip(rows, samples, strict=True)]
+    whitening = Whitening.by(sums.advantages) if config.whitens else None
+    metrics = _metrics(asked, samples, scored.scores, scores, sums, state)
     if config.old_logprobs == "trainer":
-        metrics |= distances(trajectories, state.weight_version) | ratios.metrics()
-    return Rollout(trajectories, {**metrics, "rollout_seconds": time.perf_counter() - began}, scores.statistics)
-
-
-def _trajectories(
-    asked: Sequence[TokenizedPrompt],
-    samples: Sequence[Generation],
-    scored: Scored,
-    shaped: Shaped,
-    ratios: Importance,
-    config: PpoConfig,
-) -> tuple[Trajectory, ...]:
-    """Cut the padded rows back to each response's length."""
-
-    def row(tensor: Tensor | None, number: int) -> tuple[float, ...]:
-        return () if tensor is None else tuple(tensor[number, : len(samples[number].response_ids)].tolist())
-
-    def weights(of_sample: Sequence[float]) -> tuple[float, ...]:
-        factor = aggregation_weight(len(of_sample), config)
-        return tuple([factor * weight for weight in of_sample])
-
-    return tuple(
-        Trajectory(
-            prompt_ids=sample.prompt_ids,
-            response_ids=sample.response_ids,
-            old_logprobs=tuple(scored.logprobs[number]),
-            ref_logprobs=tuple(scored.reference[number]),
-            values=() if scored.values is None else tuple(scored.values[number][:-1]),
-            rewards=row(shaped.rewards, number),
-            advantages=row(shaped.advantages, number),
-            returns=row(shaped.returns, number),
-            score=scored.scores[number],
-            finish=sample.finish,
-            weight_version=sample.weight_version,
-            sampler_logprobs=sample.logprobs,
-            weights=weights(of_sample),
-            prompt_id=prompt.prompt_id,
-            prompt_kind=prompt.kind,
-            versions=sample.versions,
-        )
-        for number, (prompt, sample, of_sample) in enumerate(zip(asked, samples, ratios.weights, strict=True))
+        metrics |= sums.distances.metrics() | sums.ratios.metrics()
+        if sums.distances.stale.tokens:
+            metrics["staleness_max"] = float(state.weight_version - min(s.oldest_version for s in samples))
+    return Rollout(
+        tuple(made),
+        Fetched(roles, made, whitening),
+        whitening,
+        explained_variance(sums.returns, sums.residuals),
+        {**metrics, "rollout_seconds": time.perf_counter() - began},
+        scores.statistics,
     )
 
 
 def _metrics(
-    trajectories: Sequence[Trajectory], shaped: Shaped, scores: ShapedScores, state: PpoState
+    asked: Sequence[TokenizedPrompt],
+    samples: Sequence[Sample],
+    raw: Sequence[float],
+    scores: ShapedScores,
+    sums: Sums,
+    state: PpoState,
 ) -> dict[str, float]:
     """What to watch of the samples: scores, distance from the reference, entropy, lengths."""
-    tokens = sum(len(item.response_ids) for item in trajectories)
-    kl = float(shaped.kl.sum())
     metrics = {
-        "score": fmean(item.score for item in trajectories),
+        "score": fmean(raw),
         "score_shaped": float(scores.scores.mean()),
         "score_length_slope": scores.slope,
-        "reward": fmean(sum(item.rewards) for item in trajectories),
-        "kl_per_response": kl / len(trajectories),
-        "kl_per_token": kl / tokens,
+        "reward": sums.rewards / len(samples),
+        "kl_per_response": sums.kl / len(samples),
+        "kl_per_token": sums.kl / sums.tokens,
         "kl_coefficient": state.kl.coefficient,
         # E[-log p] over samples of p is its entropy.
-        "entropy": -sum(sum(item.old_logprobs) for item in trajectories) / tokens,
-        "response_length": tokens / len(trajectories),
-        "response_tokens": float(tokens),
-        "truncated": fmean(float(item.finish == "length") for item in trajectories),
+        "entropy": -sums.logprobs / sums.tokens,
+        "response_length": sums.tokens / len(samples),
+        "response_tokens": float(sums.tokens),
+        "truncated": fmean(float(sample.finish == "length") for sample in samples),
         "weight_version": float(state.weight_version),
     }
     for kind in ("red_team", "helpful"):
-        raw = [item.score for item in trajectories if item.prompt_kind == kind]
-        if raw:
-            metrics[f"score_{kind}"] = fmean(raw)
+        of_kind = [score for prompt, score in zip(asked, raw, strict=True) if prompt.kind == kind]
+        if of_kind:
+            metrics[f"score_{kind}"] = fmean(of_kind)
     return metrics

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from cai_dist.config.ppo import PpoConfig
 from cai_dist.coordinator.prompts import TokenizedPrompt, choose
 from cai_dist.errors import CaiError, StaleEngineError
-from cai_dist.types import Generation, SamplingParams
+from cai_dist.types import Sample, SamplingParams
 
 
 def asked_for(prompts: Sequence[TokenizedPrompt], config: PpoConfig, seed: int, batch: int) -> list[TokenizedPrompt]:
@@ -28,13 +28,14 @@ def sampling_params(config: PpoConfig, stop_ids: tuple[int, ...], limit: int | N
 
 
 def check_samples(
-    samples: Sequence[Generation],
+    samples: Sequence[Sample],
     prompts: Sequence[tuple[int, ...]],
     policy: int,
     staleness: int = 0,
     first: int = 0,
 ) -> None:
-    """That they are what was asked for, and recent enough.
+    """That they are as many as were asked for, and recent enough. That their tokens are in order has been checked where
+    they are (`experience.samples.kept_samples`).
 
     Args:
         prompts: token ids of the prompt of each sample.
@@ -42,16 +43,12 @@ def check_samples(
         staleness: how many versions behind it the weights of a token may be.
         first: number of the first sample, for messages.
 
-    Raises: CaiError (of other prompts, or without a token), StaleEngineError (of other weights).
+    Raises: CaiError (of other prompts), StaleEngineError (of other weights).
     """
-    if [sample.prompt_ids for sample in samples] != list(prompts):
+    if [sample.prompt_tokens for sample in samples] != [len(prompt) for prompt in prompts]:
         raise CaiError("rollout: the samples do not belong to the prompts that were sent, or not in their order")
     for number, sample in enumerate(samples, first):
-        if not sample.response_ids:
-            raise CaiError(f"rollout: sample {number} has no token; a response holds at least its stop token")
-        if len(sample.token_versions) != len(sample.response_ids):
-            raise CaiError(f"rollout: sample {number} does not say of which weights each of its tokens is")
-        for version in {*sample.token_versions, sample.weight_version}:
+        for version in (sample.oldest_version, sample.weight_version):
             if not policy - staleness <= version <= policy:
                 behind = f", and may be {staleness} ahead" if staleness else ""
                 raise StaleEngineError(

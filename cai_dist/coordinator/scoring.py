@@ -7,22 +7,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cai_dist.config.ppo import PpoConfig
-from cai_dist.coordinator.protocols import Pending, PendingParts, PpoRoles
+from cai_dist.coordinator.protocols import Pending, PendingParts, PpoRoles, Rows
 from cai_dist.coordinator.sampling import check_samples
 from cai_dist.errors import CaiError
-from cai_dist.types import Generation
-
-Rows = list[list[float]]
+from cai_dist.types import Sample
 
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """Answers of the scoring roles, in the order of the samples; lists run over response tokens."""
+    """Answers of the scoring roles, in the order of the samples; all but the scores stay with those who gave them."""
 
-    logprobs: Sequence[Sequence[float]]
-    reference: Sequence[Sequence[float]]
-    values: Sequence[Sequence[float]] | None
-    """One more than tokens: the last is that of the state after them. None without a value model."""
+    logprobs: Rows | None
+    """Of the policy; None: those of the sampler are used."""
+    reference: Rows
+    values: Rows | None
+    """None without a value model."""
     scores: Sequence[float]
 
 
@@ -30,7 +29,6 @@ class Scored:
 class Question:
     """The four roles at work on some samples."""
 
-    samples: Sequence[Generation]
     policy: Pending[Rows] | None
     reference: Pending[Rows]
     values: Pending[Rows] | None
@@ -39,14 +37,14 @@ class Question:
     def answer(self) -> Scored:
         """Wait for each."""
         return Scored(
-            logprobs=[sample.logprobs for sample in self.samples] if self.policy is None else self.policy.result(),
+            logprobs=None if self.policy is None else self.policy.result(),
             reference=self.reference.result(),
             values=None if self.values is None else self.values.result(),
             scores=self.scores.result(),
         )
 
 
-def ask(roles: PpoRoles, samples: Sequence[Generation], config: PpoConfig) -> Question:
+def ask(roles: PpoRoles, samples: Sequence[Sample], config: PpoConfig) -> Question:
     """Set all to work. The policy is left out where the sampler's log-probabilities are used, the value model where the
     algorithm has none."""
     temperature = config.sampling.temperature
@@ -54,10 +52,10 @@ def ask(roles: PpoRoles, samples: Sequence[Generation], config: PpoConfig) -> Qu
     reference = roles.reference_logprobs(samples, temperature)
     policy = roles.policy_logprobs(samples, temperature) if recompute else None
     values = roles.values(samples) if config.defaults.needs_value else None
-    return Question(samples, policy, reference, values, roles.scores(samples))
+    return Question(policy, reference, values, roles.scores(samples))
 
 
-def score(roles: PpoRoles, samples: Sequence[Generation], config: PpoConfig) -> Scored:
+def score(roles: PpoRoles, samples: Sequence[Sample], config: PpoConfig) -> Scored:
     """Ask about samples that are all there, in the chunks that `score_stream` asks about: the same numbers to the bit.
 
     Raises CaiError for an answer that does not fit, WorkerError, WorkerTimeout.
@@ -71,7 +69,7 @@ def score(roles: PpoRoles, samples: Sequence[Generation], config: PpoConfig) -> 
 
 def score_stream(
     roles: PpoRoles, under_way: PendingParts, prompts: Sequence[tuple[int, ...]], config: PpoConfig, policy: int
-) -> tuple[list[Generation], Scored]:
+) -> tuple[list[Sample], Scored]:
     """Ask about each chunk of `chunk_size` samples as soon as its last one is there.
 
     Which samples make a chunk follows from the settings alone, not from the order in which they finish: so the numbers
@@ -86,7 +84,7 @@ def score_stream(
     size = chunk_size(config)
     starts = range(0, len(prompts), size)
     missing = {start: min(size, len(prompts) - start) for start in starts}
-    found: dict[int, Generation] = {}
+    found: dict[int, Sample] = {}
     questions: dict[int, Question] = {}
     for first, part in under_way.parts():
         check_samples(part, prompts[first : first + len(part)], policy, first=first)
@@ -111,27 +109,23 @@ def chunk_size(config: PpoConfig) -> int:
 
 
 def _joined(parts: Sequence[Scored]) -> Scored:
-    values = [row for part in parts for row in part.values or ()]
+    def rows(of_parts: Sequence[Rows | None]) -> Rows | None:
+        found = [row for part in of_parts for row in part or ()]
+        return found if of_parts[0] is not None else None
+
     return Scored(
-        logprobs=[row for part in parts for row in part.logprobs],
+        logprobs=rows([part.logprobs for part in parts]),
         reference=[row for part in parts for row in part.reference],
-        values=None if parts[0].values is None else values,
+        values=rows([part.values for part in parts]),
         scores=[score for part in parts for score in part.scores],
     )
 
 
-def _check(scored: Scored, samples: Sequence[Generation]) -> None:
-    """A number for every token and a score for every sample, all finite: one NaN would poison the whole batch."""
-    sampler = [sample.logprobs for sample in samples]
-    answers = [("rollout", sampler, 0), ("policy", scored.logprobs, 0), ("reference", scored.reference, 0)]
-    if scored.values is not None:
-        answers.append(("value", scored.values, 1))
-    for role, rows, more in answers:
-        if [len(row) for row in rows] != [len(sample.response_ids) + more for sample in samples]:
+def _check(scored: Scored, samples: Sequence[Sample]) -> None:
+    """An answer for every sample, and a score that is finite. Numbers of tokens have been checked where they are."""
+    for role, rows in (("policy", scored.logprobs), ("reference", scored.reference), ("value", scored.values)):
+        if rows is not None and len(rows) != len(samples):
             raise CaiError(f"{role}: its numbers do not match the response tokens of the samples")
-        for number, row in enumerate(rows):
-            if not all(map(math.isfinite, row)):
-                raise CaiError(f"{role}: a number of sample {number} is not finite")
     if len(scored.scores) != len(samples):
         raise CaiError(f"reward: {len(scored.scores)} scores for {len(samples)} samples")
     for number, score in enumerate(scored.scores):

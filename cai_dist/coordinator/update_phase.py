@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -11,26 +10,24 @@ from statistics import fmean
 from cai_dist.config.ppo import PpoConfig
 from cai_dist.coordinator.prompts import derive_seed
 from cai_dist.coordinator.protocols import Pending, PpoRoles
+from cai_dist.coordinator.rollout_phase import Rollout
 from cai_dist.coordinator.state import PpoState
-from cai_dist.coordinator.weights import denominator
 from cai_dist.data.schedule import epoch_order
-from cai_dist.types import Trajectory
+from cai_dist.experience.weights import denominator
+from cai_dist.types import Lesson
 
 Steps = dict[str, Pending[dict[str, float]]]
 """By role: one optimiser step under way."""
 
 
-def run(
-    roles: PpoRoles, trajectories: Sequence[Trajectory], config: PpoConfig, state: PpoState, seed: int
-) -> dict[str, float]:
+def run(roles: PpoRoles, rollout: Rollout, config: PpoConfig, state: PpoState, seed: int) -> dict[str, float]:
     """Train on one iteration's samples.
 
     Both roles step on the same mini-batch at the same time; neither reads what the other learns. During the first
     `value_warmup` iterations only the value model steps.
 
-    A step is sent out before the one before it is waited for, so that no worker waits for the driver to cut and pickle
-    a mini-batch; each worker takes them in order. Not with `target_kl`, where the report of a step says whether there
-    is another.
+    A step is sent out before the one before it is waited for, so that no worker waits for the driver; each worker takes
+    them in order. Not with `target_kl`, where the report of a step says whether there is another.
 
     With `target_kl` the first step that finds the policy further than that from the one that sampled is the policy's
     last of the iteration (it is known only once it is taken). The value model goes on: its target is the same however
@@ -54,12 +51,14 @@ def run(
             for name, number in step.result().items():
                 reports[f"{role}_{name}"].append(number)
 
-    for batch in mini_batches(trajectories, config, derive_seed(seed, "update", state.iteration)):
+    for batch in mini_batches(rollout.lessons, config, derive_seed(seed, "update", state.iteration)):
         steps: Steps = {}
         if trains_value:
             steps["value"] = roles.update_value(batch)
         if trains_policy:
-            steps["policy"] = roles.update_policy(batch, denominator(batch, config), state.kl.coefficient)
+            steps["policy"] = roles.update_policy(
+                batch, denominator(batch, config), state.kl.coefficient, rollout.whitening
+            )
             metrics["policy_steps"] += 1
         if config.target_kl is None:
             settle(before)
@@ -73,36 +72,14 @@ def run(
             break
     settle(before)
     if trains_value:
-        metrics["explained_variance"] = explained_variance(trajectories)
+        metrics["explained_variance"] = rollout.explained_variance
     metrics |= {name: fmean(numbers) for name, numbers in reports.items()}
     return {**metrics, "update_seconds": time.perf_counter() - began}
 
 
-def mini_batches(trajectories: Sequence[Trajectory], config: PpoConfig, seed: int) -> Iterator[list[Trajectory]]:
+def mini_batches(lessons: Sequence[Lesson], config: PpoConfig, seed: int) -> Iterator[list[Lesson]]:
     """Every sample once an epoch, in an order of (seed, epoch)."""
     for epoch in range(config.epochs):
-        order = epoch_order(len(trajectories), seed, epoch)
+        order = epoch_order(len(lessons), seed, epoch)
         for start in range(0, len(order), config.mini_batch):
-            yield [trajectories[i] for i in order[start : start + config.mini_batch]]
-
-
-def explained_variance(trajectories: Sequence[Trajectory]) -> float:
-    """1 - Var(return - value) / Var(return) over all tokens: 1 perfect, 0 no better than a constant.
-
-    0 where all returns are equal.
-    """
-    returns = [number for item in trajectories for number in item.returns]
-    values = [number for item in trajectories for number in item.values]
-    spread = _spread(returns)
-    if spread == 0:
-        return 0.0
-    return 1.0 - _spread([target - value for target, value in zip(returns, values, strict=True)]) / spread
-
-
-def _spread(numbers: Sequence[float]) -> float:
-    """Sum of squared distances from the mean. Exactly 0 where all are equal; a hundred times as fast as the fractions
-    of `statistics.pvariance`, over every token of an iteration."""
-    first = numbers[0]
-    moved = [number - first for number in numbers]
-    mean = math.fsum(moved) / len(moved)
-    return math.fsum([(number - mean) ** 2 for number in moved])
+            yield [lessons[i] for i in order[start : start + config.mini_batch]]

@@ -16,7 +16,7 @@ from typing import TypeVar
 
 from cai_dist.config.training import Layout, ShardingConfig
 from cai_dist.errors import DataError
-from cai_dist.types import ScoredPair, TokenSequence
+from cai_dist.types import Lesson, Sample, ScoredPair, TokenSequence
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -128,6 +128,8 @@ def token_count(item: object, padded: bool = False) -> int:
     if isinstance(item, ScoredPair):
         a, b = len(item.ids_a), len(item.ids_b)
         return 2 * max(a, b) if padded else a + b
+    if isinstance(item, Sample | Lesson):
+        return item.tokens
     return len(item.prompt_ids) + len(item.response_ids)  # type: ignore[attr-defined]
 
 

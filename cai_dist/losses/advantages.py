@@ -1,5 +1,5 @@
-"""Generalised advantage estimation (Schulman et al. 2015, 1506.02438, equation 16), returns, baselines of a group of
-samples of one prompt, and whitening."""
+"""Generalised advantage estimation (Schulman et al. 2015, 1506.02438, equation 16), returns, and baselines of a group
+of samples of one prompt."""
 
 from __future__ import annotations
 
@@ -93,27 +93,3 @@ def _groups(scores: Tensor, size: int) -> Tensor:
     if scores.dim() != 1 or size < 2 or len(scores) % size:
         raise ValueError(f"scores {list(scores.shape)} must be [B], B a multiple of the group size {size} > 1")
     return scores.view(-1, size)
-
-
-def whiten(x: Tensor, mask: Tensor, epsilon: float = 1e-8) -> Tensor:
-    """(x - mean) / sqrt(variance + epsilon) over all valid entries; the mean is not added back.
-
-    Call it once, on the whole batch: statistics of a rank or a mini-batch would weigh samples by their company.
-
-    Args:
-        x: any shape.
-        mask: bool, same shape; what stands outside it is never read.
-        epsilon: keeps a constant input (a single valid entry too) at 0 instead of NaN.
-
-    Returns: same shape, 0 outside the mask; mean 0 and population variance 1 inside.
-
-    Raises: ValueError if the shapes differ.
-    """
-    same_shape(x=x, mask=mask)
-    valid = x[mask].double()  # in float32 the rounding of the mean alone could pass for variance
-    whitened = torch.zeros_like(x)
-    if valid.numel():
-        valid = valid - valid[0]  # equal entries become 0 exactly, not the rounding of their mean
-        centred = valid - valid.mean()
-        whitened[mask] = (centred / torch.sqrt((centred**2).mean() + epsilon)).to(x.dtype)
-    return whitened

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from cai_dist.config.ppo import PpoConfig
 from cai_dist.config.training import Dtype, Layout
 from cai_dist.data.batches import response_rows, sample_batch, trajectory_batch
 from cai_dist.engines.distributed import listening_store
@@ -16,19 +17,26 @@ from cai_dist.engines.weight_broadcast import Meeting, WeightSender
 from cai_dist.engines.weight_segments import SegmentSender, SegmentTicket
 from cai_dist.engines.weight_segments_cuda import collect
 from cai_dist.errors import WeightTransferError
+from cai_dist.experience.lessons import LessonRequest, make_lessons
+from cai_dist.experience.moments import Whitening, whitened
+from cai_dist.experience.samples import kept_rows
 from cai_dist.losses.policy import PolicyObjective, policy_loss, token_means
 from cai_dist.models.causal import CausalModel
 from cai_dist.models.load import load_causal
-from cai_dist.types import Generation, RankInfo, StepShard, TensorSpec, Trajectory, WeightPart, WeightPlan
+from cai_dist.types import Generation, Kept, RankInfo, StepShard, TensorSpec, Trajectory, WeightPart, WeightPlan
 from cai_dist.workers.base import TrainedWorker
 from cai_dist.workers.forward import batch_logprobs, batch_logprobs_and_entropy
 
 
 class PolicyWorker(TrainedWorker):
-    """One rank of the policy. `temperature` is the sampler's, `objective` what its loss is made of."""
+    """One rank of the policy. `temperature` is the sampler's, `objective` what its loss is made of; `ppo` is for
+    `lessons`."""
 
-    def __init__(self, info: RankInfo, *, objective: PolicyObjective, temperature: float, **kwargs: Any) -> None:
+    def __init__(
+        self, info: RankInfo, *, objective: PolicyObjective, temperature: float, ppo: PpoConfig, **kwargs: Any
+    ) -> None:
         super().__init__(info, **kwargs)
+        self._ppo = ppo
         self._objective, self._temperature = objective, temperature
         self._meeting_store: Any = None
         self._sender: WeightSender | None = None
@@ -38,24 +46,34 @@ class PolicyWorker(TrainedWorker):
         """The causal LM in `source`."""
         return load_causal(source, dtype, layout)
 
-    def train_step(self, shard: StepShard[Trajectory], kl_coefficient: float) -> dict[str, float]:
-        """One optimiser step; `shard.denominator` is that of the loss, over all ranks.
+    def train_step(
+        self, shard: StepShard[Trajectory], kl_coefficient: float, whitening: Whitening | None
+    ) -> dict[str, float]:
+        """One optimiser step; `shard.denominator` is that of the loss, over all ranks; `whitening` that of the
+        advantages of all samples of the iteration.
 
         Returns: `loss`, means over the step's response tokens (`losses.policy.token_means`), and what the engine adds.
         """
         loss = partial(self._loss, kl_coefficient=kl_coefficient)
-        return token_means(self.engine.step(shard.micro_batches, loss, shard.denominator))
+        parts = tuple(tuple(whitened(part, whitening)) for part in shard.micro_batches)
+        return token_means(self.engine.step(parts, loss, shard.denominator))
 
-    def logprobs(self, shard: StepShard[Generation], temperature: float) -> list[list[float]]:
-        """Log-probabilities (nats) of the response tokens of each sample of this rank, in order."""
+    def lessons(self, request: LessonRequest) -> Kept[Trajectory]:
+        """What is trained on, of some samples. Not collective."""
+        return make_lessons(request, self._ppo)
+
+    def logprobs(self, shard: StepShard[Generation], temperature: float) -> Kept[Sequence[float]]:
+        """Log-probabilities (nats) of the response tokens of each sample of this rank, in order; kept."""
 
         def rows(model: Model, items: Sequence[Generation]) -> list[list[float]]:
             batch = sample_batch(items).to(self.engine.device)
             return response_rows(batch, batch_logprobs(model, batch, temperature))
 
-        return [row for part in self.engine.infer(shard.micro_batches, rows) for row in part]
+        samples = [sample for part in shard.micro_batches for sample in part]
+        found = [row for part in self.engine.infer(shard.micro_batches, rows) for row in part]
+        return kept_rows(self.info.role, samples, found)
 
-    def reference_logprobs(self, shard: StepShard[Generation], temperature: float) -> list[list[float]]:
+    def reference_logprobs(self, shard: StepShard[Generation], temperature: float) -> Kept[Sequence[float]]:
         """The same under the model that the training started from: this one with its LoRA adapter off."""
         with self.engine.adapters_off():
             return self.logprobs(shard, temperature)

@@ -9,8 +9,9 @@ from cai_dist.config.training import Dtype, Layout, ShardingConfig
 from cai_dist.data.batches import response_rows, sample_batch
 from cai_dist.engines.scoring import build_scoring_engine
 from cai_dist.engines.train import Model
+from cai_dist.experience.samples import kept_rows
 from cai_dist.models.load import load_causal
-from cai_dist.types import Generation, Part, RankInfo, StepShard
+from cai_dist.types import Generation, Kept, Part, RankInfo, StepShard
 from cai_dist.workers.base import Worker
 from cai_dist.workers.forward import batch_logprobs
 
@@ -33,14 +34,16 @@ class ReferenceWorker(Worker):
         timeout = (timeouts or TimeoutsConfig()).collective
         self._engine = build_scoring_engine(load_causal(model, dtype, layout), info, sharding, dtype, timeout)
 
-    def logprobs(self, shard: StepShard[Generation], temperature: float) -> list[list[float]]:
-        """Log-probabilities (nats) of the response tokens of each sample of this rank, in order."""
+    def logprobs(self, shard: StepShard[Generation], temperature: float) -> Kept[Sequence[float]]:
+        """Log-probabilities (nats) of the response tokens of each sample of this rank, in order; kept."""
 
         def rows(model: Model, items: Sequence[Generation]) -> list[list[float]]:
             batch = sample_batch(items).to(self._engine.device)
             return response_rows(batch, batch_logprobs(model, batch, temperature))
 
-        return [row for part in self._engine.infer(shard.micro_batches, rows) for row in part]
+        samples = [sample for part in shard.micro_batches for sample in part]
+        found = [row for part in self._engine.infer(shard.micro_batches, rows) for row in part]
+        return kept_rows(self.info.role, samples, found)
 
     def reside(self, parts: Collection[Part]) -> dict[Part, float]:
         """As in `Worker`."""

@@ -12,9 +12,11 @@ from cai_dist.engines.rollout import KeepsWeights
 from cai_dist.engines.weight_broadcast import Meeting, WeightTaker
 from cai_dist.engines.weight_segments import SegmentTaker, SegmentTicket
 from cai_dist.errors import WeightTransferError
+from cai_dist.experience.samples import kept_samples
 from cai_dist.types import (
     GenerateRequest,
     Generation,
+    Kept,
     LabelRequest,
     Part,
     RankInfo,
@@ -52,6 +54,10 @@ class RolloutWorker(Worker):
         self._use(request.model)
         return self._engine.generate(request)
 
+    def sample(self, request: GenerateRequest) -> Kept[Generation]:
+        """The same, kept here; facts are those of `kept_samples`."""
+        return kept_samples(request.prompts, self.generate(request), request.first)
+
     def score_labels(self, request: LabelRequest) -> list[tuple[float, ...]]:
         """Per prompt, the log-probability of each label. Raises StaleEngineError, DataError."""
         self._use(request.model)
@@ -81,11 +87,19 @@ class RolloutWorker(Worker):
         self._taker = WeightTaker(meeting, self.info.rank)
 
     def take_broadcast(self, plan: WeightPlan) -> None:
-        """All buckets, as they are broadcast. Raises WeightTransferError."""
+        """All buckets, as they are broadcast. Raises WeightTransferError; an engine that refuses a bucket takes the
+        rest all the same and drops them, for the other processes wait for this one."""
         if self._taker is None:
             raise WeightTransferError("a broadcast of weights before the processes have met")
+        refused: Exception | None = None
         for parts in self._taker.buckets(plan):
-            self._engine.accept_weights(parts)
+            try:
+                if refused is None:
+                    self._engine.accept_weights(parts)
+            except Exception as error:
+                refused = error
+        if refused is not None:
+            raise refused
 
     def map_segments(self, plan: WeightPlan, *tickets: SegmentTicket) -> None:
         """Map the segments of all ranks that send; what was before is dropped. Raises WeightTransferError."""
@@ -105,9 +119,10 @@ class RolloutWorker(Worker):
         for parts in SegmentTaker(plan, [ticket]).buckets(plan, version):
             self._engine.accept_weights(parts)
 
-    def finish_weights(self, version: int) -> None:
-        """Close the transfer. Raises WeightTransferError if something is missing."""
+    def finish_weights(self, version: int) -> str | None:
+        """Close the transfer; returns `weights_held`. Raises WeightTransferError if something is missing."""
         self._engine.finish_weights(version)
+        return self.weights_held()
 
     def reside(self, parts: Collection[Part]) -> dict[Part, float]:
         """Awake with `weights` among the parts, else asleep: it then holds no weights, and needs them transferred once

@@ -10,10 +10,11 @@ from torch import Tensor
 from cai_dist.config.training import Dtype, Layout
 from cai_dist.data.batches import response_rows, sample_batch, trajectory_batch
 from cai_dist.engines.train import Model
+from cai_dist.experience.samples import kept_rows
 from cai_dist.losses.value import value_loss
 from cai_dist.models.load import load_scalar
 from cai_dist.models.scalar import ScalarHeadModel
-from cai_dist.types import Generation, RankInfo, StepShard, Trajectory
+from cai_dist.types import Generation, Kept, RankInfo, StepShard, Trajectory
 from cai_dist.workers.base import TrainedWorker
 from cai_dist.workers.forward import batch_values, values_and_last
 
@@ -33,10 +34,12 @@ class ValueWorker(TrainedWorker):
         """One optimiser step; `shard.denominator` is the global number of response tokens."""
         return self.engine.step(shard.micro_batches, self._loss, shard.denominator)
 
-    def values(self, shard: StepShard[Generation]) -> list[list[float]]:
+    def values(self, shard: StepShard[Generation]) -> Kept[Sequence[float]]:
         """V of the state before each response token of each sample of this rank, in order, and, last, of the state
-        after them: one number more than tokens."""
-        return [row for part in self.engine.infer(shard.micro_batches, self._values) for row in part]
+        after them: one number more than tokens; kept."""
+        samples = [sample for part in shard.micro_batches for sample in part]
+        found = [row for part in self.engine.infer(shard.micro_batches, self._values) for row in part]
+        return kept_rows(self.info.role, samples, found, more=1)
 
     def _loss(self, model: Model, items: Sequence[Trajectory], denominator: float) -> tuple[Tensor, dict[str, Tensor]]:
         batch = trajectory_batch(items).to(self.engine.device)

@@ -12,7 +12,7 @@ from typing import Any
 
 from cai_dist.errors import DataError
 from cai_dist.models.tensors import to_numpy
-from cai_dist.types import RankInfo
+from cai_dist.types import Kept, RankInfo
 
 
 class Bench:
@@ -32,8 +32,9 @@ class Bench:
         return getattr(self.inner, method)(*args)
 
     def mine(self, method: str, per_rank: list[Any], *args: Any) -> Any:
-        """The method with this rank's part as its first argument."""
-        return getattr(self.inner, method)(per_rank[self.info.rank], *args)
+        """The method with this rank's part as its first argument; rows that would be kept come back."""
+        result = getattr(self.inner, method)(per_rank[self.info.rank], *args)
+        return result.rows if isinstance(result, Kept) else result
 
     def my_steps(self, shards_per_rank: list[list[Any]]) -> list[dict[str, float]]:
         """`train_step` on each shard of this rank."""

@@ -23,6 +23,7 @@ from cai_dist.models.load import load_hf_causal, load_scalar
 from cai_dist.tracking.checkpoints import CheckpointStore
 from cai_dist.types import GenerateRequest, Generation, RankInfo, SamplingParams, Trajectory
 from cai_dist.workers.rollout import RolloutWorker
+from tests.integration.by_value import ByValue
 from tests.integration.conftest import TIMEOUTS
 from tests.tiny import END, VOCAB, plain_logprobs, save_llama
 
@@ -67,21 +68,23 @@ def config(request: pytest.FixtureRequest, tmp_path: Path) -> PpoConfig:
 
 
 @pytest.fixture
-def roles(cluster: Cluster, models: PpoModels, config: PpoConfig) -> Iterator[PpoGroups]:
+def roles(cluster: Cluster, models: PpoModels, config: PpoConfig) -> Iterator[ByValue]:
     made = PpoGroups(
         cluster, config, models, dtype="fp32", end_id=END, policy_steps=4, value_steps=4, seed=0, timeouts=TIMEOUTS
     )
     with made as running:
-        yield running
+        yield ByValue(running)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_ppo_on_adapters(roles: PpoGroups, config: PpoConfig, models: PpoModels, tmp_path: Path) -> None:
+def test_ppo_on_adapters(roles: ByValue, config: PpoConfig, models: PpoModels, tmp_path: Path) -> None:
     rng = random.Random(0)
     ids = [tuple(rng.randrange(3, VOCAB) for _ in range(rng.randint(1, 9))) for _ in range(12)]
     prompts = [TokenizedPrompt(f"p{i}", "helpful" if i % 2 else "red_team", one) for i, one in enumerate(ids)]
-    samples = [Generation(one, tuple(rng.randrange(3, VOCAB) for _ in range(5)), (), "length", 0) for one in ids[:5]]
+    samples = [
+        Generation(one, tuple(rng.randrange(3, VOCAB) for _ in range(5)), (-1.0,) * 5, "length", 0) for one in ids[:5]
+    ]
     assert set(roles._groups) == {"policy", "value", "reward", "rollout"}
     reference = roles.reference_logprobs(samples, TEMPERATURE).result()
     assert roles.policy_logprobs(samples, TEMPERATURE).result() == reference, "B = 0: the policy starts as the base"
@@ -95,7 +98,7 @@ def test_ppo_on_adapters(roles: PpoGroups, config: PpoConfig, models: PpoModels,
     logged: list[dict[str, float]] = []
     seen: list[Trajectory] = []
     loop.train(
-        roles, prompts, config, seed=3, stop_ids=(END,), checkpoints=CheckpointStore(tmp_path / "checkpoints"),
+        roles.roles, prompts, config, seed=3, stop_ids=(END,), checkpoints=CheckpointStore(tmp_path / "checkpoints"),
         log=lambda step, **numbers: logged.append(numbers), should_stop=lambda: False,
         on_rollout=lambda iteration, batch: seen.extend(batch),
     )  # fmt: skip

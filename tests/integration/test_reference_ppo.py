@@ -26,7 +26,7 @@ from cai_dist.coordinator import loop
 from cai_dist.coordinator.prompts import TokenizedPrompt
 from cai_dist.models.load import load_scalar
 from cai_dist.tracking.checkpoints import CheckpointStore
-from cai_dist.types import Trajectory
+from cai_dist.types import Lesson, Trajectory
 from tests.integration.conftest import TIMEOUTS
 from tests.integration.plain_ppo import PlainPpo, Settings
 from tests.tiny import END, VOCAB, save_llama
@@ -68,16 +68,17 @@ class Recorded:
     value: dict[str, Tensor] = field(default_factory=dict)
     coefficient: float = 0.0
 
-    def on_rollout(self, iteration: int, trajectories: tuple[Trajectory, ...]) -> None:
-        self.samples.append(trajectories)
+    def on_rollout(self, iteration: int, trajectories: Sequence[Trajectory]) -> None:
+        self.samples.append(tuple(trajectories))
         self.mini_batches.append([])
 
-    def watched(self, update: Callable[..., Any]) -> Callable[..., Any]:
+    def watched(self, update: Callable[..., Any], fetch: Callable[..., Any]) -> Callable[..., Any]:
         """An update call that also writes down which samples it got."""
 
-        def call(batch: list[Trajectory], *args: Any, **kwargs: Any) -> Any:
-            places = {id(item): n for n, item in enumerate(self.samples[-1])}
-            self.mini_batches[-1].append([places[id(item)] for item in batch])
+        def call(batch: list[Lesson], *args: Any, **kwargs: Any) -> Any:
+            places = {(item.prompt_id, item.response_ids): n for n, item in enumerate(self.samples[-1])}
+            items = fetch([lesson.row for lesson in batch])
+            self.mini_batches[-1].append([places[item.prompt_id, item.response_ids] for item in items])
             return update(batch, *args, **kwargs)
 
         return call
@@ -121,7 +122,7 @@ def distributed(cluster: Any, models: PpoModels, folder: Path, name: str) -> Rec
         cluster, config, models, dtype="fp32", end_id=END, policy_steps=12, value_steps=12, seed=0, timeouts=TIMEOUTS
     )  # fmt: skip
     with run as roles:
-        roles.update_value = made.watched(roles.update_value)  # type: ignore[method-assign]
+        roles.update_value = made.watched(roles.update_value, roles.fetch)  # type: ignore[method-assign]
         state = loop.train(
             roles, prompts, config, seed=3, stop_ids=STOPS, checkpoints=CheckpointStore(folder / "checkpoints"),
             log=lambda step, **numbers: made.logged.append(numbers), should_stop=lambda: False,

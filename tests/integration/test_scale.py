@@ -30,11 +30,10 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
 
 
 def test_calls_by_hand(rows: list[dict[str, Any]]) -> None:
-    # 8 GPUs: 2 policy, 1 value, 1 reference, 1 reward, 3 rollout; 32 samples in 8 requests and 4 chunks.
-    generate, score, train = 8, 4 * (2 + 1 + 1 + 1), 2 * 4 * (2 + 1)
-    memory, spans = 4 * 8, 8
-    transfer = 3 + 1 + 3 + 2 + 3 + 3  # held, plan, begin, send, take, finish
-    assert rows[0]["calls"] == generate + score + train + memory + spans + transfer
+    # 8 GPUs: 2 policy, 1 value, 1 reference, 1 reward, 3 rollout; 32 samples in 4 requests and 4 chunks.
+    generate, score, lessons, train, reports = 4, 4 * (2 + 1 + 1 + 1), 2, 2 * 4 * (2 + 1), 8
+    transfer = 1 + 3 + 2 + 3 + 3  # plan, begin, send, take, finish
+    assert rows[0]["calls"] == generate + score + lessons + train + reports + transfer
 
 
 def test_calls_grow_with_the_workers_and_not_with_the_tokens(rows: list[dict[str, Any]]) -> None:
@@ -49,13 +48,10 @@ def test_a_manifest_leaves_the_driver_once(rows: list[dict[str, Any]]) -> None:
         assert sum(row["mb_of"][name] for name in ("begin_weights", "broadcast_weights", "take_broadcast")) < 0.01
 
 
-def test_a_token_crosses_the_driver_in_as_few_bytes_as_its_consumers_read(rows: list[dict[str, Any]]) -> None:
+def test_what_passes_through_the_driver_does_not_grow_with_the_responses(rows: list[dict[str, Any]]) -> None:
+    """Four times the tokens. What a driver that carried them would add: ids and numbers to and from every role."""
     small, _, longer = rows
     tokens = longer["tokens"] - small["tokens"]
-    # Pickled, an id is 3 bytes and a number 9. Four roles score ids; in each of two epochs the policy reads ids and
-    # three numbers, the value model ids and two.
-    out = (longer["mb_out"] - small["mb_out"]) * 1e6 / tokens
-    assert 0.9 < out / (4 * 3 + 2 * (3 + 3 * 9) + 2 * (3 + 2 * 9)) < 1.1
-    # Ids and log-probabilities of the sampler; then policy, reference and value give a number each.
-    back = (longer["mb_back"] - small["mb_back"]) * 1e6 / tokens
-    assert 0.9 < back / (3 + 9 + 3 * 9) < 1.1
+    assert tokens > 4_000
+    for way in ("mb_out", "mb_back"):
+        assert abs(longer[way] - small[way]) * 1e6 < 0.1 * tokens

@@ -4,7 +4,7 @@ and not from run to run."""
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -76,8 +76,8 @@ class Seen:
     spans: list[Span] = field(default_factory=list)
 
     def train(self, roles: PpoGroups, config: PpoConfig, folder: Path, at: Callable[[int], None]) -> None:
-        def on_rollout(iteration: int, batch: tuple[Trajectory, ...]) -> None:
-            self.trajectories[iteration] = batch
+        def on_rollout(iteration: int, batch: Sequence[Trajectory]) -> None:
+            self.trajectories[iteration] = tuple(batch)
             at(iteration)
 
         loop.train(
@@ -97,7 +97,7 @@ def test_a_killed_one_step_off_run_ends_as_if_it_had_not_been(
     with groups(cluster, models, config) as roles:
         whole.train(roles, config, tmp_path / "whole", lambda iteration: None)
     assert [{item.weight_version for item in whole.trajectories[k]} for k in range(3)] == [{0}, {0}, {1}]
-    assert whole.metrics[1]["mismatch_max"] < 1e-4 and "mismatch_max" not in whole.metrics[3]
+    assert all(0 < whole.metrics[step]["mismatch_max"] < 1e-4 for step in (1, 2, 3))
     assert whole.metrics[3]["offpolicy_mean"] > 1e-4 and whole.metrics[3]["staleness_max"] == 1
     assert {span.role for span in whole.spans} == {*config.roles, "coordinator"}
     assert all(0 <= whole.metrics[2][f"idle_{role}"] <= 1 for role in config.roles)
@@ -127,6 +127,6 @@ def test_streaming_changes_no_number(cluster: Cluster, models: PpoModels) -> Non
     with groups(cluster, models, config) as roles:
         roles.sync_weights(0)
         first, again, whole = (
-            collect(roles, make_prompts(), one, (END,), state, 3).trajectories for one in (config, config, plain)
+            collect(roles, make_prompts(), one, (END,), state, 3).trajectories[:] for one in (config, config, plain)
         )
     assert first == again == whole

@@ -18,6 +18,7 @@ from cai_dist.config.training import OptimizerConfig, SamplingConfig, ShardingCo
 from cai_dist.errors import WorkerError
 from cai_dist.models.load import load_scalar
 from cai_dist.types import Generation, SamplingParams, Trajectory, WorkerSpec
+from tests.integration.by_value import ByValue
 from tests.integration.conftest import TIMEOUTS
 from tests.tiny import END, VOCAB, save_llama
 
@@ -36,7 +37,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> PpoModels:
 
 
 @pytest.fixture(scope="module")
-def roles(cluster: Cluster, models: PpoModels) -> Iterator[PpoGroups]:
+def roles(cluster: Cluster, models: PpoModels) -> Iterator[ByValue]:
     few = PlacementConfig(cpus=0.1)
     ppo = PpoConfig(
         policy=ShardingConfig(ranks=2, zero=3, micro_batch=2),
@@ -56,7 +57,7 @@ def roles(cluster: Cluster, models: PpoModels) -> Iterator[PpoGroups]:
         with pytest.raises(WorkerError, match=r"rollout\[0\].*StaleEngineError"):
             made.generate([(5, 6)], SAMPLING, 0).result()
         made.sync_weights(0)
-        yield made
+        yield ByValue(made)
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +98,7 @@ def trajectories(samples: list[Generation], logprobs: list[list[float]], values:
 
 
 def test_every_role_computes_what_plain_transformers_does(
-    roles: PpoGroups, models: PpoModels, prompts: list[tuple[int, ...]]
+    roles: ByValue, models: PpoModels, prompts: list[tuple[int, ...]]
 ) -> None:
     samples = roles.generate(prompts, SAMPLING, 3).result()
     assert [s.prompt_ids for s in samples] == prompts
@@ -121,7 +122,7 @@ def test_every_role_computes_what_plain_transformers_does(
 
 
 def test_updates_reach_the_rollout_workers_only_by_a_transfer(
-    roles: PpoGroups, prompts: list[tuple[int, ...]], tmp_path: Path
+    roles: ByValue, prompts: list[tuple[int, ...]], tmp_path: Path
 ) -> None:
     before = roles.generate(prompts, GREEDY, 0).result()
     samples = roles.generate(prompts, SAMPLING, 3).result()
@@ -146,9 +147,7 @@ def test_updates_reach_the_rollout_workers_only_by_a_transfer(
         assert tuple(out[0, len(sample.prompt_ids) :].tolist()) == sample.response_ids
 
 
-def test_save_and_load_bring_back_both_engines(
-    roles: PpoGroups, prompts: list[tuple[int, ...]], tmp_path: Path
-) -> None:
+def test_save_and_load_bring_back_both_engines(roles: ByValue, prompts: list[tuple[int, ...]], tmp_path: Path) -> None:
     samples = roles.generate(prompts, SAMPLING, 4).result()
     batch = trajectories(samples, roles.policy_logprobs(samples, TEMPERATURE).result(), roles.values(samples).result())
     roles.save(tmp_path)
@@ -168,7 +167,7 @@ def test_save_and_load_bring_back_both_engines(
 
 
 def test_a_transfer_that_fails_leaves_the_receivers_stale(
-    roles: PpoGroups, cluster: Cluster, prompts: list[tuple[int, ...]], tmp_path: Path
+    roles: ByValue, cluster: Cluster, prompts: list[tuple[int, ...]], tmp_path: Path
 ) -> None:
     other = save_llama(tmp_path, tied=True, seed=3, layers=1)
     spec = WorkerSpec("cai_dist.workers.rollout:RolloutWorker", {"model": other})

@@ -12,7 +12,7 @@ from cai_dist.cluster.group import WorkerGroup
 from cai_dist.cluster.runtime import Cluster, GroupSpec
 from cai_dist.cluster.transfer import WeightTransfer
 from cai_dist.cluster.wait import gather
-from cai_dist.config.ppo import TransferBackend
+from cai_dist.config.ppo import PpoConfig, TransferBackend
 from cai_dist.config.training import LoraConfig, ShardingConfig
 from cai_dist.engines.weights import TransferLedger, whole_tensors
 from cai_dist.errors import WorkerError
@@ -82,7 +82,7 @@ def policy_spec(model: str, *, zero: int = 3, lora: LoraConfig | None = None) ->
     kwargs: dict[str, Any] = {
         "model": model, "dtype": "fp32", "optimizer": OPTIMIZER, "total_steps": TOTAL_STEPS, "lora": lora,
         "sharding": ShardingConfig(ranks=2, zero=zero, micro_batch=1), "timeouts": TIMEOUTS,
-        "objective": PolicyObjective(clip=0.2), "temperature": 1.0,
+        "objective": PolicyObjective(clip=0.2), "temperature": 1.0, "ppo": PpoConfig(),
     }  # fmt: skip
     return GroupSpec("policy", WorkerSpec("cai_dist.workers.policy:PolicyWorker", kwargs), 2, 0.1, distributed=True)
 

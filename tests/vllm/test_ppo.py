@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,7 @@ def test_three_updates_and_transfers(cluster: Any, tmp_path: Path) -> None:
     ]
     gaps: list[float] = []
 
-    def watch(iteration: int, batch: tuple[Trajectory, ...]) -> None:
+    def watch(iteration: int, batch: Sequence[Trajectory]) -> None:
         gaps.append(max(abs(a - b) for t in batch for a, b in zip(t.old_logprobs, t.sampler_logprobs, strict=True)))
 
     asked, greedy = random_prompts(64), SamplingParams(16, 0.0, 1.0, (END,))

@@ -24,6 +24,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from cai_dist.config.ppo import PpoConfig
+from cai_dist.coordinator.probe import Probe
 from cai_dist.coordinator.prompts import TokenizedPrompt, choose, derive_seed
 from cai_dist.coordinator.rollout_phase import Rollout, evaluate
 from cai_dist.coordinator.sampling import check_samples, sampling_params
@@ -66,6 +67,8 @@ class Partial:
             raise CaiError(f"partial: {len(self._groups)} prompts under way, an iteration takes {wanted}")
         job.roles.enter("rollout")
         rounds = self._rounds
+        newest = self._batch(self._batches - 1)
+        probe = Probe.start(job.roles, newest, job.config, job.stop_ids, state, job.seed)
         self._round(state.weight_version)
         while len(self._finished()) < wanted:
             self._round(state.weight_version)
@@ -73,8 +76,11 @@ class Partial:
         self._groups = [group for group in self._groups if not any(group is other for other in taken)]
         asked = [self._batch(group.batch)[group.place] for group in taken for _ in group.samples]
         samples = [sample for group in taken for sample in group.samples]
-        check_samples(samples, [prompt.ids for prompt in asked], state.weight_version, staleness(job.config))
-        rollout = evaluate(job.roles, asked, samples, job.config, state, began)
+        ids = [prompt.ids for prompt in asked]
+        held = job.roles.hold(ids, samples)
+        check_samples(held, ids, state.weight_version, staleness(job.config))
+        rollout = evaluate(job.roles, asked, held, job.config, state, began)
+        rollout.metrics.update(probe.metrics(job.roles, job.config))
         rollout.metrics["rounds"] = float(self._rounds - rounds)
         rollout.metrics["carried_groups"] = float(len(self._groups))
         return rollout
@@ -122,7 +128,8 @@ class Partial:
         seed = derive_seed(job.seed, "rollout", self._rounds)
         more = job.roles.generate(ids, sampling_params(job.config, job.stop_ids, self._pause), seed).result()
         check_samples(more, ids, version)
-        for (group, i), part in zip(places, more, strict=True):
+        parts = job.roles.fetch([sample.row for sample in more])
+        for (group, i), part in zip(places, parts, strict=True):
             group.samples[i] = joined(group.samples[i], part)
         self._rounds += 1
 

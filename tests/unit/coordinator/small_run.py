@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,9 +10,10 @@ from cai_dist.config.ppo import KlConfig, PpoConfig
 from cai_dist.config.training import SamplingConfig, ShardingConfig
 from cai_dist.coordinator.loop import train
 from cai_dist.coordinator.prompts import TokenizedPrompt
-from cai_dist.coordinator.state import PpoState
+from cai_dist.coordinator.rollout_phase import Rollout
+from cai_dist.coordinator.state import PpoState, ScoreStatistics
 from cai_dist.tracking.checkpoints import CheckpointStore
-from cai_dist.types import PromptKind, Trajectory
+from cai_dist.types import Lesson, PromptKind, Trajectory, rows_of
 from tests.fakes import FakeRoles
 
 STOP = 9
@@ -52,8 +53,8 @@ class Record:
     trajectories: dict[int, tuple[Trajectory, ...]] = field(default_factory=dict)
     metrics: dict[int, dict[str, float]] = field(default_factory=dict)
 
-    def on_rollout(self, iteration: int, trajectories: tuple[Trajectory, ...]) -> None:
-        self.trajectories[iteration] = trajectories
+    def on_rollout(self, iteration: int, trajectories: Sequence[Trajectory]) -> None:
+        self.trajectories[iteration] = tuple(trajectories)
 
     def log(self, step: int, **numbers: float) -> None:
         self.metrics[step] = numbers
@@ -82,10 +83,12 @@ class Run:
         prompts: list[TokenizedPrompt] | None = None,
         snapshot: Callable[[int], None] | None = None,
     ) -> PpoState:
+        roles, config = roles or FakeRoles(), config or make_config()
+        roles.config = config
         return train(
-            roles or FakeRoles(),
+            roles,
             prompts or make_prompts(7, 3),
-            config or make_config(),
+            config,
             seed=seed,
             stop_ids=(STOP,),
             checkpoints=CheckpointStore(self.folder, keep=99),
@@ -94,3 +97,11 @@ class Run:
             on_rollout=self.record.on_rollout,
             snapshot=snapshot,
         )
+
+
+def rollout_of(items: Sequence[Trajectory]) -> Rollout:
+    """As the update phase gets it, nothing to be whitened."""
+    rows = rows_of(list(items), len(items))
+    sizes = [(len(item.prompt_ids), len(item.response_ids)) for item in items]
+    lessons = tuple(Lesson(row, a + b, b) for row, (a, b) in zip(rows, sizes, strict=True))
+    return Rollout(lessons, tuple(items), None, 0.0, {}, ScoreStatistics())

@@ -9,11 +9,11 @@ import pytest
 
 from cai_dist.config.ppo import KlConfig
 from cai_dist.coordinator.state import PpoState
-from cai_dist.coordinator.update_phase import explained_variance, mini_batches
+from cai_dist.coordinator.update_phase import mini_batches
 from cai_dist.coordinator.update_phase import run as update
 from cai_dist.types import Trajectory
-from tests.fakes import FakeRoles
-from tests.unit.coordinator.small_run import Run, make_config, make_prompts
+from tests.fakes import FakeRoles, stand_for
+from tests.unit.coordinator.small_run import Run, make_config, make_prompts, rollout_of
 
 
 def trajectory(value: float, target: float, prompt_id: str = "") -> Trajectory:
@@ -33,7 +33,7 @@ def test_weights_are_transferred_before_the_first_rollout_and_after_each_update(
 def test_policy_and_value_step_side_by_side_on_the_same_mini_batch() -> None:
     roles, config = FakeRoles(), make_config(value_warmup=0)
     items = [trajectory(0.0, 1.0, str(n)) for n in range(8)]
-    update(roles, items, config, PpoState.start(config), 0)
+    update(roles, rollout_of(items), config, PpoState.start(config), 0)
     start, wait = ["start update_value", "start update_policy"], ["wait update_value", "wait update_policy"]
     # 2 epochs x 8 / 4 steps, each sent out before the one before it is waited for.
     assert roles.calls == start + (start + wait) * 3 + wait
@@ -54,15 +54,15 @@ def test_iterations_draw_samples_and_orders_of_their_own(run: Run) -> None:
     assert all(first[prompt_id] != second[prompt_id] for prompt_id in first)
     places = []
     for iteration in (0, 1):
-        items = list(run.record.trajectories[iteration])
+        items = [(item.prompt_id, item.response_ids) for item in run.record.trajectories[iteration]]
         batches = [batch for role, batch in roles.updates if role == "value"][4 * iteration : 4 * iteration + 4]
-        places.append([items.index(item) for batch in batches for item in batch])
+        places.append([items.index((item.prompt_id, item.response_ids)) for batch in batches for item in batch])
     assert sorted(places[0]) == sorted(places[1]) and places[0] != places[1]
 
 
 def test_every_sample_is_used_once_an_epoch_in_a_new_order() -> None:
-    items = [trajectory(0.0, 1.0, str(n)) for n in range(8)]
-    ids = [item.prompt_id for batch in mini_batches(items, make_config(epochs=3), 5) for item in batch]
+    items = rollout_of([trajectory(0.0, 1.0, str(n)) for n in range(8)]).lessons
+    ids = [stand_for(item.row).prompt_id for batch in mini_batches(items, make_config(epochs=3), 5) for item in batch]
     epochs = [ids[start : start + 8] for start in (0, 8, 16)]
     assert all(sorted(epoch) == sorted(map(str, range(8))) for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) == 3
@@ -94,7 +94,7 @@ def test_the_policy_is_told_denominator_and_kl_coefficient(aggregate: str, expec
     roles = FakeRoles()
     config = make_config(value_warmup=0, aggregate=aggregate, epochs=1, kl=KlConfig(coefficient=0.3, where="loss"))
     items = [replace(trajectory(0.0, 1.0), response_ids=(1,) * n) for n in (1, 2, 3, 4)]
-    update(roles, items, config, PpoState.start(config), 0)
+    update(roles, rollout_of(items), config, PpoState.start(config), 0)
     assert roles.policy_updates == [(expected, 0.3)]
 
 
@@ -109,7 +109,7 @@ def test_a_policy_that_moved_too_far_stops_and_the_value_model_goes_on() -> None
     """The third of four steps finds 0.3 nats: it is the last. A report at the target itself does not stop."""
     roles, config = FakeRoles(approx_kl=[0.0, 0.2, 0.3]), make_config(value_warmup=0, target_kl=0.2)
     items = [trajectory(0.0, 1.0, str(n)) for n in range(8)]
-    metrics = update(roles, items, config, PpoState.start(config), 0)
+    metrics = update(roles, rollout_of(items), config, PpoState.start(config), 0)
     assert [role for role, _ in roles.updates] == ["value", "policy"] * 3 + ["value"]
     assert (metrics["policy_steps"], metrics["early_stop_step"]) == (3, 3)
     assert metrics["policy_approx_kl"] == pytest.approx(0.5 / 3)
@@ -120,14 +120,16 @@ def test_without_a_value_model_the_phase_ends_with_the_policy() -> None:
     for reports, steps in (([0.3], 1), ([], 4)):
         roles = FakeRoles(approx_kl=reports)
         config = make_config(algorithm="rloo", value_warmup=0, target_kl=0.2)
-        metrics = update(roles, items, config, PpoState.start(config), 0)
+        metrics = update(roles, rollout_of(items), config, PpoState.start(config), 0)
         assert [role for role, _ in roles.updates] == ["policy"] * steps
         assert ("early_stop_step" in metrics) == (steps == 1) and "explained_variance" not in metrics
 
 
 def test_no_target_no_early_stop() -> None:
     roles, config = FakeRoles(approx_kl=[9.0] * 4), make_config(value_warmup=0)
-    metrics = update(roles, [trajectory(0.0, 1.0, str(n)) for n in range(8)], config, PpoState.start(config), 0)
+    metrics = update(
+        roles, rollout_of([trajectory(0.0, 1.0, str(n)) for n in range(8)]), config, PpoState.start(config), 0
+    )
     assert metrics["policy_steps"] == 4 and "early_stop_step" not in metrics
 
 
@@ -150,10 +152,3 @@ def test_state_counts_scores_and_versions(run: Run) -> None:
     scores = [item.score for items in run.record.trajectories.values() for item in items]
     assert (state.iteration, state.weight_version, state.scores.count) == (3, 3, 24)
     assert state.scores.mean == pytest.approx(sum(scores) / 24)
-
-
-def test_explained_variance_by_hand() -> None:
-    # Returns 0 and 2 (variance 1); errors 0 and 1 (variance 1/4).
-    assert explained_variance([trajectory(0.0, 0.0), trajectory(1.0, 2.0)]) == pytest.approx(0.75)
-    assert explained_variance([trajectory(0.0, 0.0), trajectory(2.0, 2.0)]) == 1.0
-    assert explained_variance([trajectory(5.0, 1.0), trajectory(6.0, 1.0)]) == 0.0

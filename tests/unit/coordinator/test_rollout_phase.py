@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from statistics import fmean
+from statistics import fmean, pstdev
 
 import pytest
 import torch
@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 
 from cai_dist.config.ppo import KlConfig, PpoConfig
 from cai_dist.config.training import SamplingConfig
-from cai_dist.coordinator.rewards import Shaped, shape
-from cai_dist.coordinator.rollout_phase import Rollout, collect
+from cai_dist.coordinator.rollout_phase import Rollout
 from cai_dist.coordinator.state import PpoState
 from cai_dist.errors import CaiError, StaleEngineError
+from cai_dist.experience.rewards import Shaped, shape
 from cai_dist.types import Generation, SamplingParams
-from tests.fakes import FakePending, FakeRoles
+from tests.fakes import FakeParts, FakePending, FakeRoles, collect
 from tests.unit.coordinator.small_run import STOP, make_config, make_prompts
 
 finite = st.floats(-5, 5)
@@ -71,7 +71,6 @@ def test_rewards_are_conserved_and_the_score_sits_on_the_last_token(
         assert not any(rewards[len(sample) :])
         assert math.fsum(rewards) == pytest.approx(scores[n] - 0.1 * math.fsum(kl))
     assert shaped.mask.sum().item() == sum(map(len, samples))
-    assert shaped.advantages[shaped.mask].mean().item() == pytest.approx(0.0, abs=1e-6)
 
 
 def test_shaping_by_hand() -> None:
@@ -92,13 +91,15 @@ def test_a_score_of_zero_is_a_score() -> None:
     assert shaped.advantages.tolist() == [[-2.0]]
 
 
-def test_returns_are_of_unwhitened_advantages() -> None:
-    numbers = ([[-1.0, -2.0]], [[-1.5, -1.0]], [[0.5, 0.25]], [3.0])
-    plain = shaped_by(*numbers, make_config(whiten_advantages=False), 0.2)
-    whitened = shaped_by(*numbers, make_config(), 0.2)
-    assert plain.returns is not None and whitened.returns is not None
-    assert torch.equal(plain.returns, whitened.returns)
-    assert not torch.allclose(plain.advantages, whitened.advantages)
+def test_advantages_are_whitened_over_all_samples_and_returns_are_not() -> None:
+    plain = collected(config=make_config(whiten_advantages=False)).trajectories
+    whitened = collected().trajectories
+    assert [item.returns for item in plain] == [item.returns for item in whitened]
+    before = [number for item in plain for number in item.advantages]
+    after = [number for item in whitened for number in item.advantages]
+    mean, deviation = fmean(before), pstdev(before)
+    assert after == pytest.approx([(number - mean) / deviation for number in before])
+    assert after != pytest.approx(before)
 
 
 @pytest.mark.parametrize(("estimator", "kl"), [("k1", -1.0), ("k2", 0.5), ("k3", math.e - 2)])
@@ -121,7 +122,8 @@ def test_scoring_roles_run_at_the_same_time() -> None:
     started = {"start reference_logprobs", "start policy_logprobs", "start values", "start scores"}
     after_generation = roles.calls[roles.calls.index("wait generate") + 1 :]
     assert set(after_generation[:4]) == started
-    assert all(call.startswith("wait") for call in after_generation[4:])
+    assert all(call.startswith("wait") for call in after_generation[4:8])
+    assert after_generation[8:] == ["start lessons", "wait lessons"]
 
 
 def test_trajectories_carry_what_was_sampled() -> None:
@@ -294,9 +296,7 @@ def test_the_sampler_is_asked_as_configured() -> None:
     seen: list[tuple[SamplingParams, int]] = []
 
     class Spy(FakeRoles):
-        def generate(
-            self, prompts: list[tuple[int, ...]], sampling: SamplingParams, seed: int
-        ) -> FakePending[list[Generation]]:
+        def generate(self, prompts: list[tuple[int, ...]], sampling: SamplingParams, seed: int) -> FakeParts:
             seen.append((sampling, seed))
             return super().generate(prompts, sampling, seed)
 

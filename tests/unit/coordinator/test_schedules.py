@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -18,14 +19,13 @@ from hypothesis import strategies as st
 
 from cai_dist.config.ppo import PpoConfig
 from cai_dist.config.training import SamplingConfig
-from cai_dist.coordinator.rollout_phase import collect
 from cai_dist.coordinator.schedules.partial import joined, staleness
 from cai_dist.coordinator.schedules.protocol import sample_from_dict, sample_to_dict
 from cai_dist.coordinator.scoring import chunk_size
 from cai_dist.coordinator.state import PpoState
 from cai_dist.errors import CaiError, CheckpointError, Interrupted, StaleEngineError, WorkerError
-from cai_dist.types import Generation, SamplingParams
-from tests.fakes import FakeParts, FakePending, FakeRoles
+from cai_dist.types import Generation, Sample, SamplingParams
+from tests.fakes import FakeParts, FakePending, FakeRoles, collect
 from tests.unit.coordinator.small_run import STOP, Run, make_config, make_prompts
 
 ONE_OFF = {"schedule": "one_step_off", "value_warmup": 0}
@@ -49,9 +49,26 @@ def test_samples_are_one_update_behind(run: Run) -> None:
     metrics = run.record.metrics
     assert metrics[1]["mismatch_mean"] == 0.0 and "offpolicy_mean" not in metrics[1]
     for step in range(2, 7):
-        assert "mismatch_mean" not in metrics[step], "no token of the trainer's weights: nothing to compare"
+        assert metrics[step]["mismatch_mean"] == 0.0, "by a few samples of the trainer's weights"
         assert metrics[step]["stale_tokens"] == metrics[step]["staleness_max"] == 1.0
         assert metrics[step]["offpolicy_mean"] > 0 and metrics[step]["offpolicy_kl"] > 0
+
+
+@pytest.mark.parametrize("kind", [ONE_OFF, PARTIAL], ids=["one_step_off", "partial"])
+def test_a_transfer_that_loses_something_shows_in_the_iteration_after_it(kind: dict[str, object], run: Run) -> None:
+    """Whichever it is; and looking changes no sample."""
+
+    class Losing(FakeRoles):
+        def sync_weights(self, version: int) -> dict[str, float]:
+            numbers = super().sync_weights(version)
+            if version == 3:
+                self.sampler = (version, self.policy + 0.25)
+            return numbers
+
+    run.go(config_of(kind), Losing())
+    seen = {step: metrics["mismatch_max"] for step, metrics in run.record.metrics.items()}
+    assert [step for step, largest in seen.items() if largest > 1e-9] == [4]
+    assert sorted(seen) == list(range(1, 7))
 
 
 def test_the_next_samples_are_under_way_before_this_update_and_waited_for_before_the_transfer(run: Run) -> None:
@@ -59,13 +76,17 @@ def test_the_next_samples_are_under_way_before_this_update_and_waited_for_before
     run.go(config_of(ONE_OFF, iterations=3), roles)
     names = ("start generate", "wait generate", "start update_policy", "start policy_logprobs", "sync")
     order = [call for call in roles.calls if call.startswith(names)]
-    update = [*["start policy_logprobs"] * 2, *["start update_policy"] * 4]
-    first = ["start generate", "wait generate"]
+    score, update, first = (
+        ["start policy_logprobs"] * 2,
+        ["start update_policy"] * 4,
+        ["start generate", "wait generate"],
+    )
+    probe = ["wait generate", "start policy_logprobs"]
     assert order == [
         "sync 0",
-        *first, "start generate", *update, "wait generate", "sync 1",
-        "start generate", *update, "wait generate", "sync 2",
-        *update, "sync 3",
+        *first, "start generate", *score, *update, "wait generate", "sync 1",
+        "start generate", "start generate", *score, *probe, *update, "wait generate", "sync 2",
+        "start generate", *score, *probe, *update, "sync 3",
     ]  # fmt: skip
 
 
@@ -285,8 +306,8 @@ def test_streamed_numbers_do_not_depend_on_the_order_of_completion(order: list[i
         asked: list[tuple[str, tuple[object, ...]]] = []
 
         class Spy(FakeRoles):
-            def scores(self, samples: list[Generation]) -> FakePending[list[float]]:
-                asked.append(("scores", tuple(s.response_ids for s in samples)))
+            def scores(self, samples: list[Sample]) -> FakePending[list[float]]:
+                asked.append(("scores", tuple(s.response_ids for s in self.fetch([sample.row for sample in samples]))))
                 return super().scores(samples)
 
         roles = Spy()
@@ -294,7 +315,7 @@ def test_streamed_numbers_do_not_depend_on_the_order_of_completion(order: list[i
         roles.sync_weights(0)
         chosen = config.model_copy(update={"stream": streams})
         rollout = collect(roles, make_prompts(7, 3), chosen, (STOP,), PpoState.start(config), 3)
-        return rollout.trajectories, asked
+        return rollout.trajectories[:], asked
 
     streamed, chunks = collected(True)
     plain, whole = collected(False)
@@ -319,7 +340,7 @@ def test_scoring_begins_before_the_last_sample_is_there() -> None:
             made = super().generate(prompts, sampling, seed)
             return Parts(made, 2, list)
 
-        def values(self, samples: list[Generation]) -> FakePending[list[list[float]]]:
+        def values(self, samples: list[Sample]) -> FakePending[list[Any]]:
             events.append(f"values of {len(samples)}")
             return super().values(samples)
 
@@ -368,7 +389,7 @@ def test_where_streaming_is_on() -> None:
     [
         ({"stream": False}, ["rollout", "score", "update", "transfer"] * 2),
         ({}, ["rollout", "score", "update", "transfer"] * 2),
-        (ONE_OFF, ["rollout", "rollout", "score", "update", "transfer", "score", "update", "transfer"]),
+        (ONE_OFF, ["rollout", "rollout", "score", "update", "transfer", "rollout", "score", "update", "transfer"]),
         (PARTIAL, ["rollout", "score", "update", "transfer"] * 2),
     ],
     ids=["sync", "streamed", "one_step_off", "partial"],

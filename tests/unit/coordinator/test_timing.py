@@ -34,8 +34,10 @@ def test_each_iteration_hands_on_what_workers_and_driver_did_since_the_last(run:
             return [span("policy", 0, 0.0, 1.0)]
 
     seen: list[tuple[int, Sequence[Span]]] = []
+    roles, config = Busy(), make_config(iterations=2)
+    roles.config = config
     train(
-        Busy(), make_prompts(7, 3), make_config(iterations=2), seed=3, stop_ids=(STOP,),
+        roles, make_prompts(7, 3), config, seed=3, stop_ids=(STOP,),
         checkpoints=CheckpointStore(run.folder), log=run.record.log, should_stop=lambda: False,
         on_spans=lambda iteration, spans: seen.append((iteration, spans)),
     )  # fmt: skip

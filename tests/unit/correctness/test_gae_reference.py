@@ -6,13 +6,13 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from statistics import fmean, stdev
+from typing import Any
 
 import pytest
 
-from cai_dist.coordinator.rollout_phase import collect
 from cai_dist.coordinator.state import PpoState
-from cai_dist.types import Generation, Trajectory
-from tests.fakes import FakePending, FakeRoles
+from cai_dist.types import Generation, Sample, Trajectory
+from tests.fakes import FakePending, FakeRoles, collect
 from tests.unit.coordinator.small_run import STOP, make_config, make_prompts
 from tests.unit.correctness.references import groups, quadratic_gae, returns_to_go, rewards_of, whitened
 
@@ -26,28 +26,34 @@ def drawn(what: str, sample: Generation, count: int) -> list[float]:
     return [rng.choice([0.0, rng.gauss(0, 1), rng.gauss(0, 1)]) for _ in range(count)]
 
 
+def rows(role: str, samples: Sequence[Generation], more: int = 0) -> list[list[float]]:
+    return [drawn(role, sample, len(sample.response_ids) + more) for sample in samples]
+
+
 class RandomRoles(FakeRoles):
     """Every role answers with numbers without any pattern."""
 
-    def policy_logprobs(self, samples: Sequence[Generation], temperature: float) -> FakePending[list[list[float]]]:
-        return self._call("policy_logprobs", lambda: [drawn("policy", s, len(s.response_ids)) for s in samples])
+    def policy_logprobs(self, samples: Sequence[Sample], temperature: float) -> FakePending[list[Any]]:
+        return self.kept("policy", samples, "policy_logprobs", lambda found: rows("policy", found))
 
-    def reference_logprobs(self, samples: Sequence[Generation], temperature: float) -> FakePending[list[list[float]]]:
-        return self._call("reference", lambda: [drawn("reference", s, len(s.response_ids)) for s in samples])
+    def reference_logprobs(self, samples: Sequence[Sample], temperature: float) -> FakePending[list[Any]]:
+        return self.kept("reference", samples, "reference", lambda found: rows("reference", found))
 
-    def values(self, samples: Sequence[Generation]) -> FakePending[list[list[float]]]:
-        return self._call("values", lambda: [drawn("value", s, len(s.response_ids) + 1) for s in samples])
+    def values(self, samples: Sequence[Sample]) -> FakePending[list[Any]]:
+        return self.kept("value", samples, "values", lambda found: rows("value", found, 1), more=1)
 
-    def scores(self, samples: Sequence[Generation]) -> FakePending[list[float]]:
-        return self._call("scores", lambda: [drawn("score", s, 1)[0] for s in samples])
+    def scores(self, samples: Sequence[Sample]) -> FakePending[list[float]]:
+        return self._call(
+            "scores", lambda: [drawn("score", s, 1)[0] for s in self.fetch([sample.row for sample in samples])]
+        )
 
 
-def rollout(seed: int, **settings: object) -> tuple[Trajectory, ...]:
+def rollout(seed: int, **settings: object) -> list[Trajectory]:
     """32 samples of 1 to 6 tokens, finished and cut off."""
     config = make_config(prompts_per_iteration=8, samples_per_prompt=GROUP, **settings)
     roles = RandomRoles()
     roles.sync_weights(0)
-    return collect(roles, make_prompts(7, 5), config, (STOP,), PpoState.start(config), seed).trajectories
+    return collect(roles, make_prompts(7, 5), config, (STOP,), PpoState.start(config), seed).trajectories[:]
 
 
 def rewards(item: Trajectory) -> list[float]:

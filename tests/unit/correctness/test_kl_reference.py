@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from cai_dist.coordinator.rollout_phase import Rollout, collect
+from cai_dist.coordinator.rollout_phase import Rollout
 from cai_dist.coordinator.state import PpoState
 from cai_dist.losses.kl import ESTIMATORS, k1, k3
 from cai_dist.losses.policy import PolicyObjective, policy_loss
-from cai_dist.types import Generation, SamplingParams
-from tests.fakes import FakePending, FakeRoles
+from cai_dist.types import Generation, Sample, SamplingParams
+from tests.fakes import FakeParts, FakePending, FakeRoles, collect
 from tests.unit.coordinator.small_run import STOP, make_config, make_prompts
 from tests.unit.correctness.references import exact_kl, sequences
 
@@ -48,22 +49,20 @@ def kl_between(one: Tensor, other: Tensor) -> Tensor:
 class Enumerated(FakeRoles):
     """The "samples" are all sequences, one for each prompt that is asked."""
 
-    def generate(
-        self, prompts: Sequence[tuple[int, ...]], sampling: SamplingParams, seed: int
-    ) -> FakePending[list[Generation]]:
+    def generate(self, prompts: Sequence[tuple[int, ...]], sampling: SamplingParams, seed: int) -> FakeParts:
         rows = token_logprobs(POLICY).tolist()
         made = [
             Generation(prompt, ids, tuple(row), "stop", 0) for prompt, ids, row in zip(prompts, ALL, rows, strict=True)
         ]
-        return self._call("generate", lambda: made)
+        return self.sampled(prompts, self._call("generate", lambda: made))
 
-    def policy_logprobs(self, samples: Sequence[Generation], temperature: float) -> FakePending[list[list[float]]]:
-        return self._call("policy", lambda: token_logprobs(POLICY).tolist())
+    def policy_logprobs(self, samples: Sequence[Sample], temperature: float) -> FakePending[list[Any]]:
+        return self.kept("policy", samples, "policy", lambda _: token_logprobs(POLICY).tolist())
 
-    def reference_logprobs(self, samples: Sequence[Generation], temperature: float) -> FakePending[list[list[float]]]:
-        return self._call("reference", lambda: token_logprobs(REFERENCE).tolist())
+    def reference_logprobs(self, samples: Sequence[Sample], temperature: float) -> FakePending[list[Any]]:
+        return self.kept("reference", samples, "reference", lambda _: token_logprobs(REFERENCE).tolist())
 
-    def scores(self, samples: Sequence[Generation]) -> FakePending[list[float]]:
+    def scores(self, samples: Sequence[Sample]) -> FakePending[list[float]]:
         return self._call("scores", SCORES.tolist)
 
 

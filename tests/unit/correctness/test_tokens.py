@@ -9,13 +9,12 @@ from typing import Any
 import pytest
 
 from cai_dist.coordinator.prompts import TokenizedPrompt
-from cai_dist.coordinator.rollout_phase import collect
 from cai_dist.coordinator.state import PpoState
 from cai_dist.coordinator.update_phase import run as update
 from cai_dist.data.batches import sample_batch, trajectory_batch
-from cai_dist.types import Generation, SamplingParams
+from cai_dist.types import Generation, Sample, SamplingParams
 from cai_dist.world.tokenizer import build_tokenizer
-from tests.fakes import FakePending, FakeRoles
+from tests.fakes import FakeParts, FakePending, FakeRoles, collect
 from tests.unit.coordinator.small_run import make_config
 
 TOKENIZER = build_tokenizer()
@@ -37,31 +36,30 @@ class Watched(FakeRoles):
         super().__init__()
         self.asked: dict[str, list[tuple[tuple[int, ...], tuple[int, ...]]]] = {}
 
-    def generate(
-        self, prompts: Sequence[tuple[int, ...]], sampling: SamplingParams, seed: int
-    ) -> FakePending[list[Generation]]:
+    def generate(self, prompts: Sequence[tuple[int, ...]], sampling: SamplingParams, seed: int) -> FakeParts:
         made = [
             Generation(prompt, ids, (-1.0,) * len(ids), "stop" if ids[-1] == STOP else "length", 0)
             for prompt, ids in zip(prompts, RESPONSES, strict=True)
         ]
-        return self._call("generate", lambda: made)
+        return self.sampled(prompts, self._call("generate", lambda: made))
 
-    def note(self, name: str, items: Sequence[Any]) -> None:
+    def note(self, name: str, samples: Sequence[Sample]) -> None:
+        items = self.fetch([sample.row for sample in samples])
         self.asked.setdefault(name, []).extend((item.prompt_ids, item.response_ids) for item in items)
 
-    def policy_logprobs(self, samples: Sequence[Generation], temperature: float) -> FakePending[list[list[float]]]:
+    def policy_logprobs(self, samples: Sequence[Sample], temperature: float) -> FakePending[list[Any]]:
         self.note("policy", samples)
         return super().policy_logprobs(samples, temperature)
 
-    def reference_logprobs(self, samples: Sequence[Generation], temperature: float) -> FakePending[list[list[float]]]:
+    def reference_logprobs(self, samples: Sequence[Sample], temperature: float) -> FakePending[list[Any]]:
         self.note("reference", samples)
         return super().reference_logprobs(samples, temperature)
 
-    def values(self, samples: Sequence[Generation]) -> FakePending[list[list[float]]]:
+    def values(self, samples: Sequence[Sample]) -> FakePending[list[Any]]:
         self.note("value", samples)
         return super().values(samples)
 
-    def scores(self, samples: Sequence[Generation]) -> FakePending[list[float]]:
+    def scores(self, samples: Sequence[Sample]) -> FakePending[list[float]]:
         self.note("reward", samples)
         return super().scores(samples)
 
@@ -87,14 +85,14 @@ def test_every_role_gets_the_ids_that_were_sampled(old: str) -> None:
     assert all(asked == expected for asked in roles.asked.values())
     assert [item.response_ids for item in rollout.trajectories] == RESPONSES
     assert all(item.sampler_logprobs == (-1.0,) * len(item.response_ids) for item in rollout.trajectories)
-    update(roles, rollout.trajectories, config, PpoState.start(config), 1)
+    update(roles, rollout, config, PpoState.start(config), 1)
     trained = [(item.prompt_ids, item.response_ids) for role, batch in roles.updates for item in batch]
     assert sorted(trained) == sorted(expected * 2)
 
 
 def test_a_batch_holds_the_ids_as_they_are() -> None:
     config = make_config(samples_per_prompt=1, helpful_fraction=0.0)
-    items = collect(Watched(), PROMPTS, config, (STOP,), PpoState.start(config), 1).trajectories
+    items = collect(Watched(), PROMPTS, config, (STOP,), PpoState.start(config), 1).trajectories[:]
     flat = [token for item in items for token in (*item.prompt_ids, *item.response_ids)]
     assert trajectory_batch(items).tokens.ids.tolist() == sample_batch(items).ids.tolist() == flat
     mask = sample_batch(items).response_mask

@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from cai_dist.config.ppo import PpoConfig
 from cai_dist.config.training import OptimizerConfig, ShardingConfig
 from cai_dist.data.batches import loss_weight
 from cai_dist.data.schedule import plan_items, token_count
@@ -72,7 +73,7 @@ class Case:
     worker: TrainedWorker
     items: Callable[[random.Random, int], list[Any]]
     denominator: Callable[[Sequence[Any]], float]
-    arguments: tuple[float, ...] = ()
+    arguments: tuple[float | None, ...] = ()
     """Of `train_step` besides the shard."""
 
 
@@ -142,16 +143,27 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Case]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("cai_dist.engines.deepspeed_engine.DeepSpeedEngine", PlainEngine)
         patch.setattr("cai_dist.workers.base.init_process_group", lambda *args: None)
+        asked = {"temperature": 0.7, "ppo": PpoConfig()}
         return {
             "language": Case(worker(LanguageWorker), sequences, loss_weight),
             "preference": Case(worker(PreferenceWorker), pairs, len),
             "rating": Case(worker(RatingWorker), rated, len),
-            "policy": Case(worker(PolicyWorker, objective=objective, temperature=0.7), trajectories, tokens, (0.2,)),
+            "policy": Case(
+                worker(PolicyWorker, objective=objective, **asked),
+                trajectories,
+                tokens,
+                (0.2, None),
+            ),
             "plain policy": Case(
-                worker(PolicyWorker, objective=PolicyObjective(0.2), temperature=0.7), trajectories, tokens, (0.2,)
+                worker(PolicyWorker, objective=PolicyObjective(0.2), **asked),
+                trajectories,
+                tokens,
+                (0.2, None),
             ),
             "policy with k2": Case(
-                worker(PolicyWorker, objective=PolicyObjective(0.2, kl="k2"), temperature=0.7), trajectories, tokens
+                worker(PolicyWorker, objective=PolicyObjective(0.2, kl="k2"), **asked),
+                trajectories,
+                tokens,
             ),
             "value": Case(worker(ValueWorker, value_clip=0.2), trajectories, tokens),
             "dpo": Case(worker(DpoWorker, loss="dpo", beta=0.3), dpo_pairs, len),
@@ -227,9 +239,9 @@ def test_the_policy_is_trained_at_the_temperature_that_it_is_asked_at(cases: dic
     items = trajectories(random.Random(2), 5)
     samples = [Generation(i.prompt_ids, i.response_ids, i.sampler_logprobs, "stop", 0) for i in items]
     for temperature, is_one in ((0.7, True), (1.0, False)):
-        rows = worker.logprobs(StepShard((tuple(samples),)), temperature)
+        rows = worker.logprobs(StepShard((tuple(samples),)), temperature).rows
         same = [replace(item, old_logprobs=tuple(row)) for item, row in zip(items, rows, strict=True)]
-        metrics = worker.train_step(StepShard((tuple(same),), tokens(same)), 0.0)
+        metrics = worker.train_step(StepShard((tuple(same),), tokens(same)), 0.0, None)
         assert (metrics["ratio_deviation"] < 1e-9) == is_one
 
 
@@ -241,11 +253,11 @@ def test_the_policy_loss_is_the_sum_by_hand_of_what_the_trajectories_say(cases: 
     items = trajectories(random.Random(5), 4)
     samples = [Generation(i.prompt_ids, i.response_ids, i.sampler_logprobs, "stop", 0) for i in items]
     expected = 0.0
-    for item, row in zip(items, worker.logprobs(StepShard((tuple(samples),)), 0.7), strict=True):
+    for item, row in zip(items, worker.logprobs(StepShard((tuple(samples),)), 0.7).rows, strict=True):
         columns = (row, item.old_logprobs, item.ref_logprobs, item.advantages, item.weights)
         for logprob, old, reference, advantage, weight in zip(*columns, strict=True):
             ratio = math.exp(logprob - old)
             surrogate = min(ratio * advantage, min(max(ratio, 0.8), 1.2) * advantage)
             expected += weight * (-surrogate + beta * (logprob - reference) ** 2 / 2) / 7.0
     shard = StepShard((tuple(items[:3]), tuple(items[3:])), 7.0)
-    assert worker.train_step(shard, beta)["loss"] == pytest.approx(expected, rel=1e-4)
+    assert worker.train_step(shard, beta, None)["loss"] == pytest.approx(expected, rel=1e-4)

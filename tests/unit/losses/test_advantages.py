@@ -1,5 +1,5 @@
 """Rows 4, 20, 21, 23, 25 and 27: GAE against a quadratic reference, padding, other parties, truncation,
-groups, whitening."""
+groups."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from cai_dist.losses.advantages import (
     group_standardised,
     leave_one_out,
     returns_to_go,
-    whiten,
 )
 
 
@@ -107,8 +106,6 @@ def test_misfitting_shapes_are_refused() -> None:
         gae(row(1, 2), row(1, 2), row(1).bool(), 1, 1, torch.zeros(1))
     with pytest.raises(ValueError, match="bootstrap"):
         gae(row(1, 2), row(1, 2), row(1, 1).bool(), 1, 1, torch.zeros(1, 1))
-    with pytest.raises(ValueError, match="mask"):
-        whiten(row(1, 2), row(1).bool())
 
 
 def test_returns_to_go_by_hand() -> None:
@@ -163,39 +160,3 @@ def test_a_group_of_one_or_a_broken_group_is_refused(size: int) -> None:
             baseline(GROUPS, size)
     with pytest.raises(ValueError, match="must be"):
         group_centred(GROUPS.view(2, 3), 3)
-
-
-def test_whitened_by_hand() -> None:
-    # (1, 3, 5): mean 3, population variance 8/3.
-    result = whiten(row(1, 3, 5, 1e9), row(1, 1, 1, 0).bool())
-    assert result[0].tolist() == pytest.approx([-2 / math.sqrt(8 / 3), 0.0, 2 / math.sqrt(8 / 3), 0.0], abs=1e-7)
-
-
-@settings(deadline=None, max_examples=50)
-@given(st.lists(st.tuples(st.floats(-100, 100), st.booleans()), min_size=2, max_size=20))
-def test_whitened_mean_is_zero_and_spread_one(entries: list[tuple[float, bool]]) -> None:
-    x, mask = row(*[value for value, _ in entries]), torch.tensor([[ok for _, ok in entries]])
-    result = whiten(x, mask)
-    valid = result[mask]
-    assert (result[~mask] == 0).all() and torch.isfinite(result).all()
-    if len(valid):
-        assert valid.mean().item() == pytest.approx(0.0, abs=1e-9)
-    if len(valid) and x[mask].std(correction=0) > 0.1:
-        assert valid.std(correction=0).item() == pytest.approx(1.0, rel=1e-5)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("count", [0, 1, 7, 999])
-def test_constant_or_single_advantages_become_zero(count: int, dtype: torch.dtype) -> None:
-    x = torch.full((1, 1000), 10_000 / 3, dtype=dtype)
-    result = whiten(x, (torch.arange(1000) < count)[None])
-    assert result.abs().max() == 0
-
-
-def test_whitening_is_of_the_whole_batch() -> None:
-    """Halves whitened by themselves would be something else: statistics must be global."""
-    x, bits = row(0, 1, 10, 30), row(1, 1, 1, 1).bool()
-    whole = whiten(x, bits)
-    halves = torch.cat([whiten(x[:, :2], bits[:, :2]), whiten(x[:, 2:], bits[:, 2:])], dim=1)
-    assert (whole - halves).abs().max() > 0.5
-    assert whole.argsort().tolist() == x.argsort().tolist()

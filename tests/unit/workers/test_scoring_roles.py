@@ -74,7 +74,7 @@ def test_values_belong_to_the_state_before_the_token_and_the_last_to_that_after_
 def test_reference_logprobs_cover_the_response_only(tmp_path: Path) -> None:
     folder = save_llama(tmp_path, tied=False, seed=4)
     reference = ReferenceWorker(INFO, model=folder, dtype="fp32")
-    found = reference.logprobs(StepShard((SAMPLES[:2], (SAMPLES[2],))), 0.7)
+    found = reference.logprobs(StepShard((SAMPLES[:2], (SAMPLES[2],))), 0.7).rows
     assert [len(row) for row in found] == [3, 1, 1]
     from transformers import AutoModelForCausalLM
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from cai_dist.config.ppo import PpoConfig
-from cai_dist.coordinator.algorithms.protocol import Estimate, Experience
+from cai_dist.experience.algorithms.protocol import Estimate, Experience
 from cai_dist.losses.advantages import group_standardised
 
 

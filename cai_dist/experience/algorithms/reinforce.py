@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from cai_dist.config.ppo import PpoConfig
-from cai_dist.coordinator.algorithms.protocol import Estimate, Experience
+from cai_dist.experience.algorithms.protocol import Estimate, Experience
 from cai_dist.losses.advantages import group_centred, returns_to_go
 
 

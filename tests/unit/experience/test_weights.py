@@ -8,20 +8,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cai_dist.coordinator.weights import aggregation_weight, denominator, importance
-from cai_dist.types import Trajectory
+from cai_dist.experience.weights import aggregation_weight, denominator, importance
+from cai_dist.types import Block, Lesson, Row
 from tests.unit.coordinator.small_run import make_config
 
 
-def trajectory(length: int) -> Trajectory:
-    zeros = (0.0,) * length
-    return Trajectory((1,), (2,) * length, zeros, zeros, (), zeros, zeros, (), 0.0, "stop", 0, zeros, zeros)
+def lesson(length: int) -> Lesson:
+    return Lesson(Row(Block([]), 0), 1 + length, length)
 
 
 @settings(deadline=None, max_examples=50)
 @given(st.lists(st.lists(st.floats(-5, 5), min_size=1, max_size=6), min_size=1, max_size=5))
 def test_weights_over_denominator_are_the_means_of_their_names(losses: list[list[float]]) -> None:
-    batch = [trajectory(len(row)) for row in losses]
+    batch = [lesson(len(row)) for row in losses]
     count, tokens = len(losses), sum(map(len, losses))
     expected = {
         "token": sum(map(sum, losses)) / tokens,
@@ -40,7 +39,7 @@ def test_importance_by_hand() -> None:
     capped = importance(trainer, sampler, 1.5)
     assert capped.ratios[0] == pytest.approx((2.0, 0.5)) and capped.ratios[1] == (1.0,)
     assert capped.weights[0] == pytest.approx((1.5, 0.5)) and capped.weights[1] == (1.0,)
-    assert capped.metrics() == pytest.approx(
+    assert capped.sums().metrics() == pytest.approx(
         {
             "importance_mean": 3.5 / 3,
             "importance_max": 2.0,
@@ -48,18 +47,20 @@ def test_importance_by_hand() -> None:
             "importance_ess": 3.0**2 / (3 * (2.25 + 0.25 + 1)),
         }
     )
+    parts = [importance(trainer[i : i + 1], sampler[i : i + 1], 1.5).sums() for i in range(2)]
+    assert parts[0].merged(parts[1]) == capped.sums()
     free = importance(trainer, sampler, None)
     assert free.weights == ((1.0, 1.0), (1.0,))
-    assert free.metrics()["importance_ess"] == pytest.approx(3.5**2 / (3 * (4 + 0.25 + 1)))
-    assert free.metrics()["importance_capped"] == 0.0
+    assert free.sums().metrics()["importance_ess"] == pytest.approx(3.5**2 / (3 * (4 + 0.25 + 1)))
+    assert free.sums().metrics()["importance_capped"] == 0.0
 
 
 def test_far_apart_log_probabilities_stay_finite() -> None:
     far = importance([[0.0, -2000.0]], [[-2000.0, 0.0]], 2.0)
     assert far.weights[0][0] == 2.0 and 0 < far.weights[0][1] < 1e-8
-    assert all(map(math.isfinite, far.metrics().values()))
+    assert all(map(math.isfinite, far.sums().metrics().values()))
 
 
 def test_the_same_log_probabilities_weigh_one() -> None:
     same = importance([[-0.1, -7.3]], [[-0.1, -7.3]], 1.0)
-    assert same.weights == ((1.0, 1.0),) and same.metrics()["importance_ess"] == 1.0
+    assert same.weights == ((1.0, 1.0),) and same.sums().metrics()["importance_ess"] == 1.0

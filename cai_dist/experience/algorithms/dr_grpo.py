@@ -4,7 +4,7 @@ up, and without each response's own length, which favours long wrong answers (it
 from __future__ import annotations
 
 from cai_dist.config.ppo import PpoConfig
-from cai_dist.coordinator.algorithms.protocol import Estimate, Experience
+from cai_dist.experience.algorithms.protocol import Estimate, Experience
 from cai_dist.losses.advantages import group_centred
 
 

@@ -1,7 +1,7 @@
 """From scores and log-probabilities to advantages.
 
-Tensors are float64 [B, N], one row a sample, its response tokens padded on the right: the driver's share of the
-arithmetic is small, and it should not be where precision goes.
+Tensors are float64 [B, N], one row a sample, its response tokens padded on the right: this share of the arithmetic is
+small, and it should not be where precision goes.
 """
 
 from __future__ import annotations
@@ -13,9 +13,8 @@ import torch
 from torch import Tensor
 
 from cai_dist.config.ppo import PpoConfig
-from cai_dist.coordinator.algorithms.protocol import Experience
-from cai_dist.coordinator.algorithms.registry import ALGORITHMS
-from cai_dist.losses.advantages import whiten
+from cai_dist.experience.algorithms.protocol import Experience
+from cai_dist.experience.algorithms.registry import ALGORITHMS
 from cai_dist.losses.kl import ESTIMATORS, k1
 
 
@@ -41,7 +40,7 @@ def shape(
     config: PpoConfig,
     coefficient: float,
 ) -> Shaped:
-    """Rewards, advantages and returns of a whole batch; statistics are over all of it.
+    """Rewards, advantages (before whitening) and returns of whole groups of samples of one prompt.
 
     Args:
         logprobs, reference: per sample, one number a response token.
@@ -64,8 +63,7 @@ def shape(
         bootstrap=None if values is None else _bootstrap([row[-1] for row in values], truncated, config),
     )
     estimate = ALGORITHMS[config.algorithm](batch, config)
-    advantages = whiten(estimate.advantages, mask) if config.whitens else estimate.advantages
-    return Shaped(mask, batch.rewards, advantages, estimate.returns, k1(log_ratio))
+    return Shaped(mask, batch.rewards, estimate.advantages, estimate.returns, k1(log_ratio))
 
 
 def _bootstrap(after: Sequence[float], truncated: Sequence[bool], config: PpoConfig) -> Tensor:

@@ -18,7 +18,7 @@ from cai_dist.config.ppo import PpoConfig
 
 @dataclass(frozen=True)
 class Experience:
-    """The samples of one iteration, of all ranks."""
+    """Some of the samples of one iteration, those of a prompt all together: no algorithm may look at others."""
 
     mask: Tensor
     """bool [B, N], true for response tokens; no row is empty."""

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from cai_dist.coordinator.mismatch import distances
+from cai_dist.experience.mismatch import distances
 from cai_dist.types import Trajectory
 
 
@@ -19,13 +19,14 @@ def trajectory(trainer: list[float], sampler: list[float], version: int, version
 
 
 def test_by_hand() -> None:
-    # Of version 5: log ratios 0.5 and -1; of older ones: log 2 and 0, the oldest two behind.
+    # Of version 5: log ratios 0.5 and -1; of older ones: log 2 and 0.
     items = [
         trajectory([-1.0, -3.0, -1.0], [-1.0 - math.log(2), -3.5, 0.0], 5, (4, 5, 5)),
         trajectory([-2.0], [-2.0], 3),
     ]
-    found = distances(items, 5)
-    assert found == pytest.approx(
+    halves = distances(items[:1], 5).merged(distances(items[1:], 5))
+    assert halves == distances(items, 5)
+    assert halves.metrics() == pytest.approx(
         {
             "mismatch_mean": 0.75,
             "mismatch_max": 1.0,
@@ -34,16 +35,19 @@ def test_by_hand() -> None:
             "offpolicy_max": math.log(2),
             "offpolicy_kl": (2 - 1 - math.log(2)) / 2,
             "stale_tokens": 0.5,
-            "staleness_max": 2.0,
         }
     )
 
 
 def test_what_there_is_no_token_for_is_left_out() -> None:
-    assert set(distances([trajectory([-1.0], [-1.0], 5)], 5)) == {"mismatch_mean", "mismatch_max", "mismatch_kl"}
-    assert "mismatch_mean" not in distances([trajectory([-1.0], [-1.0], 4)], 5)
+    assert set(distances([trajectory([-1.0], [-1.0], 5)], 5).metrics()) == {
+        "mismatch_mean",
+        "mismatch_max",
+        "mismatch_kl",
+    }
+    assert "mismatch_mean" not in distances([trajectory([-1.0], [-1.0], 4)], 5).metrics()
 
 
 def test_far_apart_stays_finite() -> None:
-    found = distances([trajectory([0.0, -2000.0], [-2000.0, 0.0], 5)], 5)
+    found = distances([trajectory([0.0, -2000.0], [-2000.0, 0.0], 5)], 5).metrics()
     assert all(map(math.isfinite, found.values()))

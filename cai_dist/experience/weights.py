@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cai_dist.config.ppo import PpoConfig
-from cai_dist.types import Trajectory
+from cai_dist.types import Lesson
 
 _MAX_LOG_RATIO = 20.0  # exp() of more is no longer a weight, and would soon overflow
 
@@ -20,10 +20,10 @@ def aggregation_weight(length: int, config: PpoConfig) -> float:
     return 1.0 / length if config.aggregation == "sequence" else 1.0
 
 
-def denominator(batch: Sequence[Trajectory], config: PpoConfig) -> float:
+def denominator(batch: Sequence[Lesson], config: PpoConfig) -> float:
     """D of one mini-batch over all ranks: response tokens, sequences, or `max_new_tokens` for each sequence."""
     if config.aggregation == "token":
-        return float(sum(len(item.response_ids) for item in batch))
+        return float(sum(item.response_tokens for item in batch))
     if config.aggregation == "sequence":
         return float(len(batch))
     return float(len(batch) * config.sampling.max_new_tokens)
@@ -46,17 +46,46 @@ class Importance:
         cap = self.cap
         return tuple(tuple(min(ratio, cap) for ratio in row) for row in self.ratios)
 
-    def metrics(self) -> dict[str, float]:
-        """Mean and largest ratio, the share of tokens beyond the cap, and the effective sample size of the ratios as
-        they would weigh (capped if there is a cap): (sum w)^2 / (n sum w^2), 1 where all are equal."""
+    def sums(self) -> RatioSums:
+        """Over all tokens."""
         ratios = [ratio for row in self.ratios for ratio in row]
         used = ratios if self.cap is None else [ratio for row in self.weights for ratio in row]
         capped = 0 if self.cap is None else sum(ratio > self.cap for ratio in ratios)
+        squares = math.fsum(w * w for w in used)
+        return RatioSums(len(ratios), math.fsum(ratios), max(ratios, default=0.0), capped, math.fsum(used), squares)
+
+
+@dataclass(frozen=True, slots=True)
+class RatioSums:
+    """Sums over tokens of their importance ratios, and of the ratios as they weigh (`used`: capped if there is a
+    cap)."""
+
+    tokens: int = 0
+    total: float = 0.0
+    largest: float = 0.0
+    capped: int = 0
+    used: float = 0.0
+    used_squares: float = 0.0
+
+    def merged(self, other: RatioSums) -> RatioSums:
+        """Over the tokens of both."""
+        return RatioSums(
+            self.tokens + other.tokens,
+            self.total + other.total,
+            max(self.largest, other.largest),
+            self.capped + other.capped,
+            self.used + other.used,
+            self.used_squares + other.used_squares,
+        )
+
+    def metrics(self) -> dict[str, float]:
+        """Mean and largest ratio, the share of tokens beyond the cap, and the effective sample size of the ratios as
+        they would weigh: (sum w)^2 / (n sum w^2), 1 where all are equal."""
         return {
-            "importance_mean": math.fsum(ratios) / len(ratios),
-            "importance_max": max(ratios),
-            "importance_capped": capped / len(ratios),
-            "importance_ess": math.fsum(used) ** 2 / (len(used) * math.fsum(w * w for w in used)),
+            "importance_mean": self.total / self.tokens,
+            "importance_max": self.largest,
+            "importance_capped": self.capped / self.tokens,
+            "importance_ess": self.used**2 / (self.tokens * self.used_squares),
         }
 
 

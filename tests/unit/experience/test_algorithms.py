@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,8 +13,9 @@ from hypothesis import strategies as st
 
 from cai_dist.config.algorithms import DEFAULTS
 from cai_dist.config.ppo import KlConfig, PpoConfig
-from cai_dist.coordinator.algorithms.registry import ALGORITHMS
-from cai_dist.coordinator.rewards import Shaped, shape
+from cai_dist.experience.algorithms.registry import ALGORITHMS
+from cai_dist.experience.moments import Moments, Whitening
+from cai_dist.experience.rewards import Shaped, shape
 
 SCORES = [1.0, 2.0, 6.0, 0.0, 0.0, 3.0]
 """Means 3 and 1."""
@@ -34,12 +36,19 @@ def config_of(algorithm: str, **changes: Any) -> PpoConfig:
 def shaped(
     config: PpoConfig, beta: float = 0.2, scores: list[float] = SCORES, ratios: list[list[float]] = LOG_RATIOS
 ) -> Shaped:
+    """As it reaches the loss: whitened where the settings ask for it."""
     logprobs = [[-1.0] * len(row) for row in ratios]
     reference = [[-1.0 - ratio for ratio in row] for row in ratios]
     values = [[0.5] * (len(row) + 1) for row in ratios] if config.defaults.needs_value else None
-    return shape(
+    found = shape(
         logprobs, reference, values, torch.tensor(scores, dtype=torch.float64), [False] * len(scores), config, beta
     )
+    if not config.whitens:
+        return found
+    whitening = Whitening.by(Moments.of(found.advantages[found.mask].tolist()))
+    advantages = torch.zeros_like(found.advantages)
+    advantages[found.mask] = torch.tensor(whitening.apply(found.advantages[found.mask].tolist()), dtype=torch.float64)
+    return replace(found, advantages=advantages)
 
 
 def rows(found: Shaped) -> list[list[float]]:

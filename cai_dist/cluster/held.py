@@ -1,0 +1,55 @@
+"""Rows that workers keep in Ray's object store: put there by the worker, fetched by whoever works on them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import ray
+from ray.exceptions import GetTimeoutError, ObjectLostError
+
+from cai_dist.errors import WorkerDied
+from cai_dist.types import Block, HasRows, Kept, Row
+
+FETCH_SECONDS = 120.0
+"""For all rows of a call: megabytes, from other nodes."""
+
+
+def kept(result: Any) -> Any:
+    """What a caller gets: of rows that are to be kept (reference, facts), of anything else itself."""
+    return (ray.put(list(result.rows)), result.facts) if isinstance(result, Kept) else result
+
+
+def filled(args: Sequence[Any], phase: str) -> list[Any]:
+    """Arguments with the rows in them; what holds none stays as it is. Raises WorkerDied where the worker that keeps
+    them is gone, by its name."""
+    blocks = {id(row.block): row.block for arg in args if isinstance(arg, HasRows) for row in arg.rows()}
+    if not blocks:
+        return list(args)
+    lists = dict(zip(blocks, _fetched(list(blocks.values()), phase), strict=True))
+
+    def found(row: Row[Any]) -> Any:
+        return lists[id(row.block)][row.number]
+
+    return [arg.filled(found) if isinstance(arg, HasRows) else arg for arg in args]
+
+
+def fetched(rows: Sequence[Row[Any]], phase: str) -> list[Any]:
+    """What the rows stand for. Raises as `filled`."""
+    blocks = {id(row.block): row.block for row in rows}
+    lists = dict(zip(blocks, _fetched(list(blocks.values()), phase), strict=True))
+    return [lists[id(row.block)][row.number] for row in rows]
+
+
+def _fetched(blocks: Sequence[Block], phase: str) -> list[Any]:
+    """One question to Ray for all; where that fails, one for each says whose is lost."""
+    try:
+        return ray.get([block.ref for block in blocks], timeout=FETCH_SECONDS)  # type: ignore[no-any-return]
+    except (ObjectLostError, GetTimeoutError):
+        for block in blocks:
+            try:
+                ray.get(block.ref, timeout=1.0)
+            except (ObjectLostError, GetTimeoutError) as error:
+                cause = "what it keeps of this iteration is lost; most likely its process died"
+                raise WorkerDied(phase, block.role, block.rank, block.node, cause, -1, str(error)) from None
+        raise

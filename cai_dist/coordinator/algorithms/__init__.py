@@ -1,1 +1,0 @@
-"""One file an algorithm: from scores and penalties of a whole batch to an advantage for every token."""

@@ -1,0 +1,58 @@
+"""A look at whether sampler and trainer agree, where an iteration learns from samples of older weights: a few short
+samples of the newest weights, which nothing else is done with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from operator import sub
+
+from cai_dist.config.ppo import PpoConfig
+from cai_dist.coordinator.prompts import TokenizedPrompt, derive_seed
+from cai_dist.coordinator.protocols import PendingParts, PpoRoles
+from cai_dist.coordinator.sampling import check_samples, sampling_params
+from cai_dist.coordinator.state import PpoState
+from cai_dist.experience.mismatch import Gaps
+from cai_dist.types import Sample
+
+TOKENS, PROMPTS = 16, 8
+"""At most so many new tokens a sample; at least so many prompts, and one for every rollout worker."""
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Samples under way. They follow from (seed, iteration) and the weights alone, and no other sample from them."""
+
+    under_way: PendingParts
+    prompts: list[tuple[int, ...]]
+    version: int
+
+    @classmethod
+    def start(
+        cls,
+        roles: PpoRoles,
+        asked: Sequence[TokenizedPrompt],
+        config: PpoConfig,
+        stop_ids: tuple[int, ...],
+        state: PpoState,
+        seed: int,
+    ) -> Probe:
+        """Set every sampler to work, with the weights that the policy has. In the phase `rollout`."""
+        count = max(PROMPTS, config.placement.rollout.workers)
+        prompts = [asked[number % len(asked)].ids for number in range(count)]
+        limit = min(TOKENS, config.pause_after or TOKENS, config.sampling.max_new_tokens)
+        sampling = sampling_params(config, stop_ids, limit)
+        seed = derive_seed(seed, "probe", state.iteration)
+        return cls(roles.generate(prompts, sampling, seed), prompts, state.weight_version)
+
+    def metrics(self, roles: PpoRoles, config: PpoConfig) -> dict[str, float]:
+        """`mismatch_*` (`experience.mismatch`), by the policy's own log-probabilities. In the phase `score`.
+
+        Raises: StaleEngineError (a sampler has other weights), WorkerError, WorkerTimeout.
+        """
+        samples: list[Sample] = self.under_way.result()
+        check_samples(samples, self.prompts, self.version)
+        trainer = roles.fetch(roles.policy_logprobs(samples, config.sampling.temperature).result())
+        sampler = [sample.logprobs for sample in roles.fetch([sample.row for sample in samples])]
+        differences = [d for ours, theirs in zip(trainer, sampler, strict=True) for d in map(sub, ours, theirs)]
+        return Gaps.of(differences).metrics("mismatch")

@@ -1,0 +1,75 @@
+"""Typed carriers that cross the borders between rooms. No torch, no ray: only the standard library.
+
+Text-side carriers (`Turn`, `Prompt`, `Demonstration`, `Comparison`) describe data in words; token-side carriers
+(`TokenSequence`, `Generation`, `Trajectory`) hold token ids as plain tuples: they pickle small and compare equal.
+Masks are never stored: they follow from lengths.
+"""
+
+from __future__ import annotations
+
+from cai_dist.types.data import (
+    ChoiceQuestion,
+    Comparison,
+    Demonstration,
+    DpoPair,
+    LabelledPair,
+    Prompt,
+    PromptKind,
+    RankedAnswer,
+    RankedQuestion,
+    RatedAnswer,
+    RatedSequence,
+    Role,
+    ScoredPair,
+    Split,
+    TokenSequence,
+    Turn,
+)
+from cai_dist.types.held import Block, HasRows, Kept, Lesson, Row, Sample, rows_of
+from cai_dist.types.samples import Finish, Generation, SamplingParams, Trajectory
+from cai_dist.types.weights import AdapterSpec, TensorPiece, TensorSpec, WeightPart, WeightPlan, WeightTerms
+from cai_dist.types.workers import GenerateRequest, LabelRequest, Part, Phase, RankInfo, Span, StepShard, WorkerSpec
+
+__all__ = [
+    "AdapterSpec",
+    "Block",
+    "ChoiceQuestion",
+    "Comparison",
+    "Demonstration",
+    "DpoPair",
+    "Finish",
+    "GenerateRequest",
+    "Generation",
+    "HasRows",
+    "Kept",
+    "LabelRequest",
+    "LabelledPair",
+    "Lesson",
+    "Part",
+    "Phase",
+    "Prompt",
+    "PromptKind",
+    "RankInfo",
+    "RankedAnswer",
+    "RankedQuestion",
+    "RatedAnswer",
+    "RatedSequence",
+    "Role",
+    "Row",
+    "Sample",
+    "SamplingParams",
+    "ScoredPair",
+    "Span",
+    "Split",
+    "StepShard",
+    "TensorPiece",
+    "TensorSpec",
+    "TokenSequence",
+    "Trajectory",
+    "Turn",
+    "WeightPart",
+    "WeightPlan",
+    "WeightTerms",
+    "WorkerSpec",
+    "rows_of",
+]

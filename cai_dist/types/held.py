@@ -1,0 +1,87 @@
+"""Rows that stay where a worker put them: what travels through the driver is where they are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar, runtime_checkable
+
+from cai_dist.types.samples import Finish
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Block:
+    """A list that a worker keeps. `ref` is a Ray reference, or (within one process) the list itself; `role`, `rank` and
+    `node` say whose it is. Its identity is that of the object: a message with many rows of it holds it once."""
+
+    ref: Any
+    role: str = ""
+    rank: int = 0
+    node: str = ""
+
+
+class Row(NamedTuple, Generic[T]):
+    """Item `number` of a block. A tuple: thousands of them are pickled in every iteration."""
+
+    block: Block
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class Kept(Generic[T]):
+    """What a method of a worker returns to keep `rows`: the caller gets a reference of the list, and `facts`."""
+
+    rows: Sequence[T]
+    facts: Any = None
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """What the driver knows of a sampled response: where it is, and what does not grow with its length."""
+
+    row: Row[Any]
+    """Of a `Generation`."""
+    prompt_tokens: int
+    response_tokens: int
+    finish: Finish
+    weight_version: int
+    """Of the weights that made its last token."""
+    oldest_version: int
+    """Of the weights that made its oldest."""
+
+    @property
+    def tokens(self) -> int:
+        """Of prompt and response."""
+        return self.prompt_tokens + self.response_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Lesson:
+    """What the driver knows of a scored sample that is trained on."""
+
+    row: Row[Any]
+    """Of a `Trajectory`."""
+    tokens: int
+    """Of prompt and response."""
+    response_tokens: int
+
+
+@runtime_checkable
+class HasRows(Protocol):
+    """An argument of a worker's method that may hold rows; the method sees what they stand for."""
+
+    def rows(self) -> Iterator[Row[Any]]:
+        """Every row in it."""
+        ...
+
+    def filled(self, found: Callable[[Row[Any]], Any]) -> Any:
+        """The same with each row replaced."""
+        ...
+
+
+def rows_of(ref: Any, count: int, role: str = "", rank: int = 0, node: str = "") -> list[Row[Any]]:
+    """All rows of a list of `count` that is kept under `ref`."""
+    block = Block(ref, role, rank, node)
+    return [Row(block, number) for number in range(count)]

@@ -133,8 +133,8 @@ def place(specs: Sequence[GroupSpec], timeout: float, strategy: Strategy = "pack
     Raises: ConfigError if the cluster could never hold them, WorkerTimeout if it does not within `timeout` seconds.
         Either says what was asked and what there is, and nothing stays reserved.
     """
+    refuse_too_much(specs)
     groups = sharing(specs)
-    _refuse_too_much(groups)
     deadline = time.monotonic() + timeout
     placements: dict[str, Placement] = {}
     for group in groups:
@@ -175,7 +175,10 @@ def seat_rows(seats: Sequence[Seat]) -> list[list[str]]:
     ]
 
 
-def _refuse_too_much(groups: Sequence[Sequence[GroupSpec]]) -> None:
+def refuse_too_much(specs: Sequence[GroupSpec]) -> None:
+    """Raise ConfigError, one line, if the cluster of this process could never hold all of `specs` at once: the sum of
+    their places, or a single place that no node has. Nothing is reserved."""
+    groups = sharing(specs)
     asked = _total(bundle for group in groups for bundle in bundles(group))
     if short := _short(asked, ray.cluster_resources()):
         raise ConfigError(f"{_request(groups)} but the cluster has {short}; lower workers, ranks, cpus or gpus")

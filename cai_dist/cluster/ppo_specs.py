@@ -54,7 +54,7 @@ def ppo_specs(
         "reward": scoring | {"model": models.reward, "end_id": end_id},
         "rollout": common | {"model": models.policy, "engine": engine, "require_sync": True},
     }
-    return [_spec(role, ppo, kwargs[role]) for role in ppo.roles]
+    return [role_spec(role, ppo, kwargs[role]) for role in ppo.roles]
 
 
 def _policy_kwargs(ppo: PpoConfig, models: PpoModels, steps: int) -> dict[str, Any]:
@@ -87,7 +87,8 @@ def _value_kwargs(ppo: PpoConfig, models: PpoModels, steps: int) -> dict[str, An
     }
 
 
-def _spec(role: str, ppo: PpoConfig, kwargs: dict[str, Any]) -> GroupSpec:
+def role_spec(role: str, ppo: PpoConfig, kwargs: dict[str, Any]) -> GroupSpec:
+    """The group of one role: workers, CPUs and GPUs from the configuration alone, `kwargs` for its workers."""
     placement = getattr(ppo.placement, role)
     trained = role in ppo.trained_roles
     if placement.threads is not None:

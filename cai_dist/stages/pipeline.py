@@ -20,6 +20,7 @@ from cai_dist.constitution import run_constitution
 from cai_dist.errors import ConfigError, Interrupted
 from cai_dist.stages import dpo, evaluate, expand, feedback, ppo, preference, prepare, revise, sft
 from cai_dist.stages.context import RunContext
+from cai_dist.stages.placement import check_placement, on_gpus
 from cai_dist.tracking.atomic import sha256_json, write_text
 from cai_dist.tracking.console import Console
 from cai_dist.tracking.lock import RunLock
@@ -55,10 +56,15 @@ def run_pipeline(
     on_cluster_start: Callable[[], None] = lambda: None,
 ) -> Path:
     """Run every stage that is not finished; returns the run folder. Raises CaiError, before anything else for files
-    that are wanted at the end."""
+    that are wanted at the end and for GPUs of PPO that the cluster does not have."""
     evaluate.check_files(config)
     with _open(config, console, should_stop, on_cluster_start) as run:
-        for name in ("prepare", *config.stages):
+        names = ("prepare", *config.stages)
+        # The stages before PPO may take hours: GPUs that the cluster does not have are missed before them.
+        ahead = names[: names.index(ppo.NAME) + 1] if ppo.NAME in names and on_gpus(config.ppo) else ()
+        if not all(_finished(run, ALL[name]) for name in ahead):
+            check_placement(run)
+        for name in names:
             run_one(run, ALL[name])
         evaluate.show(run)
         return run.run_dir

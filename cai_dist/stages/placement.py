@@ -1,4 +1,4 @@
-"""Where the workers of PPO are and what memory they take, for a person and as `ppo/placement.json`."""
+"""Whether the workers of PPO fit; where they are and what memory they take, for a person and in `placement.json`."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cai_dist.config.ppo import PpoConfig
 from cai_dist.stages.context import RunContext
 from cai_dist.tracking.atomic import write_json
 
@@ -15,6 +16,21 @@ if TYPE_CHECKING:
     from cai_dist.cluster.ppo_groups import PpoGroups
 
 FILE = "placement.json"
+
+
+def on_gpus(ppo: PpoConfig) -> bool:
+    """Whether any role of PPO asks for GPUs. (For CPUs alone `cai-dist check` has compared all that there is.)"""
+    return any(getattr(ppo.placement, role).gpus for role in ppo.roles)
+
+
+def check_placement(run: RunContext) -> None:
+    """Start the cluster and raise ConfigError, one line, if it could never hold the roles of PPO together."""
+    from cai_dist.cluster.placement import refuse_too_much
+    from cai_dist.cluster.ppo_specs import role_spec
+
+    ppo = run.config.ppo
+    run.cluster()
+    refuse_too_much([role_spec(role, ppo, {}) for role in ppo.roles])
 
 
 @contextmanager

@@ -1,0 +1,81 @@
+"""GPUs that the cluster does not have are missed before any stage runs."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from cai_dist.cluster import placement
+from cai_dist.config.ppo import PlacementConfig, PpoConfig, RoleShards
+from cai_dist.config.run import RunConfig, TrackingConfig
+from cai_dist.errors import ConfigError
+from cai_dist.stages import pipeline
+from cai_dist.stages.context import RunContext
+from cai_dist.tracking.console import Console
+
+ROLES = ("policy", "value", "reference", "reward", "rollout")
+
+
+@pytest.fixture
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """`run(gpus, there)`: a run whose seven workers (two ranks each of policy and value, one of each other role) ask
+    for `gpus` each, on a cluster with `there`. Its stages and the start of the cluster only note their names, which are
+    returned with the error."""
+    noted: list[str] = []
+
+    def stage(name: str) -> pipeline.Stage:
+        def act(context: RunContext) -> list[Path]:
+            noted.append(name)
+            return []
+
+        return replace(pipeline.ALL[name], run=act, inputs=lambda context: [])
+
+    monkeypatch.setattr(pipeline, "ALL", {name: stage(name) for name in pipeline.ALL})
+    monkeypatch.setattr(pipeline.evaluate, "show", lambda run: None)
+    monkeypatch.setattr(RunContext, "cluster", lambda run: noted.append("cluster"))
+
+    def run(gpus: float, there: float, **ppo: object) -> tuple[list[str], str]:
+        resources = {"CPU": 64.0, "GPU": there}
+        monkeypatch.setattr(placement.ray, "cluster_resources", lambda: resources)
+        monkeypatch.setattr(placement.ray, "nodes", lambda: [{"Alive": True, "Resources": resources}])
+        shards = RoleShards(**{role: PlacementConfig(gpus=gpus) for role in ROLES})
+        config = RunConfig(
+            name="t",
+            runs_dir=str(tmp_path),
+            constitution="micro",
+            tracking=TrackingConfig(wandb="off"),
+            ppo=PpoConfig(placement=shards, **ppo),
+        )
+        noted.clear()
+        try:
+            pipeline.run_pipeline(config, Console("quiet"))
+        except ConfigError as error:
+            return list(noted), str(error)
+        return list(noted), ""
+
+    return run
+
+
+def test_too_few_gpus_end_the_run_before_its_first_stage(world) -> None:
+    noted, error = world(1.0, there=6.0)
+    assert noted == ["cluster"]
+    assert "the cluster has 6 GPU of 7 asked" in error and "\n" not in error
+
+
+def test_enough_gpus_let_every_stage_run(world) -> None:
+    noted, error = world(1.0, there=7.0)
+    assert (noted[:2], noted[-1], error) == (["cluster", "prepare"], "evaluate", "")
+
+
+def test_without_gpus_nothing_is_started_early(world) -> None:
+    noted, error = world(0.0, there=0.0)
+    assert (noted[0], "cluster" in noted, error) == ("prepare", False, "")
+
+
+def test_a_finished_ppo_asks_for_nothing_and_one_to_be_made_again_does(world) -> None:
+    world(1.0, there=7.0)
+    assert world(1.0, there=0.0) == ([], "")
+    noted, error = world(1.0, there=0.0, iterations=7)
+    assert noted == ["cluster"] and "GPU" in error

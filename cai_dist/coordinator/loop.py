@@ -45,7 +45,7 @@ def train(
         snapshot: called with the number of finished iterations where `config.snapshot_every` wants the policy kept;
             again for the same number where the run was killed before its next checkpoint.
         on_spans: called with (iterations finished, what every worker and the driver did since the last call) at the
-            end of each iteration.
+            end of each iteration, the first transfer with the first and the last checkpoint at the end of all.
 
     Returns: the final state; the trained policy is in `roles`.
 
@@ -57,8 +57,10 @@ def train(
     identity |= {"seed": seed, "prompts": digest(prompts)}
     keeper = Keeper(checkpoints, roles, schedule, identity)
     state = keeper.restore(PpoState.start(config))
-    schedule.transfer(state.weight_version)
     watch = Stopwatch(roles, on_spans)
+    with watch.phase("transfer"):
+        schedule.transfer(state.weight_version)
+    watch.begin()
     for iteration in state.remaining(config.iterations):
         keeper.stop_if(should_stop(), state, config.iterations)
         with watch.phase("rollout"):
@@ -75,4 +77,5 @@ def train(
             snapshot(state.iteration)  # before the checkpoint: a run that goes on from it would not come by here again
         with watch.phase("checkpoint"):
             keeper.save_if_due(state, config.checkpoint_every, config.iterations)
+    watch.rest(state.iteration)
     return state

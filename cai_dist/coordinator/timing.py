@@ -15,12 +15,17 @@ OnSpans = Callable[[int, Sequence[Span]], None]
 
 
 class Stopwatch:
-    """Order of use: `phase` any number of times, `finish` at the end of each iteration."""
+    """Order of use: `begin` before the first iteration, `phase` any number of times, `finish` at the end of each
+    iteration, `rest` at the end of all."""
 
     def __init__(self, roles: PpoRoles, on_spans: OnSpans | None) -> None:
         """`on_spans` is called with (iterations finished, spans) by each `finish`."""
         self._roles, self._on_spans = roles, on_spans
         self._own: list[Span] = []
+        self._began = time.time()
+
+    def begin(self) -> None:
+        """The first iteration begins: what was before is told, but is no part of any role's idle time."""
         self._began = time.time()
 
     @contextlib.contextmanager
@@ -39,6 +44,12 @@ class Stopwatch:
             self._on_spans(iteration, [*self._own, *spans])
         began, self._began, self._own = self._began, end, []
         return idle_shares(spans, began, end)
+
+    def rest(self, iteration: int) -> None:
+        """Hand on what came after the last `finish`."""
+        if self._own and self._on_spans is not None:
+            self._on_spans(iteration, [*self._own, *self._roles.spans()])
+        self._own = []
 
 
 def idle_shares(spans: Sequence[Span], start: float, end: float) -> dict[str, float]:

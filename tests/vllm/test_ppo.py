@@ -64,7 +64,7 @@ def test_three_updates_and_transfers(cluster: Any, tmp_path: Path) -> None:
             log=lambda step, **numbers: None, should_stop=lambda: False, on_rollout=watch,
         )  # fmt: skip
         roles.sync_weights(9)
-        found = roles.generate(asked, greedy, 0).result()
+        found = roles.fetch([sample.row for sample in roles.generate(asked, greedy, 0).result()])
         roles.export(tmp_path / "trained")
     print("largest difference of sampler and trainer, by iteration:", [f"{gap:.1e}" for gap in gaps])
     assert len(gaps) == CONFIG.iterations and max(gaps) < 1e-3

@@ -45,8 +45,9 @@ def test_each_iteration_hands_on_what_workers_and_driver_did_since_the_last(run:
     names = [(iteration, [(s.role, s.name) for s in spans]) for iteration, spans in seen]
     policy = [("policy", "work")]
     assert names == [
-        (1, [("coordinator", name) for name in driver] + policy),
+        (1, [("coordinator", name) for name in ["transfer", *driver]] + policy),
         (2, [("coordinator", name) for name in ["checkpoint", *driver]] + policy),
+        (2, [("coordinator", "checkpoint"), *policy]),
     ]
     assert all(s.start <= s.end for _, spans in seen for s in spans)
     assert run.record.metrics[2]["idle_policy"] == 1.0, "that was long ago"

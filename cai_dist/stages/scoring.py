@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 from cai_dist.data.chat import ChatFormat
@@ -38,8 +37,8 @@ def answer_logprobs(
     samples = [as_sample(chat, turns, answer) for turns, answer in texts]
     shards = _shards(samples)
     with reference_group(run, model, run.config.evaluate.workers) as group:
-        found = dict(group.map(phase, "logprobs", shards, 1.0))
-    return [math.fsum(row) for name in shards for row in found[name]]
+        found = dict(group.map(phase, "response_logprobs", shards, 1.0))
+    return [logprob for name in shards for logprob in found[name]]
 
 
 def _shards(samples: Sequence[Generation]) -> dict[str, StepShard]:

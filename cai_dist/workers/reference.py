@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Sequence
 
 from cai_dist.config.run import TimeoutsConfig
@@ -36,15 +37,20 @@ class ReferenceWorker(Worker):
 
     def logprobs(self, shard: StepShard[Generation], temperature: float) -> Kept[Sequence[float]]:
         """Log-probabilities (nats) of the response tokens of each sample of this rank, in order; kept."""
-
-        def rows(model: Model, items: Sequence[Generation]) -> list[list[float]]:
-            batch = sample_batch(items).to(self._engine.device)
-            return response_rows(batch, batch_logprobs(model, batch, temperature))
-
         samples = [sample for part in shard.micro_batches for sample in part]
-        found = [row for part in self._engine.infer(shard.micro_batches, rows) for row in part]
-        return kept_rows(self.info.role, samples, found)
+        return kept_rows(self.info.role, samples, self._rows(shard, temperature))
+
+    def response_logprobs(self, shard: StepShard[Generation], temperature: float) -> list[float]:
+        """Log-probability (nats) of each whole response."""
+        return [math.fsum(row) for row in self._rows(shard, temperature)]
 
     def reside(self, parts: Collection[Part]) -> dict[Part, float]:
         """As in `Worker`."""
         return self._engine.reside(parts)
+
+    def _rows(self, shard: StepShard[Generation], temperature: float) -> list[list[float]]:
+        def rows(model: Model, items: Sequence[Generation]) -> list[list[float]]:
+            batch = sample_batch(items).to(self._engine.device)
+            return response_rows(batch, batch_logprobs(model, batch, temperature))
+
+        return [row for part in self._engine.infer(shard.micro_batches, rows) for row in part]

@@ -24,7 +24,7 @@ from cai_dist.cluster.actor import Arrival, WorkerHost, asked
 from cai_dist.cluster.group import Member, Starter, Starting, WorkerGroup
 from cai_dist.cluster.nodes import Post, Roster
 from cai_dist.cluster.placement import GroupSpec, Placement, Seat, gpu_fraction, place, release, sharing
-from cai_dist.cluster.wait import UNKNOWN, Call, gather, next_done
+from cai_dist.cluster.wait import UNKNOWN, Call, all_done, gather
 from cai_dist.config.run import ClusterConfig
 from cai_dist.errors import ConfigError, NodeLost, WorkerDied
 from cai_dist.types import RankInfo
@@ -234,7 +234,7 @@ class Cluster:
         again: set[tuple[str, int]] = set()
         while waiting:
             try:
-                call, arrival = next_done(list(waiting.values()), deadline - time.monotonic())
+                done = all_done(list(waiting.values()), deadline - time.monotonic(), together=True)
             except WorkerDied as death:
                 place = death.role, death.rank
                 if place not in waiting or place in again:
@@ -244,8 +244,9 @@ class Cluster:
                 actors[death.role][death.rank] = actor = start(role_specs[death.role], death.rank)
                 waiting[place] = self._prepare(role_specs[death.role], death.rank, actor)
             else:
-                found[call.role, call.rank] = arrival
-                del waiting[call.role, call.rank]
+                for call, arrival in done:
+                    found[call.role, call.rank] = arrival
+                    del waiting[call.role, call.rank]
         return found
 
     def _prepare(self, spec: GroupSpec, rank: int, actor: Any) -> Call:

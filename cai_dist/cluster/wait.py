@@ -119,16 +119,18 @@ def gather(calls: Sequence[Call], timeout: float) -> list[Any]:
     results: dict[Any, Any] = {}
     pending = list(calls)
     while pending:
-        left = deadline - time.monotonic()
-        ray.wait([call.ref for call in pending], num_returns=len(pending), timeout=max(0.0, min(_TOGETHER, left)))
-        results |= {done.ref: value for done, value in all_done(pending, deadline - time.monotonic())}
+        results |= {done.ref: value for done, value in all_done(pending, deadline - time.monotonic(), together=True)}
         pending = [call for call in pending if call.ref not in results]
     return [results[call.ref] for call in calls]
 
 
-def all_done(pending: Sequence[Call], timeout: float) -> list[tuple[Call, Any]]:
+def all_done(pending: Sequence[Call], timeout: float, together: bool = False) -> list[tuple[Call, Any]]:
     """Those of `pending` that have ended, at least one, with their results. One question to Ray for all: asked for one
-    after the other, a thousand calls would be half a million looks. Raises as :meth:`Pending.result` does."""
+    after the other, a thousand calls would be half a million looks. `together`: nobody is in a hurry for the first, so
+    all get a moment to end. Raises as :meth:`Pending.result` does."""
+    if together:
+        refs = [call.ref for call in pending]
+        ray.wait(refs, num_returns=len(refs), timeout=max(0.0, min(_TOGETHER, timeout)))
     if first_ready(pending, timeout) is None:
         raise _timeout(pending)
     refs = [call.ref for call in pending]
@@ -145,18 +147,6 @@ def all_done(pending: Sequence[Call], timeout: float) -> list[tuple[Call, Any]]:
         except RayError as error:
             raise _explained(done, error, [call for call in pending if call is not done]) from None
     return found
-
-
-def next_done(pending: Sequence[Call], timeout: float) -> tuple[Call, Any]:
-    """The first of `pending` to finish, with its result. Raises as :meth:`Pending.result` does."""
-    ready = first_ready(pending, timeout)
-    if ready is None:
-        raise _timeout(pending)
-    done = next(call for call in pending if call.ref == ready)
-    try:
-        return done, ray.get(done.ref)
-    except RayError as error:
-        raise _explained(done, error, [call for call in pending if call is not done]) from None
 
 
 def first_ready(pending: Sequence[Call], timeout: float, replaceable: bool = False) -> Any:

@@ -35,6 +35,7 @@ def test_each_engine_borrows_from_the_rank_of_its_place_and_the_loan_ends(
 ) -> None:
     log: list[tuple[Any, ...]] = []
     monkeypatch.setattr(transfer, "gather", lambda calls, timeout: [call.result for call in calls])
+    monkeypatch.setattr(transfer.ray, "put", lambda value: value)  # the real one would start a Ray
     policy, rollout = Group("policy", ranks, log), Group("rollout", ranks, log)
     sending = WeightTransfer(policy, rollout, "cuda_ipc", 16, 1.0)  # type: ignore[arg-type]
     for version in (7, 8):

@@ -60,6 +60,18 @@ def test_iterations_draw_samples_and_orders_of_their_own(run: Run) -> None:
     assert sorted(places[0]) == sorted(places[1]) and places[0] != places[1]
 
 
+def test_the_policy_learns_from_whitened_advantages_and_the_value_model_from_the_same_returns(run: Run) -> None:
+    roles = FakeRoles()
+    run.go(make_config(iterations=1, value_warmup=0, epochs=1), roles)
+    seen = {(item.prompt_id, item.response_ids): item for item in run.record.trajectories[0]}
+    assert sum(item.advantages[0] for item in seen.values()) != 0
+    for role, batch in roles.updates:
+        for item in batch:
+            as_told = seen[item.prompt_id, item.response_ids]
+            assert item.returns == as_told.returns
+            assert (item.advantages == as_told.advantages) == (role == "policy")
+
+
 def test_every_sample_is_used_once_an_epoch_in_a_new_order() -> None:
     items = rollout_of([trajectory(0.0, 1.0, str(n)) for n in range(8)]).lessons
     ids = [stand_for(item.row).prompt_id for batch in mini_batches(items, make_config(epochs=3), 5) for item in batch]

@@ -19,7 +19,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, median
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -82,7 +82,7 @@ def run(file: Path, folder: Path, seed: int, overrides: Sequence[str]) -> None:
 
 
 def figures_of(folder: Path) -> dict[str, float]:
-    """Final quality, wall seconds of the ppo stage, and means over its iterations."""
+    """Final quality, wall seconds of the ppo stage (its start-up included), the median iteration, and mean idle shares."""
     evaluation = json.loads((folder / "evaluation.json").read_text())
     measured = evaluation["models"]["rl"]
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
@@ -91,7 +91,7 @@ def figures_of(folder: Path) -> dict[str, float]:
     found["score"] = ppo[-1]["score"]
     found["seconds"] = json.loads((folder / "manifest.json").read_text())["stages"]["ppo"]["seconds"]
     # Between two log lines lies one iteration, checkpoint included; the first one has warm-up in it.
-    found["iteration_seconds"] = fmean(b["time"] - a["time"] for a, b in zip(ppo, ppo[1:], strict=False))
+    found["iteration_seconds"] = median(b["time"] - a["time"] for a, b in zip(ppo, ppo[1:], strict=False))
     for name in sorted({name for line in ppo for name in line if name.startswith("idle_")}):
         found[name] = fmean(line[name] for line in ppo if name in line)
     return found

@@ -82,7 +82,7 @@ def run(file: Path, folder: Path, seed: int, overrides: Sequence[str]) -> None:
 
 
 def figures_of(folder: Path) -> dict[str, float]:
-    """Final quality, wall seconds of the ppo stage (its start-up included), the median iteration, and mean idle shares."""
+    """Final quality, wall seconds of the ppo stage with its start, the median iteration, and mean idle shares."""
     evaluation = json.loads((folder / "evaluation.json").read_text())
     measured = evaluation["models"]["rl"]
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]

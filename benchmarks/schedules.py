@@ -2,8 +2,9 @@
 
     python benchmarks/schedules.py [--seeds 0 1 2] [--schedules sync one_step_off partial] [key=value …]
 
-Each seed runs once per schedule from the same SL-CAI and preference model: the earlier stages are made once and copied.
-The schedules of a seed follow each other directly, so that a ratio compares the same machine at the same time. Writes
+Each seed runs once per schedule from the same SL-CAI and preference model: the earlier stages are made once (with a
+single iteration of PPO, which is thrown away) and copied, so that the ppo stage of each begins with the start of Ray.
+The schedules of a seed follow each other directly: a ratio compares the same machine at the same time. Writes
 benchmarks/results/schedules.json and .md and, where matplotlib is installed, docs/figures/timeline-SCHEDULE.png. A run
 that is there is not repeated.
 """
@@ -40,13 +41,13 @@ def main() -> None:
     arguments = parser.parse_args()
     results: dict[str, dict[int, dict[str, float]]] = {name: {} for name in arguments.schedules}
     for seed in arguments.seeds:
-        first: Path | None = None
+        base = arguments.runs_dir / f"base-{seed}"
+        run(ROOT / "launch" / "runs" / FILES["sync"], base, seed, [*arguments.overrides, "ppo.iterations=1"])
         for name in arguments.schedules:
             folder = arguments.runs_dir / f"{name}-{seed}"
-            if first is not None and not folder.exists():
-                copy_earlier_stages(first, folder)
+            if not folder.exists():
+                copy_earlier_stages(base, folder)
             run(ROOT / "launch" / "runs" / FILES[name], folder, seed, arguments.overrides)
-            first = first or folder
             results[name][seed] = figures_of(folder)
     arguments.results.mkdir(parents=True, exist_ok=True)
     content = {

@@ -28,8 +28,10 @@ class FakePending(Generic[R]):
     def __init__(self, name: str, compute: Callable[[], R], calls: list[str]) -> None:
         self._name, self._compute, self._calls = name, compute, calls
 
-    def result(self) -> R:
+    def result(self, meanwhile: Callable[[], None] | None = None) -> R:
         self._calls.append(f"wait {self._name}")
+        if meanwhile is not None:
+            meanwhile()
         return self._compute()
 
     def parts(self) -> Iterator[tuple[int, R]]:
@@ -43,8 +45,8 @@ class FakeKept(FakePending[Any]):
     def __init__(self, pending: FakePending[Any], keep: Callable[[Any], list[Any]]) -> None:
         self._pending, self._keep = pending, keep
 
-    def result(self) -> list[Any]:
-        return self._keep(self._pending.result())
+    def result(self, meanwhile: Callable[[], None] | None = None) -> list[Any]:
+        return self._keep(self._pending.result(meanwhile))
 
 
 class FakeParts(FakePending[list[Sample]]):
@@ -52,14 +54,25 @@ class FakeParts(FakePending[list[Sample]]):
 
     def __init__(self, pending: FakePending[Any], rows: int, shuffle: Callable[[list[int]], list[int]]) -> None:
         self._pending, self._rows, self._shuffle = pending, rows, shuffle
+        self._samples: list[Sample] | None = None
+        self._left: list[int] = []
 
     def parts(self) -> Iterator[tuple[int, list[Sample]]]:
-        samples = self.result()
-        for start in self._shuffle(list(range(0, len(samples), self._rows))):
-            yield start, samples[start : start + self._rows]
+        while part := self.ready():
+            yield from part
 
-    def result(self) -> list[Sample]:
-        return self._pending.result()
+    def ready(self) -> list[tuple[int, list[Sample]]]:
+        """The next one."""
+        if self._samples is None:
+            self._samples = self.result()
+            self._left = self._shuffle(list(range(0, len(self._samples), self._rows)))
+        if not self._left:
+            return []
+        start = self._left.pop(0)
+        return [(start, self._samples[start : start + self._rows])]
+
+    def result(self, meanwhile: Callable[[], None] | None = None) -> list[Sample]:
+        return self._pending.result(meanwhile)
 
 
 def in_memory(prompts: Sequence[tuple[int, ...]], samples: Sequence[Generation]) -> list[Sample]:

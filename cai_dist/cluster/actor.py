@@ -32,7 +32,7 @@ class Arrival(NamedTuple):
     port: int
 
 
-class Fetched(Enum):
+class Place(Enum):
     """In the place of an argument that Ray fetches: only arguments of the call itself are."""
 
     HERE = 0
@@ -49,7 +49,7 @@ class Asked(NamedTuple):
 def asked(phase: str, method: str, args: Sequence[Any]) -> tuple[Any, ...]:
     """Arguments of `WorkerHost.call`."""
     refs = [arg for arg in args if isinstance(arg, ray.ObjectRef)]
-    plain = tuple([Fetched.HERE if isinstance(arg, ray.ObjectRef) else arg for arg in args]) if refs else tuple(args)
+    plain = tuple([Place.HERE if isinstance(arg, ray.ObjectRef) else arg for arg in args]) if refs else tuple(args)
     return Asked(phase, method, plain), *refs
 
 
@@ -93,11 +93,11 @@ class WorkerHost:
 
     def call(self, asked: Asked, *fetched: Any) -> Any:
         """`worker.method(*args)`: rows in the arguments are fetched first, rows that the method wants kept are kept.
-        `fetched`: what stands in the places of `asked.args` that are `Fetched`, by Ray."""
+        `fetched`: what stands in the places of `asked.args` that are `Place`, by Ray."""
         start = time.time()
         phase, method, args = asked
         arrived = iter(fetched)
-        args = tuple([next(arrived) if arg is Fetched.HERE else arg for arg in args])
+        args = tuple([next(arrived) if arg is Place.HERE else arg for arg in args])
         try:
             return kept(getattr(self._worker, method)(*filled(args, phase)))
         except Exception as error:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import ray
@@ -23,26 +23,26 @@ def kept(result: Any) -> Any:
 def filled(args: Sequence[Any], phase: str) -> list[Any]:
     """Arguments with the rows in them; what holds none stays as it is. Raises WorkerDied where the worker that keeps
     them is gone, by its name."""
-    blocks = {id(row.block): row.block for arg in args if isinstance(arg, HasRows) for row in arg.rows()}
-    if not blocks:
-        return list(args)
-    lists = dict(zip(blocks, _fetched(list(blocks.values()), phase), strict=True))
-
-    def found(row: Row[Any]) -> Any:
-        return lists[id(row.block)][row.number]
-
+    found = _finder((row for arg in args if isinstance(arg, HasRows) for row in arg.rows()), phase)
     return [arg.filled(found) if isinstance(arg, HasRows) else arg for arg in args]
 
 
 def fetched(rows: Sequence[Row[Any]], phase: str) -> list[Any]:
     """What the rows stand for. Raises as `filled`."""
+    return list(map(_finder(rows, phase), rows))
+
+
+def _finder(rows: Iterable[Row[Any]], phase: str) -> Callable[[Row[Any]], Any]:
+    """What says of each of the rows what it stands for; all that it takes is here."""
     blocks = {id(row.block): row.block for row in rows}
-    lists = dict(zip(blocks, _fetched(list(blocks.values()), phase), strict=True))
-    return [lists[id(row.block)][row.number] for row in rows]
+    lists = dict(zip(blocks, _lists(list(blocks.values()), phase), strict=True))
+    return lambda row: lists[id(row.block)][row.number]
 
 
-def _fetched(blocks: Sequence[Block], phase: str) -> list[Any]:
+def _lists(blocks: Sequence[Block], phase: str) -> list[Any]:
     """One question to Ray for all; where that fails, one for each says whose is lost."""
+    if not blocks:
+        return []
     try:
         return ray.get([block.ref for block in blocks], timeout=FETCH_SECONDS)  # type: ignore[no-any-return]
     except (ObjectLostError, GetTimeoutError):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import ray
 
@@ -23,6 +23,14 @@ from cai_dist.types import TensorSpec, WeightPlan
 PHASE = "weight transfer"
 _AHEAD = 2
 Buckets = tuple[tuple[TensorSpec, ...], ...]
+
+
+class _Shared(NamedTuple):
+    """References of what every worker gets: pickling a manifest for each of hundreds takes the driver seconds."""
+
+    manifest: Any
+    terms: Any
+    plan: Any
 
 
 class WeightTransfer:
@@ -51,7 +59,7 @@ class WeightTransfer:
         self._connected, self._calls = False, 0
         self._engines_stay = engines_stay
         self._held: list[str | None] | None = None
-        self._put: tuple[WeightPlan, tuple[Any, Any, Any]] | None = None
+        self._put: tuple[WeightPlan, _Shared] | None = None
         self._mapped: Buckets | None = None
         nodes = policy.nodes | rollout.nodes
         if backend == "shared_memory" and len(nodes) > 1:
@@ -71,7 +79,8 @@ class WeightTransfer:
         start, self._calls = time.monotonic(), 0
         held, self._held = self._held or self._everywhere(self._rollout, "weights_held"), None
         plan: WeightPlan = self._wait([self._start(self._policy, 0, "weight_plan", self._bucket_bytes, held)])[0]
-        begun = self._start_all(self._rollout, "begin_weights", version, *self._shared(plan)[:2])
+        shared = self._shared(plan)
+        begun = self._start_all(self._rollout, "begin_weights", version, shared.manifest, shared.terms)
         self._send(plan, version, begun)
         finished = self._everywhere(self._rollout, "finish_weights", version)
         self._held = finished if self._engines_stay else None
@@ -98,7 +107,7 @@ class WeightTransfer:
         if not self._connected:
             self._connect()
         self._connected = False  # until this has ended well: after a failure all meet anew
-        shared = self._shared(plan)[2]
+        shared = self._shared(plan).plan
         sending = self._start_all(self._policy, "broadcast_weights", shared)
         self._wait([*begun, *self._start_all(self._rollout, "take_broadcast", shared), *sending])
         self._connected = True
@@ -127,11 +136,10 @@ class WeightTransfer:
         self._wait([*begun, *lending, *borrowing])
         self._everywhere(self._policy, "end_loan")
 
-    def _shared(self, plan: WeightPlan) -> tuple[Any, Any, Any]:
-        """References of manifest, terms and plan: pickling a manifest for each of hundreds of workers takes the driver
-        seconds. Put once, as long as the plan stays what it is."""
+    def _shared(self, plan: WeightPlan) -> _Shared:
+        """Put once, as long as the plan stays what it is."""
         if self._put is None or self._put[0] != plan:
-            self._put = plan, (ray.put(plan.manifest), ray.put(plan.terms), ray.put(plan))
+            self._put = plan, _Shared(ray.put(plan.manifest), ray.put(plan.terms), ray.put(plan))
         return self._put[1]
 
     def _connect(self) -> None:

@@ -37,6 +37,8 @@ _BLAME_SECONDS = 5.0
 _TOGETHER = 0.1
 """Seconds that answers are waited for together, before those that are there are looked at: a hundred ranks that end at
 about the same time wake the driver once."""
+_MOMENT = 0.02
+"""Seconds between two calls of `meanwhile`."""
 _SLICE = 2.0
 """Seconds between two looks at the nodes during a wait."""
 _LOST_PEER = (
@@ -80,18 +82,39 @@ class Pending(Generic[R]):
         combine = self._combine
         return Pending(self._calls, self._timeout, lambda results: change(combine(results)))
 
-    def result(self) -> R:
-        """The combined results. Raises WorkerError, WorkerTimeout, or the UserError that a worker raised."""
-        return self._combine(gather(self._calls, self._timeout))
+    def result(self, meanwhile: Callable[[], None] | None = None) -> R:
+        """The combined results. Raises WorkerError, WorkerTimeout, or the UserError that a worker raised.
 
-    def each(self) -> Iterator[tuple[int, Any]]:
-        """(number of the call, what it returned), as they finish; `timeout` bounds the wait for all of them."""
+        `meanwhile` is called again and again during the wait; it must not wait itself.
+        """
+        return self._combine(gather(self._calls, self._timeout, meanwhile))
+
+    def each(self) -> Each:
+        """Answers as they come; `timeout` bounds the wait for all of them."""
+        return Each(self._calls, self._timeout)
+
+
+class Each:
+    """(number of the call, what it returned), as calls finish: an iterator, followed to its end."""
+
+    def __init__(self, calls: Sequence[Call], timeout: float) -> None:
+        self._waiting = {call.ref: (number, call) for number, call in enumerate(calls)}
+        self._timeout = timeout
+
+    def now(self) -> list[tuple[int, Any]]:
+        """Those that have come since the last look, without waiting. Raises as :meth:`Pending.result`."""
+        return self._taken(ended(self._pending())) if self._waiting else []
+
+    def __iter__(self) -> Iterator[tuple[int, Any]]:
         deadline = time.monotonic() + self._timeout
-        waiting = {call.ref: number for number, call in enumerate(self._calls)}
-        while waiting:
-            pending = [self._calls[number] for number in waiting.values()]
-            for done, value in all_done(pending, deadline - time.monotonic()):
-                yield waiting.pop(done.ref), value
+        while self._waiting:
+            yield from self._taken(all_done(self._pending(), deadline - time.monotonic()))
+
+    def _pending(self) -> list[Call]:
+        return [call for _, call in self._waiting.values()]
+
+    def _taken(self, done: list[tuple[Call, Any]]) -> list[tuple[int, Any]]:
+        return [(self._waiting.pop(call.ref)[0], value) for call, value in done]
 
 
 class PendingParts(Generic[R]):
@@ -102,23 +125,32 @@ class PendingParts(Generic[R]):
 
     def __init__(self, calls: Pending[list[Any]], starts: Sequence[int], read: Callable[[int, Any], list[R]]) -> None:
         self._calls, self._starts, self._read = calls, tuple(starts), read
+        self._each = calls.each()
 
     def parts(self) -> Iterator[tuple[int, list[R]]]:
-        """(place, part) in the order in which the calls finish. Raises as :meth:`Pending.result` does."""
-        for number, answer in self._calls.each():
+        """(place, part) in the order in which the calls finish, without those that `ready` has given. Raises as
+        :meth:`Pending.result` does."""
+        for number, answer in self._each:
             yield self._starts[number], self._read(number, answer)
+
+    def ready(self) -> list[tuple[int, list[R]]]:
+        """Those that are there and were not given before, without waiting. Raises as :meth:`Pending.result` does."""
+        return [(self._starts[number], self._read(number, answer)) for number, answer in self._each.now()]
 
     def result(self) -> list[R]:
         """The whole list. Raises as :meth:`Pending.result` does."""
         return [item for number, answer in enumerate(self._calls.result()) for item in self._read(number, answer)]
 
 
-def gather(calls: Sequence[Call], timeout: float) -> list[Any]:
-    """All results, in the order of the calls; the first error is raised without waiting for the rest."""
+def gather(calls: Sequence[Call], timeout: float, meanwhile: Callable[[], None] | None = None) -> list[Any]:
+    """All results, in the order of the calls; the first error is raised without waiting for the rest. `meanwhile`: as
+    for :meth:`Pending.result`."""
     deadline = time.monotonic() + timeout
     results: dict[Any, Any] = {}
     pending = list(calls)
     while pending:
+        if meanwhile is not None:
+            first_ready(pending, deadline - time.monotonic(), meanwhile=meanwhile)
         results |= {done.ref: value for done, value in all_done(pending, deadline - time.monotonic(), together=True)}
         pending = [call for call in pending if call.ref not in results]
     return [results[call.ref] for call in calls]
@@ -133,15 +165,20 @@ def all_done(pending: Sequence[Call], timeout: float, together: bool = False) ->
         ray.wait(refs, num_returns=len(refs), timeout=max(0.0, min(_TOGETHER, timeout)))
     if first_ready(pending, timeout) is None:
         raise _timeout(pending)
+    return ended(pending)
+
+
+def ended(pending: Sequence[Call]) -> list[tuple[Call, Any]]:
+    """Those of `pending` that have ended by now, with their results. Raises as :meth:`Pending.result` does."""
     refs = [call.ref for call in pending]
     ready = set(ray.wait(refs, num_returns=len(refs), timeout=0)[0])
-    ended = [call for call in pending if call.ref in ready]
+    over = [call for call in pending if call.ref in ready]
     try:
-        return list(zip(ended, ray.get([call.ref for call in ended]), strict=True))
+        return list(zip(over, ray.get([call.ref for call in over]), strict=True))
     except RayError:
         pass  # which of them it is, and what the others say, is asked one by one
     found = []
-    for done in ended:
+    for done in over:
         try:
             found.append((done, ray.get(done.ref)))
         except RayError as error:
@@ -149,16 +186,26 @@ def all_done(pending: Sequence[Call], timeout: float, together: bool = False) ->
     return found
 
 
-def first_ready(pending: Sequence[Call], timeout: float, replaceable: bool = False) -> Any:
+def first_ready(
+    pending: Sequence[Call], timeout: float, replaceable: bool = False, meanwhile: Callable[[], None] | None = None
+) -> Any:
     """The reference of a call that has ended; None at the deadline. Raises NodeLost where a node goes meanwhile that a
-    call depends on; where the workers are `replaceable`, only if it is the head."""
-    deadline = time.monotonic() + timeout
+    call depends on; where the workers are `replaceable`, only if it is the head. `meanwhile`: as for
+    :meth:`Pending.result`."""
+    refs = [call.ref for call in pending]
+    deadline, look = time.monotonic() + timeout, time.monotonic() + _SLICE
     while True:
         left = max(deadline - time.monotonic(), 0.0)
         watch = nodes.current()
-        ready, _ = ray.wait([call.ref for call in pending], num_returns=1, timeout=min(left, _SLICE) if watch else left)
-        if ready or left <= _SLICE or watch is None:
+        pause = _MOMENT if meanwhile else _SLICE if watch else left
+        ready, _ = ray.wait(refs, num_returns=1, timeout=min(left, pause))
+        if ready or left <= pause:
             return ready[0] if ready else None
+        if meanwhile is not None:
+            meanwhile()
+        if watch is None or time.monotonic() < look:
+            continue
+        look = time.monotonic() + _SLICE
         if watch.headless or not replaceable:
             lost = watch.loss(pending)
             if lost is not None:

@@ -196,13 +196,22 @@ class PpoConfig(Section):
         if self.rollout_batch is not None:
             return self.rollout_batch
         share = max(1, -(-prompts // workers))
-        return min(share, max(2 * rows, -(-share // 4))) if self.streams else share
+        return min(share, max(2 * rows, -(-share // 4))) if self.streams or self.looks_ahead else share
 
     @property
     def streams(self) -> bool:
         """`stream` where it can be: scoring roles and rollout awake at the same time, and samples of the weights that
         score them."""
         return self.stream and self.schedule == "sync" and self.rollout_alone
+
+    @property
+    def looks_ahead(self) -> bool:
+        """`stream` with `one_step_off`: the roles that do not learn score the next iteration's samples while the others
+        learn from this one's. Where they share GPUs with nobody, and the reference is not the policy without its
+        adapter."""
+        shared = {role for group in self.shared_groups for role in group}
+        alone = self.lora is None and not shared & {"reference", "reward"}
+        return self.stream and self.schedule == "one_step_off" and alone
 
     @property
     def importance_bound(self) -> float | None:

@@ -68,7 +68,7 @@ def train(
         if on_rollout is not None:
             on_rollout(iteration, rollout.trajectories)
         with watch.phase("update"):
-            update = update_phase.run(roles, rollout, config, state, seed)
+            update = update_phase.run(roles, rollout, config, state, seed, schedule.meanwhile)
         state = state.advance(config, rollout.kl_per_response, len(rollout.lessons), rollout.statistics)
         with watch.phase("transfer"):
             sync = {f"sync_{name}": number for name, number in schedule.transfer(state.weight_version).items()}

@@ -15,7 +15,7 @@ from cai_dist.coordinator.state import PpoState
 from cai_dist.experience.mismatch import Gaps
 from cai_dist.types import Sample
 
-TOKENS, PROMPTS = 16, 8
+TOKENS, PROMPTS = 8, 8
 """At most so many new tokens a sample; at least so many prompts, and one for every rollout worker."""
 
 

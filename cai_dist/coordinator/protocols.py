@@ -4,7 +4,7 @@ ranks and padded into equal schedules is the implementation's business."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -21,8 +21,9 @@ Rows = list[Row[Any]]
 class Pending(Protocol[R]):
     """A call under way on a group of workers."""
 
-    def result(self) -> R:
-        """Wait (with the group's deadline) and return; raises WorkerError or WorkerTimeout."""
+    def result(self, meanwhile: Callable[[], None] | None = None) -> R:
+        """Wait (with the group's deadline) and return; raises WorkerError or WorkerTimeout. `meanwhile` is called again
+        and again during the wait."""
         ...
 
 
@@ -32,6 +33,11 @@ class PendingParts(Protocol):
     def parts(self) -> Iterator[tuple[int, list[Sample]]]:
         """(place of the first one in the call, samples of one request), in the order in which requests finish; raises
         as `result` does."""
+        ...
+
+    def ready(self) -> list[tuple[int, list[Sample]]]:
+        """Those of `parts` that are there by now, without waiting; `parts` then gives the others. Raises as `result`
+        does."""
         ...
 
     def result(self) -> list[Sample]:

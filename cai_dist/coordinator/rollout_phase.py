@@ -17,7 +17,7 @@ numbers a sample, and sums.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
@@ -27,14 +27,14 @@ from cai_dist.coordinator.prompts import TokenizedPrompt, derive_seed
 from cai_dist.coordinator.protocols import PpoRoles
 from cai_dist.coordinator.sampling import asked_for, check_samples, sampling_params
 from cai_dist.coordinator.scores import ShapedScores, shape_scores
-from cai_dist.coordinator.scoring import Scored, score, score_stream
-from cai_dist.coordinator.state import PpoState, ScoreStatistics
+from cai_dist.coordinator.scoring import Fixed, Scored, score, score_stream
+from cai_dist.coordinator.state import PpoState
 from cai_dist.experience.lessons import LessonRequest, Sums, total
-from cai_dist.experience.moments import Whitening, explained_variance, whitened
+from cai_dist.experience.moments import Moments, Whitening, explained_variance, whitened
 from cai_dist.types import Lesson, Sample, Trajectory
 
 
-class Fetched(Sequence[Trajectory]):
+class Brought(Sequence[Trajectory]):
     """The trajectories of some lessons, brought to the driver when they are looked at."""
 
     def __init__(self, roles: PpoRoles, lessons: Sequence[Lesson], whitening: Whitening | None) -> None:
@@ -65,7 +65,7 @@ class Rollout:
     explained_variance: float
     """Of the returns, by the values of the rollout phase."""
     metrics: dict[str, float]
-    statistics: ScoreStatistics
+    statistics: Moments
     """Of the scores of the run, these included."""
 
     @property
@@ -112,17 +112,19 @@ def evaluate(
     config: PpoConfig,
     state: PpoState,
     began: float,
+    fixed: Mapping[int, Fixed] | None = None,
 ) -> Rollout:
     """Score samples that are there, with the present weights of all roles.
 
     Args:
         asked: the prompt of each sample; those of one prompt lie side by side.
         began: when the phase did (`time.perf_counter`).
+        fixed: as for `score`.
 
     Raises: CaiError (an answer of a role that does not fit the samples), WorkerError, WorkerTimeout.
     """
     roles.enter("score")
-    return _rollout(roles, asked, samples, score(roles, samples, config), config, state, began)
+    return _rollout(roles, asked, samples, score(roles, samples, config, fixed), config, state, began)
 
 
 def _rollout(
@@ -160,7 +162,7 @@ def _rollout(
             metrics["staleness_max"] = float(state.weight_version - min(s.oldest_version for s in samples))
     return Rollout(
         tuple(made),
-        Fetched(roles, made, whitening),
+        Brought(roles, made, whitening),
         whitening,
         explained_variance(sums.returns, sums.residuals),
         {**metrics, "rollout_seconds": time.perf_counter() - began},

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from cai_dist.config.ppo import PpoConfig
-from cai_dist.coordinator.state import ScoreStatistics
+from cai_dist.experience.moments import Moments
 
 MIN_DEVIATION = 1e-3
 """Scores (logits) that differ by less are equal: normalisation must not blow their rounding up."""
@@ -28,7 +28,7 @@ class ShapedScores:
 
     scores: Tensor
     """float64 [B]."""
-    statistics: ScoreStatistics
+    statistics: Moments
     """Of the scores that entered normalisation, this batch included; carried in the state."""
     slope: float
     """Score per token of length that was taken out; 0 where none was."""
@@ -39,7 +39,7 @@ def shape_scores(
     lengths: Sequence[int],
     truncated: Sequence[bool],
     config: PpoConfig,
-    before: ScoreStatistics,
+    before: Moments,
 ) -> ShapedScores:
     """Apply every step that the settings ask for to a whole batch.
 
@@ -57,11 +57,11 @@ def shape_scores(
     if config.score_length == "residual":
         scores, slope = without_length(scores, torch.tensor(lengths, dtype=torch.float64))
     batch = scores.tolist()
-    statistics = before.merged(batch)
+    statistics = before.merged(Moments.of(batch))
     if config.score_normalization == "running":
         scores = normalized(scores, statistics)
     elif config.score_normalization == "batch":
-        scores = normalized(scores, ScoreStatistics().merged(batch))
+        scores = normalized(scores, Moments.of(batch))
     if config.score_clip is not None:
         scores = scores.clamp(-config.score_clip, config.score_clip)
     scores = scores - config.missing_eos_penalty * torch.tensor(truncated, dtype=torch.float64)
@@ -82,6 +82,6 @@ def without_length(scores: Tensor, lengths: Tensor) -> tuple[Tensor, float]:
     return scores - slope * centred, slope
 
 
-def normalized(scores: Tensor, statistics: ScoreStatistics) -> Tensor:
+def normalized(scores: Tensor, statistics: Moments) -> Tensor:
     """(score - mean) / deviation, the deviation at least `MIN_DEVIATION`. [B] -> [B]."""
     return (scores - statistics.mean) / max(statistics.deviation, MIN_DEVIATION)

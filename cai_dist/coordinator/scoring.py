@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from cai_dist.config.ppo import PpoConfig
@@ -26,78 +26,111 @@ class Scored:
 
 
 @dataclass(frozen=True, slots=True)
+class Fixed:
+    """The roles that do not learn at work on some samples: when they are asked makes no difference."""
+
+    reference: Pending[Rows]
+    scores: Pending[list[float]]
+
+    @classmethod
+    def ask(cls, roles: PpoRoles, samples: Sequence[Sample], config: PpoConfig) -> Fixed:
+        """Set both to work."""
+        return cls(roles.reference_logprobs(samples, config.sampling.temperature), roles.scores(samples))
+
+
+@dataclass(frozen=True, slots=True)
 class Question:
     """The four roles at work on some samples."""
 
+    fixed: Fixed
     policy: Pending[Rows] | None
-    reference: Pending[Rows]
     values: Pending[Rows] | None
-    scores: Pending[list[float]]
 
     def answer(self) -> Scored:
         """Wait for each."""
         return Scored(
             logprobs=None if self.policy is None else self.policy.result(),
-            reference=self.reference.result(),
+            reference=self.fixed.reference.result(),
             values=None if self.values is None else self.values.result(),
-            scores=self.scores.result(),
+            scores=self.fixed.scores.result(),
         )
 
 
-def ask(roles: PpoRoles, samples: Sequence[Sample], config: PpoConfig) -> Question:
-    """Set all to work. The policy is left out where the sampler's log-probabilities are used, the value model where the
-    algorithm has none."""
-    temperature = config.sampling.temperature
+def ask(roles: PpoRoles, samples: Sequence[Sample], config: PpoConfig, fixed: Fixed | None = None) -> Question:
+    """Set all to work; `fixed`: those that have been. The policy is left out where the sampler's log-probabilities are
+    used, the value model where the algorithm has none."""
     recompute = config.old_logprobs == "trainer"
-    reference = roles.reference_logprobs(samples, temperature)
-    policy = roles.policy_logprobs(samples, temperature) if recompute else None
+    policy = roles.policy_logprobs(samples, config.sampling.temperature) if recompute else None
     values = roles.values(samples) if config.defaults.needs_value else None
-    return Question(policy, reference, values, roles.scores(samples))
+    return Question(fixed or Fixed.ask(roles, samples, config), policy, values)
 
 
-def score(roles: PpoRoles, samples: Sequence[Sample], config: PpoConfig) -> Scored:
+def score(
+    roles: PpoRoles, samples: Sequence[Sample], config: PpoConfig, fixed: Mapping[int, Fixed] | None = None
+) -> Scored:
     """Ask about samples that are all there, in the chunks that `score_stream` asks about: the same numbers to the bit.
+
+    `fixed`: by the place of a chunk's first sample, who has been asked about it.
 
     Raises CaiError for an answer that does not fit, WorkerError, WorkerTimeout.
     """
-    size = chunk_size(config)
-    questions = [ask(roles, samples[start : start + size], config) for start in range(0, len(samples), size)]
+    size, fixed = chunk_size(config), fixed or {}
+    starts = range(0, len(samples), size)
+    questions = [ask(roles, samples[start : start + size], config, fixed.get(start)) for start in starts]
     scored = _joined([question.answer() for question in questions])
     _check(scored, samples)
     return scored
 
 
-def score_stream(
-    roles: PpoRoles, under_way: PendingParts, prompts: Sequence[tuple[int, ...]], config: PpoConfig, policy: int
-) -> tuple[list[Sample], Scored]:
-    """Ask about each chunk of `chunk_size` samples as soon as its last one is there.
+class Chunks:
+    """Samples on their way, put together to the chunks that are scored together.
 
-    Which samples make a chunk follows from the settings alone, not from the order in which they finish: so the numbers
-    do not depend on it, and they are those of `score`.
+    Which samples make a chunk follows from the settings alone, not from the order in which they finish: so numbers do
+    not depend on it.
 
     Args:
         prompts: token ids of the prompt of each sample.
-        policy: version of the policy's weights, which must be that of the samples.
-
-    Raises: what `check_samples` and `score` raise.
+        policy: version of the weights that the samples must be of.
     """
-    size = chunk_size(config)
-    starts = range(0, len(prompts), size)
-    missing = {start: min(size, len(prompts) - start) for start in starts}
-    found: dict[int, Sample] = {}
+
+    def __init__(self, prompts: Sequence[tuple[int, ...]], config: PpoConfig, policy: int) -> None:
+        self._prompts, self._policy, self._size = prompts, policy, chunk_size(config)
+        self.starts = range(0, len(prompts), self._size)
+        self._missing = {start: min(self._size, len(prompts) - start) for start in self.starts}
+        self._found: dict[int, Sample] = {}
+
+    def add(self, first: int, part: Sequence[Sample]) -> Iterator[tuple[int, list[Sample]]]:
+        """(place of the first sample, samples) of each chunk that `part`, whose first sample has the place `first`,
+        makes whole. Raises what `check_samples` raises."""
+        check_samples(part, self._prompts[first : first + len(part)], self._policy, first=first)
+        for place, sample in enumerate(part, first):
+            start = place - place % self._size
+            self._found[place] = sample
+            self._missing[start] -= 1
+            if self._missing[start] == 0:
+                yield start, [self._found[i] for i in range(start, min(start + self._size, len(self._prompts)))]
+
+    def samples(self) -> list[Sample]:
+        """All of them. Raises what `check_samples` raises, where one has not come."""
+        samples = [self._found[place] for place in sorted(self._found)]
+        check_samples(samples, self._prompts, self._policy)
+        return samples
+
+
+def score_stream(
+    roles: PpoRoles, under_way: PendingParts, prompts: Sequence[tuple[int, ...]], config: PpoConfig, policy: int
+) -> tuple[list[Sample], Scored]:
+    """Ask about each chunk as soon as its last sample is there. The numbers are those of `score`.
+
+    `prompts`, `policy`: as for `Chunks`. Raises what `check_samples` and `score` raise.
+    """
+    chunks = Chunks(prompts, config, policy)
     questions: dict[int, Question] = {}
     for first, part in under_way.parts():
-        check_samples(part, prompts[first : first + len(part)], policy, first=first)
-        for place, sample in enumerate(part, first):
-            start = place - place % size
-            found[place] = sample
-            missing[start] -= 1
-            if missing[start] == 0:
-                chunk = [found[i] for i in range(start, min(start + size, len(prompts)))]
-                questions[start] = ask(roles, chunk, config)
-    samples = [found[place] for place in sorted(found)]
-    check_samples(samples, prompts, policy)
-    scored = _joined([questions[start].answer() for start in starts])
+        for start, chunk in chunks.add(first, part):
+            questions[start] = ask(roles, chunk, config)
+    samples = chunks.samples()
+    scored = _joined([questions[start].answer() for start in chunks.starts])
     _check(scored, samples)
     return samples, scored
 

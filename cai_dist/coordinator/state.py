@@ -2,42 +2,12 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from cai_dist.config.ppo import PpoConfig
+from cai_dist.experience.moments import Moments
 from cai_dist.losses.kl import KlController, controller_from_dict, make_controller
-
-
-@dataclass(frozen=True, slots=True)
-class ScoreStatistics:
-    """Running mean and variance of all scores of the run (Chan et al. 1979, merging of moments)."""
-
-    count: int = 0
-    mean: float = 0.0
-    squares: float = 0.0
-    """Sum of squared distances from the mean."""
-
-    @property
-    def deviation(self) -> float:
-        """Population standard deviation; 0 before the first score."""
-        return math.sqrt(self.squares / self.count) if self.count else 0.0
-
-    def merged(self, scores: Sequence[float]) -> ScoreStatistics:
-        """The statistics with one more batch."""
-        if not scores:
-            return self
-        mean = math.fsum(scores) / len(scores)
-        squares = math.fsum((score - mean) ** 2 for score in scores)
-        count = self.count + len(scores)
-        shift = mean - self.mean
-        return ScoreStatistics(
-            count=count,
-            mean=self.mean + shift * len(scores) / count,
-            squares=self.squares + squares + shift**2 * self.count * len(scores) / count,
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +19,7 @@ class PpoState:
     """Iterations finished; also the data cursor, and the 0-based number of the next one."""
     weight_version: int = 0
     """Version of the policy's weights; 0 is SL-CAI. Every iteration ends with a transfer of the next version."""
-    scores: ScoreStatistics = field(default_factory=ScoreStatistics)
+    scores: Moments = field(default_factory=Moments)
     """Of raw scores; without their slope on length where `ppo.score_length` takes it out."""
 
     @staticmethod
@@ -65,7 +35,7 @@ class PpoState:
         """False in the first iterations that train the value model alone."""
         return self.iteration >= config.value_warmup
 
-    def advance(self, config: PpoConfig, kl_per_response: float, samples: int, statistics: ScoreStatistics) -> PpoState:
+    def advance(self, config: PpoConfig, kl_per_response: float, samples: int, statistics: Moments) -> PpoState:
         """The state after an iteration.
 
         Args:
@@ -93,5 +63,5 @@ class PpoState:
             kl=controller_from_dict(state["kl"]),
             iteration=int(state["iteration"]),
             weight_version=int(state["weight_version"]),
-            scores=ScoreStatistics(**state["scores"]),
+            scores=Moments(**state["scores"]),
         )

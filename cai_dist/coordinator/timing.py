@@ -32,8 +32,10 @@ class Stopwatch:
     def phase(self, name: str) -> Iterator[None]:
         """A span of the driver, around what it does and waits for."""
         start = time.time()
-        yield
-        self._own.append(Span(DRIVER, 0, name, start, time.time()))
+        try:
+            yield
+        finally:
+            self._own.append(Span(DRIVER, 0, name, start, time.time()))
 
     def finish(self, iteration: int) -> dict[str, float]:
         """Collect what the workers have done since the last call; returns `idle_<role>`, the shares of that time in

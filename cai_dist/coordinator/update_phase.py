@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from statistics import fmean
 
 from cai_dist.config.ppo import PpoConfig
@@ -20,7 +20,14 @@ Steps = dict[str, Pending[dict[str, float]]]
 """By role: one optimiser step under way."""
 
 
-def run(roles: PpoRoles, rollout: Rollout, config: PpoConfig, state: PpoState, seed: int) -> dict[str, float]:
+def run(
+    roles: PpoRoles,
+    rollout: Rollout,
+    config: PpoConfig,
+    state: PpoState,
+    seed: int,
+    meanwhile: Callable[[], None] | None = None,
+) -> dict[str, float]:
     """Train on one iteration's samples.
 
     Both roles step on the same mini-batch at the same time; neither reads what the other learns. During the first
@@ -32,6 +39,8 @@ def run(roles: PpoRoles, rollout: Rollout, config: PpoConfig, state: PpoState, s
     With `target_kl` the first step that finds the policy further than that from the one that sampled is the policy's
     last of the iteration (it is known only once it is taken). The value model goes on: its target is the same however
     far the policy has moved.
+
+    `meanwhile` is called again and again while steps are waited for.
 
     Returns: means over the steps of what the roles report, as `policy_*` and `value_*`, `policy_steps` taken,
         `early_stop_step` (the 1-based last step, where `target_kl` ended the policy's), `explained_variance` of the
@@ -48,7 +57,7 @@ def run(roles: PpoRoles, rollout: Rollout, config: PpoConfig, state: PpoState, s
 
     def settle(steps: Steps) -> None:
         for role, step in steps.items():
-            for name, number in step.result().items():
+            for name, number in step.result(meanwhile).items():
                 reports[f"{role}_{name}"].append(number)
 
     for batch in mini_batches(rollout.lessons, config, derive_seed(seed, "update", state.iteration)):

@@ -44,6 +44,11 @@ class Moments:
         """Of the population; 0 of none."""
         return self.squares / self.count if self.count else 0.0
 
+    @property
+    def deviation(self) -> float:
+        """Of the population; 0 of none."""
+        return math.sqrt(self.variance)
+
 
 @dataclass(frozen=True, slots=True)
 class Whitening:

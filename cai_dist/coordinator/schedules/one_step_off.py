@@ -1,9 +1,9 @@
 """`one_step_off`: the sampler works on the next iteration while the policy learns from this one.
 
-    rollout   [generate k+1, weights k        ]                       [generate k+2, weights k+1    ]
-    scoring   [score k, weights k]
-    training                      [update k -> weights k+1]
-    transfer                                    [wait for generate k+1; version k+1]
+    rollout            [generate k+1, weights k         ]                      [generate k+2, weights k+1
+    policy and value   [score k] [update k -> weights k+1]                     [score k+1] [update k+1
+    reference, reward                 [score k+1 as it comes]                          [score k+2 as it
+    transfer                                             [samples k+1 are there; k+1]
 
 Samples of iteration k are of weights max(k - 1, 0): one update behind, the first two iterations at none and one. The
 trainer's log-probabilities are recomputed with weights k, each token weighs min(p_trainer / p_sampler, cap). Before
@@ -13,6 +13,7 @@ generation of k + 1 begins, a few short samples of weights k show whether sample
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +23,7 @@ from cai_dist.coordinator.protocols import PendingParts
 from cai_dist.coordinator.rollout_phase import Rollout, evaluate
 from cai_dist.coordinator.sampling import asked_for, check_samples, sampling_params
 from cai_dist.coordinator.schedules.protocol import Job, sample_from_dict, sample_to_dict
+from cai_dist.coordinator.scoring import Chunks, Fixed
 from cai_dist.coordinator.state import PpoState
 from cai_dist.types import Generation, Sample
 
@@ -29,12 +31,38 @@ STALENESS = 1
 """Updates that samples may be behind the weights that learn from them."""
 
 
-@dataclass(frozen=True)
 class _UnderWay:
-    samples: PendingParts
-    iteration: int
-    version: int
-    """Of the sampler's weights."""
+    """The samples of the next iteration; where `PpoConfig.looks_ahead`, the roles that do not learn are asked about
+    each chunk of them as soon as it is there and somebody looks."""
+
+    def __init__(self, job: Job, samples: PendingParts, prompts: Sequence[tuple[int, ...]], version: int) -> None:
+        self._job, self._samples = job, samples
+        self._chunks = Chunks(prompts, job.config, version)
+        self._fixed: dict[int, Fixed] = {}
+
+    def look(self) -> None:
+        """Ask about what has come since the last look; waits for nothing."""
+        for first, part in self._samples.ready():
+            self._add(first, part)
+
+    def result(self) -> _Ready:
+        """Wait for the samples, not for what is said of them."""
+        for first, part in self._samples.parts():
+            self._add(first, part)
+        return _Ready(self._chunks.samples(), self._fixed)
+
+    def _add(self, first: int, part: Sequence[Sample]) -> None:
+        for start, chunk in self._chunks.add(first, part):
+            if self._job.config.looks_ahead:
+                self._fixed[start] = Fixed.ask(self._job.roles, chunk, self._job.config)
+
+
+@dataclass(frozen=True)
+class _Ready:
+    """Samples that wait for their iteration, and who has been asked about them."""
+
+    samples: list[Sample]
+    fixed: Mapping[int, Fixed]
 
 
 class OneStepOff:
@@ -44,7 +72,7 @@ class OneStepOff:
     def __init__(self, job: Job) -> None:
         self._job = job
         self._under_way: _UnderWay | None = None
-        self._ready: list[Sample] | None = None
+        self._ready: _Ready | None = None
         self._restored: list[Generation] | None = None
 
     def rollout(self, state: PpoState) -> Rollout:
@@ -54,12 +82,13 @@ class OneStepOff:
         asked = asked_for(job.prompts, job.config, job.seed, state.iteration)
         ids = [prompt.ids for prompt in asked]
         if self._restored is not None:
-            self._ready, self._restored = job.roles.hold(ids, self._restored), None
+            self._ready, self._restored = _Ready(job.roles.hold(ids, self._restored), {}), None
         if self._ready is None:
             self._start(state.iteration, state.weight_version)
             self._wait()
         assert self._ready is not None
-        samples, self._ready = self._ready, None
+        ready, self._ready = self._ready, None
+        samples = ready.samples
         check_samples(samples, ids, state.weight_version, STALENESS)
         probe = None
         if any(sample.oldest_version < state.weight_version for sample in samples):
@@ -67,10 +96,15 @@ class OneStepOff:
             probe = Probe.start(job.roles, asked, job.config, job.stop_ids, state, job.seed)
         if state.iteration + 1 < job.config.iterations:
             self._start(state.iteration + 1, state.weight_version)
-        rollout = evaluate(job.roles, asked, samples, job.config, state, began)
+        rollout = evaluate(job.roles, asked, samples, job.config, state, began, ready.fixed)
         if probe is not None:
             rollout.metrics.update(probe.metrics(job.roles, job.config))
         return rollout
+
+    def meanwhile(self) -> None:
+        """Let the next samples be scored as far as they are there."""
+        if self._under_way is not None:
+            self._under_way.look()
 
     def transfer(self, version: int) -> dict[str, float]:
         """Wait for the samples that are under way, then policy -> sampler."""
@@ -84,7 +118,7 @@ class OneStepOff:
         """The samples of the next iteration."""
         ready = self._restored
         if self._ready is not None:
-            ready = self._job.roles.fetch([sample.row for sample in self._ready])
+            ready = self._job.roles.fetch([sample.row for sample in self._ready.samples])
         return {"ready": None if ready is None else [sample_to_dict(sample) for sample in ready]}
 
     def restore(self, carried: dict[str, Any]) -> None:
@@ -99,13 +133,9 @@ class OneStepOff:
         samples = job.roles.generate(
             ids, sampling_params(job.config, job.stop_ids), derive_seed(job.seed, "rollout", iteration)
         )
-        self._under_way = _UnderWay(samples, iteration, version)
+        self._under_way = _UnderWay(job, samples, ids, version)
 
     def _wait(self) -> None:
         if self._under_way is None:
             return
-        under_way, job = self._under_way, self._job
-        samples = under_way.samples.result()
-        asked = asked_for(job.prompts, job.config, job.seed, under_way.iteration)
-        check_samples(samples, [prompt.ids for prompt in asked], under_way.version)
-        self._ready, self._under_way = samples, None
+        self._ready, self._under_way = self._under_way.result(), None

@@ -50,6 +50,8 @@ class Group:
 class Partial:
     """Carries unfinished responses, and groups that are finished and not yet used."""
 
+    meanwhile = None
+
     def __init__(self, job: Job) -> None:
         if job.config.pause_after is None:
             raise ValueError("schedule partial needs pause_after")

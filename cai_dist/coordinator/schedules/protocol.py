@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -28,6 +28,11 @@ class Job:
 class Schedule(Protocol):
     """Order of use: `restore` where a checkpoint is continued; `transfer`; then in each iteration `rollout`, `transfer`
     and, where a checkpoint is due, `carried`."""
+
+    @property
+    def meanwhile(self) -> Callable[[], None] | None:
+        """To be called again and again while the update is waited for; waits for nothing itself."""
+        ...
 
     def rollout(self, state: PpoState) -> Rollout:
         """The samples of the next iteration, scored. Raises DataError, StaleEngineError, CaiError, WorkerError,

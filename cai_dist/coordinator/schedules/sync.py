@@ -19,6 +19,8 @@ from cai_dist.coordinator.state import PpoState
 class Sync:
     """Nothing is carried from one iteration to the next."""
 
+    meanwhile = None
+
     def __init__(self, job: Job) -> None:
         self._job = job
 

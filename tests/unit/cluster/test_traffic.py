@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 from ray.exceptions import RayTaskError
 
 from cai_dist.cluster import wait
-from cai_dist.cluster.wait import Call, Pending, gather
+from cai_dist.cluster.wait import Call, Pending, PendingParts, gather
 from cai_dist.errors import WorkerError, WorkerTimeout
 
 
@@ -70,3 +71,43 @@ def test_no_answer_in_time_names_the_ranks_that_are_missing(monkeypatch: pytest.
     use(monkeypatch, FakeRay({0, 2}))
     with pytest.raises(WorkerTimeout, match="rank 1, 3"):
         gather(calls(4), 9.0)
+
+
+def test_something_else_is_done_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
+    use(monkeypatch, FakeRay(set(), set(), {0}, {0, 1}))
+    looks: list[int] = []
+    assert Pending(calls(2), 9.0, list).result(lambda: looks.append(1)) == [0, 10]
+    assert len(looks) == 2
+
+
+def test_what_is_done_meanwhile_does_not_move_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    use(monkeypatch, FakeRay())
+    with pytest.raises(WorkerTimeout, match="rank 0, 1"):
+        Pending(calls(2), 0.1, list).result(lambda: time.sleep(0.03))
+
+
+def test_nodes_are_watched_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker that hangs with its node is found by looking at nodes, however often something else is done."""
+
+    class Watch:
+        headless = False
+
+        def loss(self, pending: Sequence[Call]) -> Exception:
+            return WorkerError("update", "policy", 1, "there", "the node is gone")
+
+    use(monkeypatch, FakeRay())
+    monkeypatch.setattr(wait.nodes, "current", Watch)
+    monkeypatch.setattr(wait, "_SLICE", 0.05)
+    with pytest.raises(WorkerError, match="the node is gone"):
+        gather(calls(2), 9.0, lambda: None)
+
+
+def test_parts_that_are_there_are_given_once_and_without_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = FakeRay({2}, {0, 1, 2})
+    use(monkeypatch, fake)
+    parts = PendingParts(Pending(calls(3), 9.0, list), [0, 5, 10], lambda number, answer: [answer])
+    assert parts.ready() == []
+    fake.wait([0, 1, 2], 1, 1.0)
+    assert parts.ready() == [(10, [20])] and parts.ready() == []
+    assert list(parts.parts()) == [(0, [0]), (5, [10])]
+    assert parts.ready() == [] and parts.result() == [0, 10, 20]

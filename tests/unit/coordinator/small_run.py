@@ -11,7 +11,8 @@ from cai_dist.config.training import SamplingConfig, ShardingConfig
 from cai_dist.coordinator.loop import train
 from cai_dist.coordinator.prompts import TokenizedPrompt
 from cai_dist.coordinator.rollout_phase import Rollout
-from cai_dist.coordinator.state import PpoState, ScoreStatistics
+from cai_dist.coordinator.state import PpoState
+from cai_dist.experience.moments import Moments
 from cai_dist.tracking.checkpoints import CheckpointStore
 from cai_dist.types import Lesson, PromptKind, Trajectory, rows_of
 from tests.fakes import FakeRoles
@@ -104,4 +105,4 @@ def rollout_of(items: Sequence[Trajectory]) -> Rollout:
     rows = rows_of(list(items), len(items))
     sizes = [(len(item.prompt_ids), len(item.response_ids)) for item in items]
     lessons = tuple(Lesson(row, a + b, b) for row, (a, b) in zip(rows, sizes, strict=True))
-    return Rollout(lessons, tuple(items), None, 0.0, {}, ScoreStatistics())
+    return Rollout(lessons, tuple(items), None, 0.0, {}, Moments())

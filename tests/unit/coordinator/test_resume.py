@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from cai_dist.coordinator.state import PpoState, ScoreStatistics
+from cai_dist.coordinator.state import PpoState
 from cai_dist.errors import CheckpointError, Interrupted, WorkerError
 from tests.fakes import FakeRoles
 from tests.unit.coordinator.small_run import Run, make_config, make_prompts
@@ -148,14 +148,6 @@ def test_state_survives_json_exactly(whole: tuple[Run, PpoState, FakeRoles], tmp
     state = whole[1]
     assert state.kl.coefficient != 0.1  # the controller has moved
     assert PpoState.from_dict(json.loads(json.dumps(state.to_dict()))) == state
-
-
-def test_score_statistics_merge_like_one_batch() -> None:
-    # Of 1, 2, 3, 6: mean 3, squares 4 + 1 + 0 + 9 = 14.
-    merged = ScoreStatistics().merged([1.0]).merged([]).merged([2.0, 3.0]).merged([6.0])
-    assert (merged.count, merged.mean, merged.squares) == pytest.approx((4, 3.0, 14.0))
-    assert merged.deviation == pytest.approx((14 / 4) ** 0.5)
-    assert ScoreStatistics().deviation == 0.0
 
 
 @pytest.mark.parametrize("every", [1, 2, 3])

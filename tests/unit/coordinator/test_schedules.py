@@ -11,7 +11,6 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -21,11 +20,9 @@ from cai_dist.config.ppo import PpoConfig
 from cai_dist.config.training import SamplingConfig
 from cai_dist.coordinator.schedules.partial import joined, staleness
 from cai_dist.coordinator.schedules.protocol import sample_from_dict, sample_to_dict
-from cai_dist.coordinator.scoring import chunk_size
-from cai_dist.coordinator.state import PpoState
-from cai_dist.errors import CaiError, CheckpointError, Interrupted, StaleEngineError, WorkerError
-from cai_dist.types import Generation, Sample, SamplingParams
-from tests.fakes import FakeParts, FakePending, FakeRoles, collect
+from cai_dist.errors import CheckpointError, Interrupted, StaleEngineError, WorkerError
+from cai_dist.types import Generation, SamplingParams
+from tests.fakes import FakeParts, FakePending, FakeRoles
 from tests.unit.coordinator.small_run import STOP, Run, make_config, make_prompts
 
 ONE_OFF = {"schedule": "one_step_off", "value_warmup": 0}
@@ -71,23 +68,56 @@ def test_a_transfer_that_loses_something_shows_in_the_iteration_after_it(kind: d
     assert sorted(seen) == list(range(1, 7))
 
 
-def test_the_next_samples_are_under_way_before_this_update_and_waited_for_before_the_transfer(run: Run) -> None:
+def test_the_next_samples_are_scored_while_this_update_goes_on_and_are_there_before_the_transfer(run: Run) -> None:
+    """By those who do not learn; by the policy with the weights that learn from them."""
     roles = FakeRoles()
     run.go(config_of(ONE_OFF, iterations=3), roles)
-    names = ("start generate", "wait generate", "start update_policy", "start policy_logprobs", "sync")
-    order = [call for call in roles.calls if call.startswith(names)]
-    score, update, first = (
-        ["start policy_logprobs"] * 2,
-        ["start update_policy"] * 4,
-        ["start generate", "wait generate"],
-    )
-    probe = ["wait generate", "start policy_logprobs"]
+    shown = {
+        "start generate": "generate", "wait generate": "samples", "start reference_logprobs": "reference",
+        "start scores": "reward", "start policy_logprobs": "policy", "start update_policy": "update",
+        "wait update_policy": "updated",
+    }  # fmt: skip
+    order = [shown.get(call, call) for call in roles.calls if call in shown or call.startswith("sync")]
+    first = ["generate", "samples", *["reference", "reward"] * 2]
+    score, probe = ["policy"] * 2, ["samples", "policy"]
+    # The samples come while the first step is waited for: two steps have been sent out by then.
+    update = ["update"] * 2 + ["updated", "update"] * 2 + ["updated"] * 2
+    ahead = update[:2] + ["samples", *["reference", "reward"] * 2] + update[2:]
     assert order == [
         "sync 0",
-        *first, "start generate", *score, *update, "wait generate", "sync 1",
-        "start generate", "start generate", *score, *probe, *update, "wait generate", "sync 2",
-        "start generate", *score, *probe, *update, "sync 3",
+        *first, "generate", *score, *ahead, "sync 1",
+        "generate", "generate", *score, *probe, *ahead, "sync 2",
+        "generate", *score, *probe, *update, "sync 3",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("stop", [1, 3])
+def test_who_is_asked_when_makes_no_difference(stop: int, run: Run, tmp_path: Path) -> None:
+    """Ahead, not ahead, and after a checkpoint, whose samples nobody has been asked about."""
+    run.go(config_of(ONE_OFF))
+    late = Run(tmp_path / "late")
+    roles = FakeRoles()
+    late.go(config_of(ONE_OFF, stream=False), roles)
+    assert roles.calls.index("start reference_logprobs") > roles.calls.index("start policy_logprobs")
+    again = Run(tmp_path / "again")
+    asked = itertools.count()
+    with pytest.raises(Interrupted):
+        again.go(config_of(ONE_OFF), should_stop=lambda: next(asked) == stop)
+    again.go(config_of(ONE_OFF))
+    for other in (late, again):
+        assert other.record.trajectories == run.record.trajectories
+
+
+def test_looking_ahead_wants_roles_that_share_with_nobody_and_a_reference_of_its_own() -> None:
+    def ahead(**changes: object) -> bool:
+        return config_of(ONE_OFF, **changes).looks_ahead
+
+    def hybrid(*group: str) -> dict[str, object]:
+        return {"mode": "hybrid", "share": (group,)}
+
+    assert ahead() and not ahead(stream=False) and not make_config().looks_ahead
+    assert ahead(placement=hybrid("policy", "value")) and not ahead(placement=hybrid("policy", "reference"))
+    assert not ahead(placement=hybrid("value", "reward")) and not ahead(lora={"rank": 2})
 
 
 def test_old_samples_are_weighted_by_what_the_policy_makes_of_them_now(run: Run) -> None:
@@ -288,99 +318,6 @@ def test_schedules_do_not_go_on_from_each_other(run: Run) -> None:
         run.go(make_config(value_warmup=0))
 
 
-# ---- streaming
-
-
-def streaming_config(**changes: object) -> PpoConfig:
-    """Requests of two prompts; chunks of four samples: two ranks with micro-batches of two."""
-    return make_config(rollout_batch=2, samples_per_prompt=2, prompts_per_iteration=5, mini_batch=5, **changes)
-
-
-@settings(deadline=None, max_examples=30)
-@given(st.permutations(range(5)), st.sampled_from(["gae", "grpo"]))
-def test_streamed_numbers_do_not_depend_on_the_order_of_completion(order: list[int], algorithm: str) -> None:
-    config = streaming_config(algorithm=algorithm, value_warmup=0)
-    assert chunk_size(config) == 4
-
-    def collected(streams: bool) -> tuple[object, list[tuple[str, tuple[object, ...]]]]:
-        asked: list[tuple[str, tuple[object, ...]]] = []
-
-        class Spy(FakeRoles):
-            def scores(self, samples: list[Sample]) -> FakePending[list[float]]:
-                asked.append(("scores", tuple(s.response_ids for s in self.fetch([sample.row for sample in samples]))))
-                return super().scores(samples)
-
-        roles = Spy()
-        roles.rows, roles.shuffle = 2, lambda starts: [starts[i] for i in order]
-        roles.sync_weights(0)
-        chosen = config.model_copy(update={"stream": streams})
-        rollout = collect(roles, make_prompts(7, 3), chosen, (STOP,), PpoState.start(config), 3)
-        return rollout.trajectories[:], asked
-
-    streamed, chunks = collected(True)
-    plain, whole = collected(False)
-    assert streamed == plain
-    assert [len(ids) for _, ids in whole] == [4, 4, 2]
-    assert sorted(chunks) == sorted(whole)
-
-
-def test_scoring_begins_before_the_last_sample_is_there() -> None:
-    roles = FakeRoles()
-    roles.rows = 2
-    events: list[str] = []
-
-    class Parts(FakeParts):
-        def parts(self):  # type: ignore[no-untyped-def]
-            for part in super().parts():
-                events.append(f"part {part[0]}")
-                yield part
-
-    class Spy(FakeRoles):
-        def generate(self, prompts: list[tuple[int, ...]], sampling: SamplingParams, seed: int) -> FakeParts:
-            made = super().generate(prompts, sampling, seed)
-            return Parts(made, 2, list)
-
-        def values(self, samples: list[Sample]) -> FakePending[list[Any]]:
-            events.append(f"values of {len(samples)}")
-            return super().values(samples)
-
-    spy = Spy()
-    spy.sync_weights(0)
-    config = streaming_config()
-    collect(spy, make_prompts(7, 3), config, (STOP,), PpoState.start(config), 3)
-    assert events == [
-        "part 0", "part 2", "values of 4", "part 4", "part 6", "values of 4", "part 8", "values of 2",
-    ]  # fmt: skip
-
-
-def test_a_part_that_never_comes_is_noticed() -> None:
-    class Short(FakeParts):
-        def parts(self):  # type: ignore[no-untyped-def]
-            yield from list(super().parts())[:-1]
-
-    class Broken(FakeRoles):
-        def generate(self, prompts: list[tuple[int, ...]], sampling: SamplingParams, seed: int) -> FakeParts:
-            return Short(super().generate(prompts, sampling, seed), 2, list)
-
-    roles, config = Broken(), streaming_config()
-    roles.sync_weights(0)
-    with pytest.raises(CaiError, match="do not belong"):
-        collect(roles, make_prompts(7, 3), config, (STOP,), PpoState.start(config), 3)
-
-
-def test_where_streaming_is_on() -> None:
-    def streams(**changes: object) -> bool:
-        return make_config(**changes).streams
-
-    def hybrid(*groups: tuple[str, ...]) -> dict[str, object]:
-        return {"mode": "hybrid", "share": groups}
-
-    assert streams() and not streams(stream=False) and not streams(**ONE_OFF) and not streams(**PARTIAL)
-    assert not streams(placement={"mode": "colocated"})
-    assert not streams(placement=hybrid(("policy", "rollout"), ("value", "reward")))
-    assert streams(placement=hybrid(("policy", "value", "reward", "reference")))
-
-
 # ---- phases
 
 
@@ -398,7 +335,9 @@ def test_every_phase_is_entered_before_its_first_call(kind: dict[str, object], e
     roles = FakeRoles()
     run.go(make_config(iterations=2, **kind), roles)
     assert [phase for phase, _ in roles.phases] == ["transfer", *expected]
-    belongs = {"generate": "rollout", "update_policy": "update", "update_value": "update", "scores": "score"}
+    belongs = {"generate": "rollout", "update_policy": "update", "update_value": "update"}
+    if not make_config(**kind).looks_ahead:
+        belongs["scores"] = "score"
     for number, call in enumerate(roles.calls):
         before = [phase for phase, calls in roles.phases if calls <= number]
         if call.startswith("start ") and (name := call.removeprefix("start ")) in belongs:

@@ -11,17 +11,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cai_dist.coordinator.scores import MIN_DEVIATION, ShapedScores, shape_scores, without_length
-from cai_dist.coordinator.state import ScoreStatistics
+from cai_dist.experience.moments import Moments
 from tests.unit.coordinator.small_run import make_config
 
-NOTHING = ScoreStatistics()
+NOTHING = Moments()
 
 
 def shaped(
     raw: list[float],
     lengths: list[int] | None = None,
     truncated: list[bool] | None = None,
-    before: ScoreStatistics = NOTHING,
+    before: Moments = NOTHING,
     **settings_: object,
 ) -> ShapedScores:
     lengths, truncated = lengths or [1] * len(raw), truncated or [False] * len(raw)
@@ -45,16 +45,16 @@ def test_a_missing_end_costs() -> None:
 
 def test_batch_normalisation_by_hand() -> None:
     # 1, 3, 5: mean 3, population deviation sqrt(8/3); what came before has no part in it.
-    found = shaped([1.0, 3.0, 5.0], before=ScoreStatistics(100, 50.0, 1.0), score_normalization="batch")
+    found = shaped([1.0, 3.0, 5.0], before=Moments(100, 50.0, 1.0), score_normalization="batch")
     assert found.scores.tolist() == pytest.approx([-2 / math.sqrt(8 / 3), 0.0, 2 / math.sqrt(8 / 3)])
 
 
 def test_running_normalisation_counts_the_present_batch_first() -> None:
     # Before: 0 and 2. With 1 and 5: mean 2, squares 4 + 0 + 1 + 9 = 14, deviation sqrt(14/4).
-    before = NOTHING.merged([0.0, 2.0])
+    before = Moments.of([0.0, 2.0])
     found = shaped([1.0, 5.0], before=before, score_normalization="running")
     assert found.scores.tolist() == pytest.approx([-1 / math.sqrt(3.5), 3 / math.sqrt(3.5)])
-    assert found.statistics == before.merged([1.0, 5.0])
+    assert found.statistics == before.merged(Moments.of([1.0, 5.0]))
     first = shaped([1.0, 3.0], score_normalization="running")
     assert first.scores.tolist() == pytest.approx([-1.0, 1.0])
 

@@ -18,7 +18,13 @@ numbers = st.lists(st.floats(-1e3, 1e3), max_size=8)
 def test_by_hand() -> None:
     # 1 2 3 6: mean 3, squares 4 + 1 + 0 + 9.
     found = Moments.of([1.0, 2.0]).merged(Moments.of([3.0, 6.0]))
-    assert found == Moments(4, 3.0, 14.0) and found.variance == 3.5
+    assert found == Moments(4, 3.0, 14.0) and found.variance == 3.5 and found.deviation == 3.5**0.5
+
+
+def test_none_change_nothing() -> None:
+    some = Moments.of([1.0, 2.0])
+    assert Moments().deviation == 0.0
+    assert Moments.of([]).merged(some) == some == some.merged(Moments.of([]))
 
 
 @given(st.lists(numbers, min_size=1, max_size=5))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import importlib
+import os
 import time
 import traceback
 from collections import deque
@@ -18,6 +19,7 @@ from cai_dist.cluster.interface import use_interface
 from cai_dist.errors import UserError, WorkerError
 from cai_dist.types import RankInfo, WorkerSpec
 
+_NICE = 10
 _SPANS = 10_000
 """Calls that are remembered until somebody asks; older ones are forgotten."""
 
@@ -87,6 +89,8 @@ class WorkerHost:
     def build(self, spec: WorkerSpec, info: RankInfo) -> None:
         """Construct the worker."""
         try:
+            if spec.yields:
+                os.nice(_NICE)  # the threads that compute begin in this one and are as nice
             self._worker = _load(spec.target)(info, **spec.kwargs)
         except Exception as error:
             raise self._error("start", error) from None

@@ -95,7 +95,12 @@ def role_spec(role: str, ppo: PpoConfig, kwargs: dict[str, Any]) -> GroupSpec:
         kwargs = kwargs | {"threads": placement.threads}
     return GroupSpec(
         role=role,
-        spec=WorkerSpec(f"cai_dist.workers.{role}:{role.capitalize()}Worker", kwargs),
+        spec=WorkerSpec(
+            f"cai_dist.workers.{role}:{role.capitalize()}Worker",
+            kwargs,
+            # Who works ahead has an iteration's time for it.
+            yields=ppo.looks_ahead and not trained,
+        ),
         workers=getattr(ppo, role).ranks if trained else placement.workers,
         cpus=placement.cpus,
         gpus=placement.gpus,

@@ -9,7 +9,7 @@ from operator import sub
 
 from cai_dist.config.ppo import PpoConfig
 from cai_dist.coordinator.prompts import TokenizedPrompt, derive_seed
-from cai_dist.coordinator.protocols import PendingParts, PpoRoles
+from cai_dist.coordinator.protocols import Pending, PendingParts, PpoRoles, Rows
 from cai_dist.coordinator.sampling import check_samples, sampling_params
 from cai_dist.coordinator.state import PpoState
 from cai_dist.experience.mismatch import Gaps
@@ -45,14 +45,26 @@ class Probe:
         seed = derive_seed(seed, "probe", state.iteration)
         return cls(roles.generate(prompts, sampling, seed), prompts, state.weight_version)
 
-    def metrics(self, roles: PpoRoles, config: PpoConfig) -> dict[str, float]:
-        """`mismatch_*` (`experience.mismatch`), by the policy's own log-probabilities. In the phase `score`.
+    def ask(self, roles: PpoRoles, config: PpoConfig) -> Answer:
+        """Wait for the samples, and ask the policy about them. In the phase `score`.
 
         Raises: StaleEngineError (a sampler has other weights), WorkerError, WorkerTimeout.
         """
-        samples: list[Sample] = self.under_way.result()
+        samples = self.under_way.result()
         check_samples(samples, self.prompts, self.version)
-        trainer = roles.fetch(roles.policy_logprobs(samples, config.sampling.temperature).result())
-        sampler = [sample.logprobs for sample in roles.fetch([sample.row for sample in samples])]
+        return Answer(samples, roles.policy_logprobs(samples, config.sampling.temperature))
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The policy's log-probabilities of the samples, under way."""
+
+    samples: list[Sample]
+    trainer: Pending[Rows]
+
+    def metrics(self, roles: PpoRoles) -> dict[str, float]:
+        """`mismatch_*` (`experience.mismatch`). Raises WorkerError, WorkerTimeout."""
+        trainer = roles.fetch(self.trainer.result())
+        sampler = [sample.logprobs for sample in roles.fetch([sample.row for sample in self.samples])]
         differences = [d for ours, theirs in zip(trainer, sampler, strict=True) for d in map(sub, ours, theirs)]
         return Gaps.of(differences).metrics("mismatch")

@@ -23,11 +23,12 @@ from statistics import fmean
 from typing import Any
 
 from cai_dist.config.ppo import PpoConfig
+from cai_dist.coordinator.probe import Answer, Probe
 from cai_dist.coordinator.prompts import TokenizedPrompt, derive_seed
 from cai_dist.coordinator.protocols import PpoRoles
 from cai_dist.coordinator.sampling import asked_for, check_samples, sampling_params
 from cai_dist.coordinator.scores import ShapedScores, shape_scores
-from cai_dist.coordinator.scoring import Fixed, Scored, score, score_stream
+from cai_dist.coordinator.scoring import Fixed, Scored, answers, ask_all, score_stream
 from cai_dist.coordinator.state import PpoState
 from cai_dist.experience.lessons import LessonRequest, Sums, total
 from cai_dist.experience.moments import Moments, Whitening, explained_variance, whitened
@@ -113,18 +114,22 @@ def evaluate(
     state: PpoState,
     began: float,
     fixed: Mapping[int, Fixed] | None = None,
+    probe: Probe | None = None,
 ) -> Rollout:
     """Score samples that are there, with the present weights of all roles.
 
     Args:
         asked: the prompt of each sample; those of one prompt lie side by side.
         began: when the phase did (`time.perf_counter`).
-        fixed: as for `score`.
+        fixed: as for `ask_all`.
+        probe: under way, for `mismatch_*` of samples that are of older weights.
 
     Raises: CaiError (an answer of a role that does not fit the samples), WorkerError, WorkerTimeout.
     """
     roles.enter("score")
-    return _rollout(roles, asked, samples, score(roles, samples, config, fixed), config, state, began)
+    questions = ask_all(roles, samples, config, fixed)
+    answer = None if probe is None else probe.ask(roles, config)
+    return _rollout(roles, asked, samples, answers(questions, samples), config, state, began, answer)
 
 
 def _rollout(
@@ -135,6 +140,7 @@ def _rollout(
     config: PpoConfig,
     state: PpoState,
     began: float,
+    probe: Answer | None = None,
 ) -> Rollout:
     """Scores of the whole batch; rewards, advantages and weights where the samples are; metrics from their sums."""
     truncated = [sample.finish == "length" for sample in samples]
@@ -151,7 +157,9 @@ def _rollout(
         coefficient=state.kl.coefficient,
         version=state.weight_version,
     )
-    rows, parts = roles.lessons(request).result()
+    lessons = roles.lessons(request)
+    mismatch = {} if probe is None else probe.metrics(roles)
+    rows, parts = lessons.result()
     sums = total(parts)
     made = [Lesson(row, s.tokens, s.response_tokens) for row, s in zip(rows, samples, strict=True)]
     whitening = Whitening.by(sums.advantages) if config.whitens else None
@@ -160,6 +168,7 @@ def _rollout(
         metrics |= sums.distances.metrics() | sums.ratios.metrics()
         if sums.distances.stale.tokens:
             metrics["staleness_max"] = float(state.weight_version - min(s.oldest_version for s in samples))
+    metrics |= mismatch
     return Rollout(
         tuple(made),
         Brought(roles, made, whitening),

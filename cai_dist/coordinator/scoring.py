@@ -65,18 +65,21 @@ def ask(roles: PpoRoles, samples: Sequence[Sample], config: PpoConfig, fixed: Fi
     return Question(fixed or Fixed.ask(roles, samples, config), policy, values)
 
 
-def score(
+def ask_all(
     roles: PpoRoles, samples: Sequence[Sample], config: PpoConfig, fixed: Mapping[int, Fixed] | None = None
-) -> Scored:
+) -> list[Question]:
     """Ask about samples that are all there, in the chunks that `score_stream` asks about: the same numbers to the bit.
 
     `fixed`: by the place of a chunk's first sample, who has been asked about it.
-
-    Raises CaiError for an answer that does not fit, WorkerError, WorkerTimeout.
     """
     size, fixed = chunk_size(config), fixed or {}
     starts = range(0, len(samples), size)
-    questions = [ask(roles, samples[start : start + size], config, fixed.get(start)) for start in starts]
+    return [ask(roles, samples[start : start + size], config, fixed.get(start)) for start in starts]
+
+
+def answers(questions: Sequence[Question], samples: Sequence[Sample]) -> Scored:
+    """What is said of the samples, by chunk. Raises CaiError for an answer that does not fit, WorkerError,
+    WorkerTimeout."""
     scored = _joined([question.answer() for question in questions])
     _check(scored, samples)
     return scored
@@ -120,9 +123,9 @@ class Chunks:
 def score_stream(
     roles: PpoRoles, under_way: PendingParts, prompts: Sequence[tuple[int, ...]], config: PpoConfig, policy: int
 ) -> tuple[list[Sample], Scored]:
-    """Ask about each chunk as soon as its last sample is there. The numbers are those of `score`.
+    """Ask about each chunk as soon as its last sample is there.
 
-    `prompts`, `policy`: as for `Chunks`. Raises what `check_samples` and `score` raise.
+    `prompts`, `policy`: as for `Chunks`. Raises what `check_samples` and `answers` raise.
     """
     chunks = Chunks(prompts, config, policy)
     questions: dict[int, Question] = {}
@@ -130,9 +133,7 @@ def score_stream(
         for start, chunk in chunks.add(first, part):
             questions[start] = ask(roles, chunk, config)
     samples = chunks.samples()
-    scored = _joined([questions[start].answer() for start in chunks.starts])
-    _check(scored, samples)
-    return samples, scored
+    return samples, answers([questions[start] for start in chunks.starts], samples)
 
 
 def chunk_size(config: PpoConfig) -> int:

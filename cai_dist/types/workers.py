@@ -91,7 +91,11 @@ class Span:
 
 @dataclass(frozen=True, slots=True)
 class WorkerSpec:
-    """What to build in a worker process: `target` = "package.module:Class", called as Class(rank_info, **kwargs)."""
+    """What to build in a worker process: `target` = "package.module:Class", called as Class(rank_info, **kwargs).
+
+    `yields`: where there are fewer cores than workers, those that do not yield go first.
+    """
 
     target: str
     kwargs: dict[str, Any]
+    yields: bool = False

@@ -96,10 +96,7 @@ class OneStepOff:
             probe = Probe.start(job.roles, asked, job.config, job.stop_ids, state, job.seed)
         if state.iteration + 1 < job.config.iterations:
             self._start(state.iteration + 1, state.weight_version)
-        rollout = evaluate(job.roles, asked, samples, job.config, state, began, ready.fixed)
-        if probe is not None:
-            rollout.metrics.update(probe.metrics(job.roles, job.config))
-        return rollout
+        return evaluate(job.roles, asked, samples, job.config, state, began, ready.fixed, probe)
 
     def meanwhile(self) -> None:
         """Let the next samples be scored as far as they are there."""

@@ -81,8 +81,7 @@ class Partial:
         ids = [prompt.ids for prompt in asked]
         held = job.roles.hold(ids, samples)
         check_samples(held, ids, state.weight_version, staleness(job.config))
-        rollout = evaluate(job.roles, asked, held, job.config, state, began)
-        rollout.metrics.update(probe.metrics(job.roles, job.config))
+        rollout = evaluate(job.roles, asked, held, job.config, state, began, probe=probe)
         rollout.metrics["rounds"] = float(self._rounds - rounds)
         rollout.metrics["carried_groups"] = float(len(self._groups))
         return rollout

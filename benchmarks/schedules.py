@@ -5,7 +5,7 @@
 Each seed runs once per schedule from the same SL-CAI and preference model: the earlier stages are made once (with a
 single iteration of PPO, which is thrown away) and copied, so that the ppo stage of each begins with the start of Ray.
 The schedules of a seed follow each other directly: a ratio compares the same machine at the same time. Writes
-benchmarks/results/schedules.json and .md and, where matplotlib is installed, docs/figures/timeline-SCHEDULE.png. A run
+benchmarks/results/NAME.json and .md and, where matplotlib is installed, docs/figures/timeline-SCHEDULE.png. A run
 that is there is not repeated.
 """
 
@@ -36,6 +36,7 @@ def main() -> None:
     parser.add_argument("--schedules", nargs="+", choices=list(FILES), default=list(FILES))
     parser.add_argument("--runs-dir", type=Path, default=Path("runs/schedules"))
     parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results")
+    parser.add_argument("--name", default="schedules", help="of the files of results; figures are drawn for the default")
     parser.add_argument("--figures", type=Path, default=ROOT / "docs" / "figures")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     arguments = parser.parse_args()
@@ -56,11 +57,11 @@ def main() -> None:
         "overrides": arguments.overrides,
         "results": results,
     }
-    (arguments.results / "schedules.json").write_text(json.dumps(content, indent=1) + "\n")
+    (arguments.results / f"{arguments.name}.json").write_text(json.dumps(content, indent=1) + "\n")
     text = table(results, arguments.overrides)
-    (arguments.results / "schedules.md").write_text(text)
+    (arguments.results / f"{arguments.name}.md").write_text(text)
     print(text)
-    for name in arguments.schedules:
+    for name in arguments.schedules if arguments.name == "schedules" else ():
         timeline = arguments.runs_dir / f"{name}-{arguments.seeds[0]}" / "ppo" / "timeline.json"
         draw(name, json.loads(timeline.read_text()), arguments.figures / f"timeline-{name.replace('_', '-')}.png")
 

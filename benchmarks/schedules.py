@@ -36,7 +36,7 @@ def main() -> None:
     parser.add_argument("--schedules", nargs="+", choices=list(FILES), default=list(FILES))
     parser.add_argument("--runs-dir", type=Path, default=Path("runs/schedules"))
     parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results")
-    parser.add_argument("--name", default="schedules", help="of the files of results; figures are drawn for the default")
+    parser.add_argument("--name", default="schedules", help="of the results; the default draws figures")
     parser.add_argument("--figures", type=Path, default=ROOT / "docs" / "figures")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     arguments = parser.parse_args()

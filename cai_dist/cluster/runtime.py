@@ -22,6 +22,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from cai_dist.cluster import interface, nodes
 from cai_dist.cluster.actor import Arrival, WorkerHost, asked
 from cai_dist.cluster.group import Member, Starter, Starting, WorkerGroup
+from cai_dist.cluster.joining import join
 from cai_dist.cluster.nodes import Post, Roster
 from cai_dist.cluster.placement import GroupSpec, Placement, Seat, gpu_fraction, place, release, sharing
 from cai_dist.cluster.wait import UNKNOWN, Call, all_done, gather
@@ -135,12 +136,9 @@ class Cluster:
 
     def _join(self, common: dict[str, Any]) -> None:
         try:
-            ray.init(address=self._config.address, **common)
-        except (ConnectionError, ValueError, RuntimeError) as error:
-            line = " ".join(str(error).split())[:200]
-            raise ConfigError(
-                f"cluster.address={self._config.address}: no Ray cluster answers there: {line}"
-            ) from error
+            join(self._config.address, **common)
+        except ConfigError as error:
+            raise ConfigError(f"cluster.address={self._config.address}: {error}") from error
         nodes.start(str(ray.get_runtime_context().gcs_address))
 
     def _leave(self) -> None:

@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
-import socket
-import subprocess
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -15,12 +11,10 @@ from types import TracebackType
 from typing import Any
 
 import ray
-from ray.exceptions import ActorDiedError, ActorUnavailableError, RayError, RayTaskError
+from ray.exceptions import ActorDiedError, ActorUnavailableError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from cai_dist.errors import ConfigError
-
-_JOIN_SECONDS = 60.0
+from cai_dist.cluster.joining import join
 
 
 @dataclass(frozen=True)
@@ -43,39 +37,13 @@ class Silence:
 def joined(address: str) -> Iterator[None]:
     """A connection to the cluster at `auto` or host:port, for as long as the context lasts.
 
-    Raises ConfigError where no cluster answers (a port that is closed: at once; any other within a minute).
+    Raises ConfigError where no cluster answers, as `join`.
     """
-    where = os.environ.get("RAY_ADDRESS", "auto") if address == "auto" else address
-    host, _, port = where.rpartition(":")
-    try:
-        if host and port.isdigit():
-            socket.create_connection((host, int(port)), timeout=5).close()
-        _rehearse(address)
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-    except (OSError, ValueError, RuntimeError, RayError) as error:
-        line = " ".join(str(error).split())[-300:]
-        raise ConfigError(f"{where}: cannot be joined: {line}") from error
+    join(address, log_to_driver=False, logging_level=logging.ERROR)
     try:
         yield
     finally:
         ray.shutdown()
-
-
-def _rehearse(address: str) -> None:
-    """Join in a process that can be given up: against a port that is not Ray's, `ray.init` tries for many minutes, and
-    after others it ends its process. Raises RuntimeError."""
-    join = "import logging, sys, ray; ray.init(sys.argv[1], log_to_driver=False, logging_level=logging.ERROR)"
-    try:
-        done = subprocess.run(
-            [sys.executable, "-c", join, address],
-            stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", timeout=_JOIN_SECONDS,
-        )  # fmt: skip
-    except subprocess.TimeoutExpired:
-        raise RuntimeError(f"something listens there, but no Ray head within {_JOIN_SECONDS:.0f} s") from None
-    if "InvalidAuthToken" in done.stderr:
-        raise RuntimeError("it refuses our token, or that we have none")
-    if done.returncode:
-        raise RuntimeError((done.stderr.strip().splitlines() or ["no reason given"])[-1])
 
 
 class Survey:

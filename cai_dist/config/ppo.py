@@ -133,7 +133,8 @@ class PpoConfig(Section):
     few as it takes; divides `sampling.max_new_tokens`."""
     stream: bool = True
     """Reference, reward, value and policy score the first samples while others are still generated: with `schedule:
-    sync`, where rollout shares GPUs with no other role."""
+    sync`, where rollout shares GPUs with no other role. With `schedule: one_step_off` reference and reward score the
+    next samples while policy and value learn, where they share GPUs with no other role."""
     rollout_batch: int | None = Field(None, ge=1)
     """Prompts of one request to a rollout worker; requests are dealt out over the workers in turn. Default: a worker's
     whole share at once, so that an engine has a prompt for every place that a finished response leaves; where samples

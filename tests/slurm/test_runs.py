@@ -1,4 +1,4 @@
-"""Whole runs on a real Slurm of two nodes: a chain of jobs; PPO preempted in the middle and put back into the queue."""
+"""Whole runs on a real Slurm of two nodes: a chain of jobs, one job for all, PPO preempted in the middle."""
 
 from __future__ import annotations
 
@@ -95,6 +95,19 @@ def test_preempted_in_the_middle_it_comes_back_to_the_same_result(
     assert "got USR1" in log and "the command ended with exit code 75" in log and "back into the queue" in log
     assert iterations(again) == iterations(runs / "whole") and len(iterations(again)) == 10
     assert weights(again) == weights(runs / "whole") and weights(again)
+    assert slurm.ray_processes(job) == []
+
+
+@pytest.mark.timeout(1800)
+def test_the_whole_pipeline_in_one_job_has_the_same_result(
+    slurm: SlurmCluster, chained: dict[str, str], runs: Path
+) -> None:
+    job = slurm.sbatch("--nodes=2", "slurm/pipeline.sh", *settings(runs, "one-job"))
+    found = slurm.wait(job, 3 * STAGE)
+    assert (found.state, found.exit_code, found.restarts) == ("COMPLETED", "0:0", 0), slurm.log(job)
+    stages = json.loads((runs / "one-job/manifest.json").read_text())["stages"]
+    assert {stages[name]["status"] for name in chained} == {"done"}
+    assert weights(runs / "one-job") == weights(runs / "whole")
     assert slurm.ray_processes(job) == []
 
 

@@ -7,6 +7,7 @@ import contextlib
 import errno
 import json
 import os
+import re
 import shlex
 import sys
 import tempfile
@@ -67,6 +68,7 @@ exit codes:
 """
 
 _OVERRIDES_HELP = "overrides, typed as in YAML: ppo.iterations=3 name=x data.red_team.source=/a/b.jsonl"
+_OVERRIDE = re.compile(r"[A-Za-z_][\w.]*=")
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _NO_ACCESS = (errno.EACCES, errno.EPERM, errno.EROFS)
 
@@ -74,8 +76,7 @@ _NO_ACCESS = (errno.EACCES, errno.EPERM, errno.EROFS)
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code (see `cai_dist.errors`); every error is one line on standard error."""
     words = list(sys.argv[1:] if argv is None else argv)
-    # Given by hand: a default of the parser would overwrite what stood before the command's name.
-    arguments = _parser().parse_args(words, argparse.Namespace(debug=False))
+    arguments = _parsed(words)
     try:
         code: int = arguments.command(arguments)
     except (Interrupted, KeyboardInterrupt) as error:
@@ -89,6 +90,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         code = _report(error, arguments.run_dir, arguments.debug)
     _flush()
     return code
+
+
+def _parsed(words: Sequence[str]) -> argparse.Namespace:
+    """Overrides may stand behind options, too: argparse alone takes them only side by side with the run file."""
+    parser = _parser()
+    # Given by hand: a default of the parser would overwrite what stood before the command's name.
+    arguments, left = parser.parse_known_args(words, argparse.Namespace(debug=False))
+    if left and not (hasattr(arguments, "overrides") and all(_OVERRIDE.match(word) for word in left)):
+        parser.error(f"unrecognized arguments: {' '.join(left)}")
+    if left:
+        arguments.overrides = [*arguments.overrides, *left]
+    return arguments
 
 
 def _flush() -> None:

@@ -108,7 +108,7 @@ def _load(arguments: argparse.Namespace) -> RunConfig:
     from cai_dist.config.checks import check_run
     from cai_dist.config.load import load_run
 
-    config = load_run(arguments.file, arguments.overrides)
+    config = load_run(arguments.file, arguments.overrides, elsewhere=True)
     check_run(config, ready=False, files=False)
     return config
 

@@ -41,26 +41,30 @@ def is_path_key(key: str) -> bool:
     return key in PATH_KEYS or (key.startswith("data.") and key.endswith(".source")) or key.endswith(".ds_config")
 
 
-def load_run(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> RunConfig:
+def load_run(path: str | os.PathLike[str], overrides: Sequence[str] = (), *, elsewhere: bool = False) -> RunConfig:
     """Read the run file at `path`, apply `overrides` ("key.sub=value", in order) and return the whole, frozen run.
 
     Relative paths inside the run stay relative to the current directory; `extends:` is relative to its own file.
+    `elsewhere`: the run is another machine's, so variables in its paths may be unset here and stay as they are written.
     Raises ConfigError with one line for each problem.
     """
     document = _read_extended(Path(path), ())
     for override in overrides:
         _apply(document, override)
-    return build_run(document.data, document.origins, str(path))
+    return build_run(document.data, document.origins, str(path), elsewhere=elsewhere)
 
 
-def build_run(data: Mapping[str, Any], origins: Mapping[Key, str] | None = None, where: str = "run") -> RunConfig:
-    """Validate a tree of plain values; `origins` says for each key path where it was written, `where` for all others.
+def build_run(
+    data: Mapping[str, Any], origins: Mapping[Key, str] | None = None, where: str = "run", *, elsewhere: bool = False
+) -> RunConfig:
+    """Validate a tree of plain values; `origins` says for each key path where it was written, `where` for all others;
+    `elsewhere` as for `load_run`.
 
     Raises ConfigError with one line for each problem.
     """
     origins = origins or {}
     problems: list[str] = []
-    expanded = _expand(data, (), origins, where, problems)
+    expanded = _expand(data, (), origins, where, [] if elsewhere else problems)
     try:
         # The JSON route of pydantic is strict about types and yet takes lists for tuples, which YAML cannot write.
         config = RunConfig.model_validate_json(json.dumps(expanded), strict=True)
@@ -160,6 +164,6 @@ def _expand(value: Any, key: Key, origins: Mapping[Key, str], where: str, proble
             problems.append(
                 f"{origin}: {dotted}={value!r}: the environment variable {match[1]!r} is not set; export it"
             )
-        return found
+        return found or match[0]
 
     return os.path.expanduser(_VARIABLE.sub(variable, value))

@@ -180,7 +180,8 @@ def test_mistakes_are_one_line(override: str, message: str, tmp_path: Path) -> N
         (4096, 4, 128, {}, 256),  # streamed: a quarter of a share
         (2048, 4, 128, {}, 256),  # but two places for every prompt that an engine starts with
         (4096, 4, 16, {"stream": False}, 1024),
-        (4096, 4, 16, {"schedule": "one_step_off"}, 1024),
+        (4096, 4, 16, {"schedule": "one_step_off"}, 256),
+        (4096, 4, 16, {"schedule": "one_step_off", "lora": {"rank": 2}}, 1024),
         (4096, 4, 16, {"rollout_batch": 40}, 40),
         (0, 4, 16, {"stream": False}, 1),
     ],

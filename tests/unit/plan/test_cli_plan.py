@@ -9,13 +9,15 @@ import sys
 import pytest
 
 from cai_dist.cli import main
+from cai_dist.config.load import load_run
+from cai_dist.errors import ConfigError
 
 LLAMA = ["launch/runs/llama8b-8gpu.yaml", "--gpus-per-node", "8", "--gpu-memory", "80"]
 
 
 @pytest.fixture(autouse=True)
 def _data(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CAI_DIST_DATA", "/not/here")  # a plan needs no data
+    monkeypatch.delenv("CAI_DIST_DATA", raising=False)  # a plan needs no data
 
 
 def test_a_run_that_fits(capsys: pytest.CaptureFixture[str]) -> None:
@@ -26,14 +28,19 @@ def test_a_run_that_fits(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_a_run_that_does_not_fit_ends_with_8_and_says_where(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["plan", LLAMA[0], "ppo.value.micro_batch=4", *LLAMA[1:], "--json"]) == 8
+    assert main(["plan", LLAMA[0], *LLAMA[1:], "ppo.value.micro_batch=4", "--json"]) == 8
     found = json.loads(capsys.readouterr().out)
     assert found["verdict"] == "does not fit"
     assert any("value[0]" in line for line in found["problems"])
     assert found["stages"]["ppo"]["needed_gpus"] == 8
     policy = found["stages"]["ppo"]["workers"][0]
-    assert policy["role"] == "policy" and policy["device"]["update"]["weights"] == 2 * -(-8_030_261_248 // 4)
+    assert policy["role"] == "policy" and policy["device"]["update"]["weights"] == 2 * -(-8_030_261_248 // 3)
     assert found["suggestion"]["lines"].startswith("ppo:")
+
+
+def test_the_run_for_eight_gpus_fits(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", *LLAMA]) == 0
+    assert "verdict: fits" in capsys.readouterr().out
 
 
 def test_nothing_is_judged_where_the_memory_is_not_known(capsys: pytest.CaptureFixture[str]) -> None:
@@ -66,3 +73,10 @@ def test_nothing_heavy_is_imported() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_a_variable_of_another_machine_stays_as_it_is_written() -> None:
+    path = "launch/runs/llama8b-8gpu.yaml"
+    with pytest.raises(ConfigError, match="'CAI_DIST_DATA' is not set"):
+        load_run(path)
+    assert load_run(path, elsewhere=True).data.red_team.source.startswith("${CAI_DIST_DATA}/")

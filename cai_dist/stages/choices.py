@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -106,29 +106,42 @@ def _ask(run: RunContext, group: WorkQueue, folder: Path, questions: Sequence[Ch
     ]
     take_over(run, folder.parent, folder.name, {"asks": [ask for piece in asks for ask in piece], **asked_of})
     shards = open_shards(run, folder, [sha256_json({"asks": piece, **asked_of}) for piece in asks])
-    missing = shards.missing()
+    rows, requests = _requests(run, shards.missing(), pieces, model, chat)
+    left = {i: sum(piece == i for piece, _ in requests) for i in rows}
     with run.console.task(folder.name, total=len(questions), unit="questions") as task:
-        for i, piece in enumerate(pieces):
-            if i in missing:
-                label = f"{folder.parent.name}: {folder.name}, part {i}"
-                shards.write(i, _scored(run, group, label, piece, model, chat), SCHEMA)
-                run.check_stop()
-            task.advance(len(piece))
+
+        def over(i: int) -> None:
+            shards.write(i, rows[i], SCHEMA)
+            task.advance(len(pieces[i]))
+            run.check_stop()
+
+        task.advance(len(questions) - sum(len(pieces[i]) for i in rows))
+        for i in [i for i, count in left.items() if not count]:
+            over(i)
+        label = f"{folder.parent.name}: {folder.name}"
+        named = {f"question {i * PIECE + place}": (i, place) for i, place in requests}
+        for name, [logprobs] in group.map(label, "score_labels", dict(zip(named, requests.values(), strict=True))):
+            i, place = named[name]
+            rows[i][place]["logprobs"] = list(logprobs)
+            left[i] -= 1
+            if not left[i]:
+                over(i)
     return shards.rows()
 
 
-def _scored(
-    run: RunContext, group: WorkQueue, label: str, piece: Sequence[ChoiceQuestion], model: str, chat: Any
-) -> list[Row]:
-    requests: dict[str, LabelRequest] = {}
-    rows: dict[str, Row] = {}
-    for i, question in enumerate(piece):
-        name = f"question {i}"
-        prompt = chat.prompt_ids(question.turns)
-        options = tuple(chat.example(question.turns, option).ids[len(prompt) :] for option in question.options)
-        rows[name] = {"id": question.id, "logprobs": [], "tokens": [len(ids) for ids in options]}
-        if len(prompt) + max(len(ids) for ids in options) <= run.config.models.context:
-            requests[name] = LabelRequest((prompt,), options, model)
-    for name, [logprobs] in group.map(label, "score_labels", requests):
-        rows[name]["logprobs"] = list(logprobs)
-    return list(rows.values())
+def _requests(
+    run: RunContext, missing: Collection[int], pieces: Sequence[Sequence[ChoiceQuestion]], model: str, chat: Any
+) -> tuple[dict[int, list[Row]], dict[tuple[int, int], LabelRequest]]:
+    """Piece -> rows still without log-probabilities, of the pieces that are missing; (piece, place in it) -> request,
+    of the questions that fit into the context."""
+    rows: dict[int, list[Row]] = {}
+    requests: dict[tuple[int, int], LabelRequest] = {}
+    for i in sorted(missing):
+        rows[i] = []
+        for place, question in enumerate(pieces[i]):
+            prompt = chat.prompt_ids(question.turns)
+            options = tuple(chat.example(question.turns, option).ids[len(prompt) :] for option in question.options)
+            rows[i].append({"id": question.id, "logprobs": [], "tokens": [len(ids) for ids in options]})
+            if len(prompt) + max(len(ids) for ids in options) <= run.config.models.context:
+                requests[i, place] = LabelRequest((prompt,), options, model)
+    return rows, requests

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ from cai_dist.config.run import ClusterConfig, TimeoutsConfig
 from cai_dist.data.schedule import MicroBatchLimits, plan_schedule
 from cai_dist.errors import ConfigError, DataError, WorkerError, WorkerTimeout
 from cai_dist.types import StepShard, TokenSequence, WorkerSpec
+from tests.integration.fragile import deaths
 from tests.tiny import save_llama
 
 TROUBLE = WorkerSpec("tests.integration.lab:Trouble", {})
@@ -116,3 +118,24 @@ def test_a_rank_killed_inside_a_collective_is_the_one_that_is_named(
         assert caught.value.rank == 1
     finally:
         group.close()
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_worker_that_dies_before_it_has_begun_is_started_once_more(cluster: Cluster, times: int) -> None:
+    """Ray and the system end processes where many start; one that dies again is not waited for."""
+    folder = deaths()
+    folder.mkdir()
+    spec = GroupSpec("fragile", WorkerSpec("tests.integration.fragile:Fragile", {}), cpus=0.1)
+    try:
+        for number in range(times):
+            (folder / str(number)).touch()
+        if times == 2:
+            with pytest.raises(WorkerError, match=r"phase start: fragile\[0\].*died"):
+                cluster.launch([spec])
+        else:
+            group = cluster.launch([spec])["fragile"]
+            assert group.broadcast("p", "rank") == [0]
+            group.close()
+        assert list(folder.iterdir()) == []
+    finally:
+        shutil.rmtree(folder)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import ray
@@ -165,18 +166,20 @@ class WorkerGroup:
 
     def start_worker(self, rank: int) -> Call:
         """Begin to start a worker in the place `rank`, which must be empty; `result` of the call takes it in. Raises
-        ValueError where there is no such place, or where the workers are one process group."""
+        ValueError where there is no such place, or where the workers are one process group; NodeLost without a head."""
         if self._starter is None or rank not in range(self._places) or rank in (*self._members, *self._starting):
             raise ValueError(f"{self.role}: no worker can be started in place {rank}")
-        begun = self._starting[rank] = self._starter.start(rank)
+        starter = self._starter
+        begun = self._starting[rank] = nodes.ask_head("start", lambda: starter.start(rank))
         return Call(begun.built, "start", self.role, rank, UNKNOWN)
 
     def kill(self, rank: int) -> None:
-        """End the process of one worker, up or still starting: its answers are lost and its place is empty."""
+        """End the process of one worker, up or still starting: its answers are lost and its place is empty. Raises
+        NodeLost without a head."""
         found = (self._members.pop(rank, None), self._starting.pop(rank, None))
         self._roster.posts.pop((self.role, rank), None)
         for worker in [worker for worker in found if worker is not None]:
-            ray.kill(worker.actor, no_restart=True)
+            nodes.ask_head("end", partial(ray.kill, worker.actor, no_restart=True))
 
     def report(self, memory: bool = False) -> Pending[list[Report]]:
         """Ask what every worker has done since this was last asked, and where wanted for its reading of memory."""
@@ -195,7 +198,7 @@ class WorkerGroup:
         return Pending(calls, self.timeout, read)
 
     def close(self) -> None:
-        """End the processes and give their resources back. May be called twice."""
+        """End the processes and give their resources back. May be called twice. Raises NodeLost without a head."""
         if self._closed or not ray.is_initialized():
             return
         self._closed = True
@@ -204,4 +207,4 @@ class WorkerGroup:
             return  # nobody is there to take an order; the processes end by themselves, for want of a head
         for rank in range(self._places):
             self.kill(rank)
-        release({self.role: self._placement})
+        nodes.ask_head("end", lambda: release({self.role: self._placement}))

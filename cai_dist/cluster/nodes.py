@@ -19,13 +19,15 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import ray
 
-from cai_dist.errors import NodeLost
+from cai_dist.errors import CaiError, NodeLost
 
+R = TypeVar("R")
 PATIENCE = 25.0
 """Seconds that a failure is held back for the GCS's word on a node that does not answer."""
 HEAD_SECONDS = 20.0
@@ -105,12 +107,25 @@ class NodeWatch:
 
     def loss(self, calls: Sequence[Waiting]) -> NodeLost | None:
         """What is known by now: the head is lost, or a node with a worker that one of `calls` depends on."""
+        return self.head_lost(calls[0].phase) or self._named(calls, self._dead, "the node is gone")
+
+    def head_lost(self, phase: str) -> NodeLost | None:
+        """What is known by now of the head."""
         if self.headless:
             self._refresh(_PROBE_SECONDS)  # it may have been this process that was stopped for a while
-            if self.headless:
-                cause = f"the head of the Ray cluster has not answered for {HEAD_SECONDS:g} s"
-                return NodeLost(calls[0].phase, "head", -1, self._head, cause)
-        return self._named(calls, self._dead, "the node is gone")
+        if not self.headless:
+            return None
+        cause = f"the head of the Ray cluster has not answered for {HEAD_SECONDS:g} s"
+        return NodeLost(phase, "head", -1, self._head, cause)
+
+    def head_behind(self, phase: str) -> NodeLost | None:
+        """The loss of the head behind something that failed just now; None as soon as it answers."""
+        now = time.monotonic()
+        while self._asked < now:
+            self._refresh(_PROBE_SECONDS)
+            if (lost := self.head_lost(phase)) is not None:
+                return lost
+        return None
 
     def explain(self, calls: Sequence[Waiting], patience: float = PATIENCE) -> NodeLost | None:
         """The loss behind the failure of the first of `calls`; None where the nodes of all workers that `calls` depend
@@ -221,6 +236,31 @@ def start(head: str) -> NodeWatch:
     global _current
     _current = NodeWatch(head)
     return _current
+
+
+def ask_head(phase: str, question: Callable[[], R]) -> R:
+    """`question()`, which Ray takes to the head: without one it blocks for a minute, and then raises what says nothing
+    of a head. Raises NodeLost as soon as that is lost; the question is then left to itself."""
+    if _current is None:
+        return question()
+    asked = Future[R]()
+
+    def ask() -> None:
+        try:
+            asked.set_result(question())
+        except BaseException as error:
+            asked.set_exception(error)
+
+    threading.Thread(target=ask, name=f"{phase}: a question to the head", daemon=True).start()
+    while not asked.done():
+        with contextlib.suppress(TimeoutError):
+            asked.exception(_PROBE_SECONDS)
+        if (lost := _current.head_lost(phase)) is not None:
+            raise lost from None
+    error = asked.exception()
+    if error is not None and not isinstance(error, CaiError) and (lost := _current.head_behind(phase)) is not None:
+        raise lost from None
+    return asked.result()
 
 
 def stop() -> None:

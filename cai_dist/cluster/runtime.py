@@ -12,15 +12,16 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
 import ray
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from cai_dist.cluster import interface, nodes
+from cai_dist.cluster import nodes
 from cai_dist.cluster.actor import Arrival, WorkerHost, asked
+from cai_dist.cluster.environment import worker_environment
 from cai_dist.cluster.group import Member, Starter, Starting, WorkerGroup
 from cai_dist.cluster.joining import join
 from cai_dist.cluster.nodes import Post, Roster
@@ -68,7 +69,8 @@ class Cluster:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         for group in self._groups:
-            group.close()
+            with contextlib.suppress(NodeLost):  # what is to be said of that has been said, or the run is over
+                group.close()
         self._groups.clear()
         self._leave()
         for name, value in self._outer_env.items():
@@ -85,23 +87,24 @@ class Cluster:
             WorkerError or UserError if a worker cannot be built. Nothing stays behind then.
         """
         timeout = self._config.timeouts.start
-        placements = place(specs, timeout, self._config.strategy)
+        placements = nodes.ask_head("start", lambda: place(specs, timeout, self._config.strategy))
         groups_of = {spec.role: group for group in sharing(specs) for spec in group}
 
         def start(spec: GroupSpec, rank: int) -> Any:
             return self._actor(spec, rank, placements[spec.role], gpu_fraction(spec, rank, groups_of[spec.role]))
 
-        actors = {
-            spec.role: [start(spec, rank) for rank in range(spec.workers)] for group in sharing(specs) for spec in group
-        }
+        def start_all() -> dict[str, list[Any]]:
+            every = [spec for group in sharing(specs) for spec in group]
+            return {spec.role: [start(spec, rank) for rank in range(spec.workers)] for spec in every}
+
+        actors = nodes.ask_head("start", start_all)
         roster = Roster()
         try:
             members = self._build(specs, actors, start, roster, timeout)
             seats = self._seats(specs, actors, roster, timeout)
         except BaseException:
-            for actor in [actor for group in actors.values() for actor in group]:
-                ray.kill(actor, no_restart=True)
-            release(placements)
+            with contextlib.suppress(NodeLost):
+                nodes.ask_head("end", lambda: _give_back(actors, placements))
             raise
         groups = {
             spec.role: WorkerGroup(
@@ -123,7 +126,7 @@ class Cluster:
             os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
         # Set here, the environment reaches the processes that Ray starts ahead of time; set per actor, each actor would
         # wait for a new one.
-        self._set_env(self._environment())
+        self._set_env(worker_environment(self._config.threads, self._local))
         cpus = self._config.num_cpus or max(os.cpu_count() or 1, self._needed_cpus)
         store = self._config.object_store_mb
         ray.init(
@@ -156,7 +159,7 @@ class Cluster:
     # ---- starting workers
 
     def _actor(self, spec: GroupSpec, rank: int, placement: Placement, gpus: float) -> Any:
-        env = {} if self._local else self._environment()
+        env = {} if self._local else worker_environment(self._config.threads, self._local)
         if spec.gpus == 0 and ray.cluster_resources().get("GPU"):
             env["CUDA_VISIBLE_DEVICES"] = ""  # Ray leaves all GPUs visible to a worker that asked for none
         options: dict[str, Any] = {"runtime_env": {"env_vars": env}} if env else {}
@@ -186,29 +189,6 @@ class Cluster:
             return Starting(actor, node, actor.build.remote(spec.spec, RankInfo(spec.role, rank, spec.workers)))
 
         return Starter(start, self._config.timeouts.start)
-
-    def _environment(self) -> dict[str, str]:
-        """Of a worker process, before Python starts in it: OpenMP reads its variables once."""
-        threads = str(self._config.threads)
-        env = {
-            "OMP_NUM_THREADS": threads,
-            "MKL_NUM_THREADS": threads,
-            # Threads of several workers on few cores: to spin without end costs a factor of ten, to sleep at once costs
-            # a rollout worker of two threads a third of its speed. So they spin for some 50 microseconds, then sleep.
-            "OMP_WAIT_POLICY": "passive",
-            "GOMP_SPINCOUNT": os.environ.get("GOMP_SPINCOUNT", "20000"),
-            "TOKENIZERS_PARALLELISM": "false",
-            # glibc would give every large tensor back to the system and fault its pages in again, thousands a step.
-            "MALLOC_MMAP_THRESHOLD_": os.environ.get("MALLOC_MMAP_THRESHOLD_", str(2**32)),
-            "MALLOC_TRIM_THRESHOLD_": os.environ.get("MALLOC_TRIM_THRESHOLD_", str(2**34)),
-            # Copies of weights are of some MB: past the caches from 1 MiB on they take two thirds of the time.
-            "GLIBC_TUNABLES": os.environ.get("GLIBC_TUNABLES", f"glibc.cpu.x86_non_temporal_threshold={2**20}"),
-        }
-        if self._local and os.path.exists("/sys/class/net/lo"):
-            env["GLOO_SOCKET_IFNAME"] = "lo"  # all ranks are on this machine; its host name may not resolve
-        elif not self._local:
-            env |= {name: os.environ[name] for name in interface.VARIABLES if name in os.environ}
-        return env
 
     def _set_env(self, values: dict[str, str]) -> None:
         """In this process and the children to come, until the cluster ends."""
@@ -290,6 +270,13 @@ class Cluster:
             Seat(spec.role, rank, node, gpus, spec.cpus, spec.share)
             for (spec, rank, _), (node, gpus) in zip(placed, gather(calls, timeout), strict=True)
         ]
+
+
+def _give_back(actors: Mapping[str, Sequence[Any]], placements: Mapping[str, Placement]) -> None:
+    for group in actors.values():
+        for actor in group:
+            ray.kill(actor, no_restart=True)
+    release(placements)
 
 
 def _end_at_once() -> None:

@@ -5,19 +5,20 @@ from __future__ import annotations
 import os
 import pickle
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
-from ray.exceptions import ActorDiedError, ActorUnavailableError
+from ray.exceptions import ActorDiedError, ActorUnavailableError, GetTimeoutError
 
 from cai_dist.cluster import nodes
 from cai_dist.cluster.interface import VARIABLES, interface_of, use_interface
 from cai_dist.cluster.nodes import NodeWatch, Post, Roster
 from cai_dist.cluster.wait import Call, translate
-from cai_dist.errors import EXIT_RESUMABLE, NodeLost, WorkerDied
+from cai_dist.errors import EXIT_RESUMABLE, ConfigError, NodeLost, WorkerDied
 
 HEAD = "10.0.0.1:6379"
 
@@ -173,6 +174,50 @@ def test_a_head_that_does_not_answer_is_named(
     lost = watch.loss([call(None)])
     assert lost is not None and lost.exit_code == 75
     assert str(lost).startswith(f"phase update: head on {HEAD}: the head of the Ray cluster has not answered")
+
+
+@pytest.fixture
+def joined(watch: NodeWatch, roster: Roster, monkeypatch: pytest.MonkeyPatch) -> NodeWatch:
+    """The watch over the cluster that this process is part of; it has had an answer."""
+    watch.explain([call(roster)], 0)
+    monkeypatch.setattr(nodes, "_current", watch)
+    monkeypatch.setattr(nodes, "HEAD_SECONDS", 0.5)
+    return watch
+
+
+def fails() -> None:
+    raise GetTimeoutError("There was timeout in removing the placement group")
+
+
+@pytest.mark.parametrize("question", [lambda: threading.Event().wait(60), fails], ids=["blocks", "fails"])
+def test_a_question_to_a_head_that_is_gone_names_it(
+    question: Callable[[], None], directory: Directory, joined: NodeWatch
+) -> None:
+    directory.broken = True
+    began = time.monotonic()
+    with pytest.raises(NodeLost, match=f"phase end: head on {HEAD}"):
+        nodes.ask_head("end", question)
+    assert time.monotonic() - began < 30
+
+
+def test_a_question_to_a_head_that_is_there(joined: NodeWatch) -> None:
+    assert nodes.ask_head("end", lambda: 7) == 7
+    with pytest.raises(GetTimeoutError, match="removing"):
+        nodes.ask_head("end", fails)
+
+
+def test_what_the_question_itself_says_is_not_doubted(directory: Directory, joined: NodeWatch) -> None:
+    def refuse() -> None:
+        raise ConfigError("the cluster could never hold that")
+
+    directory.broken = True
+    with pytest.raises(ConfigError, match="never hold"):
+        nodes.ask_head("start", refuse)
+
+
+def test_without_a_watch_the_question_is_asked_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nodes, "_current", None)
+    assert nodes.ask_head("end", threading.current_thread) is threading.current_thread()
 
 
 def test_rays_words_on_the_end_of_a_process_are_in_the_line() -> None:

@@ -28,7 +28,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from cai_dist.cluster.group import WorkerGroup
 from cai_dist.cluster.runtime import Cluster, GroupSpec
 from cai_dist.cluster.transfer import WeightTransfer
-from cai_dist.config.ppo import TransferBackend
+from cai_dist.config.ppo import PpoConfig, TransferBackend
 from cai_dist.config.run import ClusterConfig, TimeoutsConfig
 from cai_dist.config.training import OptimizerConfig, ShardingConfig
 from cai_dist.losses.policy import PolicyObjective
@@ -53,6 +53,7 @@ def groups(cluster: Cluster, model: str) -> Iterator[tuple[WorkerGroup, WorkerGr
         "total_steps": 1,
         "objective": PolicyObjective(clip=0.2),
         "temperature": 1.0,
+        "ppo": PpoConfig(),
     }
     rollout = {"model": model, "dtype": "fp32", "require_sync": True}
     specs = [

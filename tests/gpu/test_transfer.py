@@ -11,7 +11,7 @@ import torch
 from cai_dist.cluster.group import WorkerGroup
 from cai_dist.cluster.runtime import Cluster, GroupSpec
 from cai_dist.cluster.transfer import WeightTransfer
-from cai_dist.config.ppo import TransferBackend
+from cai_dist.config.ppo import PpoConfig, TransferBackend
 from cai_dist.config.training import Dtype, LoraConfig, ShardingConfig
 from cai_dist.engines.weight_segments import SegmentSender
 from cai_dist.errors import CaiError, ConfigError
@@ -44,7 +44,7 @@ def pair(
     policy: dict[str, Any] = {
         "model": source, "dtype": dtype, "optimizer": OPTIMIZER, "total_steps": TOTAL_STEPS, "lora": lora,
         "sharding": ShardingConfig(ranks=workers, zero=zero, micro_batch=1), "timeouts": TIMEOUTS,  # type: ignore[arg-type]
-        "objective": PolicyObjective(clip=0.2), "temperature": 1.0,
+        "objective": PolicyObjective(clip=0.2), "temperature": 1.0, "ppo": PpoConfig(),
     }  # fmt: skip
     rollout = {"model": other, "dtype": dtype, "require_sync": True}
     specs = [

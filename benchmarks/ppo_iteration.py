@@ -31,11 +31,16 @@ class Timed:
     def __init__(self, pending: Any, done: Callable[[], None]) -> None:
         self._pending, self._done = pending, done
 
-    def result(self) -> Any:
+    def result(self, meanwhile: Callable[[], None] | None = None) -> Any:
         """Wait, note, return."""
-        result = self._pending.result()
+        result = self._pending.result() if meanwhile is None else self._pending.result(meanwhile)
         self._done()
         return result
+
+    def parts(self) -> Iterator[Any]:
+        """Samples as they come; noted when the last one was there."""
+        yield from self._pending.parts()
+        self._done()
 
 
 class TimedRoles:

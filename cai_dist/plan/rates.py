@@ -15,6 +15,7 @@ from statistics import median
 from typing import Any, Literal
 
 from cai_dist.config.load import load_run
+from cai_dist.config.ppo import Schedule
 from cai_dist.config.run import RunConfig
 from cai_dist.errors import ConfigError, DataError
 from cai_dist.plan.passes import Tokens
@@ -71,10 +72,13 @@ class Seconds:
     transfer: float
     source: str
 
-    @property
-    def total(self) -> float:
-        """Of the schedule `sync`: one phase after the other."""
-        return self.rollout + self.score + self.update + self.transfer
+    def total(self, schedule: Schedule) -> float:
+        """One phase after the other; with `one_step_off` sampling goes on beside scoring and update. `partial` counts
+        as `sync`: what it saves is in how much lengths differ, which is not known."""
+        beside = self.score + self.update
+        if schedule == "one_step_off":
+            return max(self.rollout, beside) + self.transfer
+        return self.rollout + beside + self.transfer
 
 
 def forward(shape: Shape, tokens: int, sequence: int, rows: int) -> float:

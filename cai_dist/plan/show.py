@@ -143,11 +143,14 @@ def time_lines(plan: Plan) -> Iterator[str]:
         if plan.ppo is not None:
             yield "no rates: give a finished run's folder or a file with --rates"
         return
+    ppo = plan.config.ppo
+    seconds = found.total(ppo.schedule)
+    beside = " (one_step_off: rollout beside score and update)" if ppo.schedule == "one_step_off" else ""
     score = f", score {_seconds(found.score)}" if found.score else " (with scoring)"
     yield (
         f"an iteration: rollout {_seconds(found.rollout)}{score}, update {_seconds(found.update)}, "
-        f"transfer {_seconds(found.transfer)}: {_seconds(found.total)}; "
-        f"{plan.config.ppo.iterations} iterations: {_seconds(found.total * plan.config.ppo.iterations)}"
+        f"transfer {_seconds(found.transfer)}: {_seconds(seconds)}{beside}; "
+        f"{ppo.iterations} iterations: {_seconds(seconds * ppo.iterations)}"
     )
     yield f"rates: {found.source}"
 

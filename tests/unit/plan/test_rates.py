@@ -10,7 +10,7 @@ import pytest
 from cai_dist.config.load import build_run, dump_run
 from cai_dist.errors import DataError
 from cai_dist.plan.passes import Tokens
-from cai_dist.plan.rates import Rates, forward, read_rates, seconds, work_of
+from cai_dist.plan.rates import Rates, Seconds, forward, read_rates, seconds, work_of
 from cai_dist.plan.roles import Assumed, shapes
 from cai_dist.plan.shapes import Shape
 from tests.unit.plan.runs import run_of
@@ -92,3 +92,10 @@ def test_a_run_without_an_iteration_is_refused(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text("", "utf-8")
     with pytest.raises(DataError, match="no iteration of PPO"):
         read_rates(tmp_path, lambda run: shapes(run, Assumed({})), None)
+
+
+def test_sampling_beside_the_rest_counts_where_it_takes_longer() -> None:
+    quick, slow = Seconds(2.0, 3.0, 4.0, 1.0, "measured"), Seconds(9.0, 3.0, 4.0, 1.0, "measured")
+    assert [found.total("sync") for found in (quick, slow)] == [10.0, 17.0]
+    assert [found.total("one_step_off") for found in (quick, slow)] == [8.0, 10.0]
+    assert slow.total("partial") == slow.total("sync")

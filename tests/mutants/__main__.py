@@ -27,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--row", type=int, action="append", default=[], help="only the mutants of this row; repeatable")
     parser.add_argument("--name", action="append", default=[], help="only this mutant; repeatable")
     parser.add_argument("--quick", action="store_true", help="only the handful that takes less than a minute")
-    parser.add_argument("--table", type=Path, default=TABLE, help="another table")
+    parser.add_argument("--table", type=Path, default=TABLE, help="another table: a TOML file or a folder of them")
     asked = parser.parse_args(arguments)
     try:
         mutants = chosen(load(asked.table).mutants, asked.row, asked.name, asked.quick)

@@ -16,7 +16,7 @@ column is a change of one line that puts the bug in, and with it the test beside
 
 A mutation counts as killed only where each of its tests runs and *fails*: code that no longer imports or ends in a
 NameError, or a run past its deadline (unless the bug is a deadlock), is reported as broken. First all tests must pass
-unmutated. This page is made from `tests/mutants/mutants.toml` (`python -m tests.mutants.page`); a test compares them.
+unmutated. This page is made from `tests/mutants/tables/` (`python -m tests.mutants.page`); a test compares them.
 Rows 14 to 17 and 29 of the list are about weight transfer and engines (`tests/integration/test_transfer.py`,
 `tests/integration/test_weight_transfer.py`, `tests/unit/engines/test_weights.py`) and not in the table.
 

@@ -1,4 +1,4 @@
-"""The table of mutations, `mutants.toml`: which known bug, where it is put in, and which tests must then fail."""
+"""The tables of mutations, `tables/*.toml`: which known bug, where it is put in, and which tests must then fail."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
-TABLE = Path(__file__).with_name("mutants.toml")
+TABLE = Path(__file__).with_name("tables")
 
 
 class TableError(ValueError):
@@ -60,10 +60,12 @@ class Table:
 
 
 def load(path: Path = TABLE) -> Table:
-    """Read a table. Raises TableError for unknown keys or rows, repeated names and mutants without tests."""
-    content = tomllib.loads(path.read_text(encoding="utf-8"))
-    rows = [_made(Row, entry) for entry in content.get("row", [])]
-    mutants = tuple(_made(Mutant, entry) for entry in content.get("mutant", []))
+    """One table from a file, or from all files of a folder. Raises TableError for unknown keys or rows, repeated
+    names and mutants without tests."""
+    files = sorted(path.glob("*.toml")) if path.is_dir() else [path]
+    contents = [tomllib.loads(file.read_text(encoding="utf-8")) for file in files]
+    rows = [_made(Row, entry) for content in contents for entry in content.get("row", [])]
+    mutants = tuple(_made(Mutant, entry) for content in contents for entry in content.get("mutant", []))
     _refuse_repeated("row", [str(row.number) for row in rows])
     _refuse_repeated("name", [mutant.name for mutant in mutants])
     known = {row.number for row in rows}

@@ -1,18 +1,56 @@
-"""Options of the whole suite."""
+"""Options of the whole suite, and how its files are spread over processes."""
 
 from __future__ import annotations
 
+import os
+
+# Before torch and Ray are imported: tests of tiny models gain nothing from more threads, and Ray's workers, nice by
+# default, would lose against everything else on a busy machine.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+os.environ.setdefault("RAY_worker_niceness", "0")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+
+from pathlib import Path
+
+import psutil
 import pytest
+
+GIB_OF_A_PROCESS = 8
+"""Memory that one process of the suite may need, with the workers that it starts."""
+GROUPS = {"test_pipeline.py": "pipeline", "test_dpo.py": "pipeline"}
+"""Files that share something costly and so belong in one process; every other file is a group of its own."""
+LONGEST = ("test_pipeline.py", "test_dpo.py", "test_reference_ppo.py", "test_zero.py", "test_lora.py", "test_expand.py")
+"""Begun first, in this order, so that no process is left with a long one at the end."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--full", action="store_true", help="also the long tests of clusters (`make test-cluster`)")
+    parser.addoption("--full", action="store_true", help="also the long tests, and those of clusters")
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """Processes of `-n auto`."""
+    memory = psutil.virtual_memory().total // 2**30
+    return max(1, min(os.cpu_count() or 1, memory // GIB_OF_A_PROCESS, 8))
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if config.getoption("--full"):
-        return
-    skip = pytest.mark.skip(reason="a long test of a real cluster: `make test-cluster` runs it (pytest --full)")
+    if not config.getoption("--full"):
+        skip = pytest.mark.skip(reason="a long test: pytest --full runs it, and `make test-cluster` those of clusters")
+        for item in items:
+            if item.get_closest_marker("full"):
+                item.add_marker(skip)
     for item in items:
-        if item.get_closest_marker("full"):
-            item.add_marker(skip)
+        item.add_marker(pytest.mark.xdist_group(GROUPS.get(item.path.name, _file_of(item))))
+    items.sort(key=lambda item: _turn(item.path))  # stable: within a file the order stays
+
+
+def _file_of(item: pytest.Item) -> str:
+    return item.nodeid.partition("::")[0]
+
+
+def _turn(path: Path) -> int:
+    """Rank of a file: the longest, the other integration tests, the rest."""
+    if path.name in LONGEST:
+        return LONGEST.index(path.name)
+    return len(LONGEST) + ("integration" not in path.parts)

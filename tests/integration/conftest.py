@@ -11,9 +11,12 @@ import pytest
 from cai_dist.cluster.runtime import Cluster, GroupSpec
 from cai_dist.config.run import ClusterConfig, TimeoutsConfig
 from cai_dist.types import WorkerSpec
+from tests.integration import pipeline
 from tests.integration.train_bench import TrainBench
+from tests.integration.warm import WarmCluster
 
-TIMEOUTS = TimeoutsConfig(start=150.0, call=90.0, collective=60.0)
+TIMEOUTS = TimeoutsConfig(start=600.0, call=600.0, collective=300.0)
+"""Seconds; what a test waits for in vain has deadlines of its own. A busy machine may be ten times as slow."""
 
 
 @pytest.fixture(scope="session")
@@ -32,6 +35,14 @@ def cluster() -> Iterator[Cluster]:
 
 
 @pytest.fixture(scope="session")
+def warm(cluster: Cluster) -> Iterator[WarmCluster]:
+    """For tests to which it does not matter whether a process is new."""
+    made = WarmCluster(cluster)
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="session")
 def bench(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TrainBench]:
     """A group of one and a group of two processes in which any worker can be built."""
     spec = WorkerSpec("tests.integration.lab:Bench", {})
@@ -44,3 +55,12 @@ def bench(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     yield TrainBench({1: groups["one"], 2: groups["two"]}, tmp_path_factory.mktemp("bench"))
     for group in groups.values():
         group.close()
+
+
+@pytest.fixture(scope="session")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished run of tiny.yaml; for reading, and for copies."""
+    runs = tmp_path_factory.mktemp("whole")
+    done = pipeline.run(pipeline.TINY, runs)
+    assert done.returncode == 0, done.stderr + done.stdout
+    return runs / "tiny"

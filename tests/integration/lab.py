@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from cai_dist.errors import DataError
-from cai_dist.models.tensors import to_numpy
 from cai_dist.types import Kept, RankInfo
 
 
@@ -42,6 +41,8 @@ class Bench:
 
     def raw(self) -> dict[str, tuple[Any, bool]]:
         """Every parameter of the trained model as it lies there, whole, and whether it is trained."""
+        from cai_dist.models.tensors import to_numpy  # here: `Trouble` starts without torch
+
         engine = self.inner.engine
         named = dict(engine._model.hf.named_parameters())
         with engine._gathered(list(named.values())):

@@ -4,13 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import random
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -31,13 +26,13 @@ from cai_dist.tracking.manifest import Manifest
 from cai_dist.tracking.metrics import Tracker
 from cai_dist.types import DpoPair, ScoredPair, Turn
 from cai_dist.world.build import write_initial_model
+from tests.integration import pipeline
 from tests.integration.train_bench import PlainAdam, TrainBench, run_steps, split, use
 from tests.tiny import VOCAB, save_llama
 
 WORKER = "dpo:DpoWorker"
 BETA = 0.4
 TINY = Path(__file__).with_name("tiny-dpo.yaml")
-DEADLINE = 240.0
 
 
 @pytest.fixture(scope="module")
@@ -150,43 +145,15 @@ def test_the_implicit_reward_is_what_plain_models_give(cluster: Cluster, tmp_pat
             assert found[n] == found[n + 63] == pytest.approx(expected, abs=1e-4)
 
 
-def command(runs: Path) -> list[str]:
-    return [sys.executable, "-m", "cai_dist", "run", str(TINY), f"runs_dir={runs}"]
-
-
-def environment() -> dict[str, str]:
-    return {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
-
-
-def dpo_steps(run_dir: Path) -> list[int]:
-    lines = map(json.loads, (run_dir / "metrics.jsonl").read_text().splitlines())
-    return [line["step"] for line in lines if line["stage"] == "dpo"]
-
-
-def killed_in_dpo(runs: Path) -> Path:
-    """A run that was killed with checkpoints behind it and steps before it."""
-    run_dir = runs / "tiny-dpo"
-    process = subprocess.Popen(command(runs), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment())
-    deadline = time.monotonic() + DEADLINE
-    while not ((run_dir / "metrics.jsonl").exists() and '"stage": "dpo", "step": 3' in _metrics(run_dir)):
-        assert process.poll() is None, "the run ended before the middle of dpo"
-        assert time.monotonic() < deadline, "never reached the middle of dpo"
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait(timeout=30)
-    return run_dir
-
-
-def _metrics(run_dir: Path) -> str:
-    return (run_dir / "metrics.jsonl").read_text()
+def dpo_steps(run_dir: Path) -> list[object]:
+    return [line["step"] for line in pipeline.lines_of(run_dir, "dpo")]
 
 
 def finished(runs: Path) -> dict[str, str]:
     """Go on to the end; the hashes of what the stage and the evaluation left."""
-    done = subprocess.run(
-        command(runs), capture_output=True, text=True, timeout=DEADLINE, env=environment(), check=False
-    )
+    done = pipeline.run(TINY, runs)
     assert done.returncode == 0, done.stderr
+    assert done.stdout.count("done before, skipped") >= 4, "nothing before the stage is made again"
     run_dir = runs / "tiny-dpo"
     assert dpo_steps(run_dir) == [1, 2, 3, 4, 5, 6]
     paths = [run_dir / "dpo" / "heldout.json", run_dir / "evaluation.json", *(run_dir / "dpo").rglob("*.safetensors")]
@@ -195,9 +162,13 @@ def finished(runs: Path) -> dict[str, str]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
-def test_killed_in_the_middle_it_ends_with_the_same_bytes(tmp_path: Path) -> None:
-    run_dir = killed_in_dpo(tmp_path / "one")
+@pytest.mark.timeout(1800)
+def test_killed_in_the_middle_it_ends_with_the_same_bytes(whole: Path, tmp_path: Path) -> None:
+    run_dir = tmp_path / "one" / "tiny-dpo"
+    # What both alignments have in common is the same: the stages before are those of the run with PPO.
+    pipeline.copy_without(whole, run_dir, ("preference", "ppo", "evaluate"))
+    # With checkpoints behind it and steps before it.
+    pipeline.kill_when(TINY, tmp_path / "one", lambda: 3 in dpo_steps(run_dir))
     assert list((run_dir / "dpo" / "reference").glob("*.parquet"))
     shutil.copytree(tmp_path / "one", tmp_path / "two")
     shutil.rmtree(tmp_path / "two" / "tiny-dpo" / "dpo")  # this one begins its stage again

@@ -14,7 +14,6 @@ from transformers import AutoModelForCausalLM
 
 import cai_dist
 from cai_dist.cluster.ppo_groups import PpoGroups, PpoModels
-from cai_dist.cluster.runtime import Cluster
 from cai_dist.config.ppo import PlacementConfig, PpoConfig, RoleShards
 from cai_dist.config.training import LoraConfig, OptimizerConfig, SamplingConfig, ShardingConfig
 from cai_dist.coordinator import loop
@@ -25,6 +24,7 @@ from cai_dist.types import GenerateRequest, Generation, RankInfo, SamplingParams
 from cai_dist.workers.rollout import RolloutWorker
 from tests.integration.by_value import ByValue
 from tests.integration.conftest import TIMEOUTS
+from tests.integration.warm import WarmCluster
 from tests.tiny import END, VOCAB, plain_logprobs, save_llama
 
 TEMPERATURE = 0.7
@@ -68,16 +68,16 @@ def config(request: pytest.FixtureRequest, tmp_path: Path) -> PpoConfig:
 
 
 @pytest.fixture
-def roles(cluster: Cluster, models: PpoModels, config: PpoConfig) -> Iterator[ByValue]:
+def roles(warm: WarmCluster, models: PpoModels, config: PpoConfig) -> Iterator[ByValue]:
     made = PpoGroups(
-        cluster, config, models, dtype="fp32", end_id=END, policy_steps=4, value_steps=4, seed=0, timeouts=TIMEOUTS
+        warm, config, models, dtype="fp32", end_id=END, policy_steps=4, value_steps=4, seed=0, timeouts=TIMEOUTS
     )
     with made as running:
         yield ByValue(running)
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(1200)
 def test_ppo_on_adapters(roles: ByValue, config: PpoConfig, models: PpoModels, tmp_path: Path) -> None:
     rng = random.Random(0)
     ids = [tuple(rng.randrange(3, VOCAB) for _ in range(rng.randint(1, 9))) for _ in range(12)]

@@ -1,91 +1,64 @@
-"""The command `cai-dist run` as a user types it: all stages on real Ray and DeepSpeed; killed in the middle of every
-stage and started again, it ends with the same files."""
+"""The command `cai-dist run` as a user types it: all stages on real Ray and DeepSpeed; killed in the middle of a stage
+and started again, it ends with the same files (of every stage: with --full)."""
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 import signal
 import subprocess
-import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 
-TINY = Path(__file__).with_name("tiny.yaml")
-DEADLINE = 240.0
-
-
-def command(runs: Path, *overrides: str) -> list[str]:
-    return [sys.executable, "-m", "cai_dist", "run", str(TINY), f"runs_dir={runs}", *overrides]
-
-
-def environment() -> dict[str, str]:
-    return {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
-
-
-def run(runs: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command(runs, *overrides), capture_output=True, text=True, timeout=DEADLINE, env=environment(), check=False
-    )
-
-
-def lines_of(run_dir: Path, stage: str) -> int:
-    path = run_dir / "metrics.jsonl"
-    return path.read_text().count(f'"stage": "{stage}"') if path.exists() else 0
-
-
-def shards(run_dir: Path, folder: str) -> int:
-    return len(list((run_dir / folder).glob("*.parquet")))
-
+from tests.integration.pipeline import (
+    DEADLINE,
+    TINY,
+    command,
+    copy_without,
+    digests,
+    environment,
+    kill_when,
+    lines_of,
+    run,
+    shards,
+)
 
 # In the middle of a stage: something of it is done, something is not.
 MIDDLES: dict[str, Callable[[Path], bool]] = {
-    "pretrain": lambda d: lines_of(d, "pretrain") >= 3,
+    "pretrain": lambda d: len(lines_of(d, "pretrain")) >= 3,
     "revise": lambda d: shards(d, "revise/critique-1") >= 1,
-    "sft": lambda d: lines_of(d, "sft") >= 4,
+    "sft": lambda d: len(lines_of(d, "sft")) >= 4,
     "feedback": lambda d: shards(d, "feedback/pairs") >= 2,
-    "pm_pretraining": lambda d: lines_of(d, "pm_pretraining") >= 3,
-    "preference": lambda d: lines_of(d, "preference") >= 4,
-    "preference_second": lambda d: lines_of(d, "preference_second") >= 4,
-    "ppo": lambda d: lines_of(d, "ppo") >= 3,
+    "pm_pretraining": lambda d: len(lines_of(d, "pm_pretraining")) >= 3,
+    "preference": lambda d: len(lines_of(d, "preference")) >= 4,
+    "preference_second": lambda d: len(lines_of(d, "preference_second")) >= 4,
+    "ppo": lambda d: len(lines_of(d, "ppo")) >= 3,
     "evaluate": lambda d: shards(d, "evaluate/answers-base") >= 1,
-    "rating": lambda d: lines_of(d, "rating") >= 4,
+    "rating": lambda d: len(lines_of(d, "rating")) >= 4,
 }
+
+
+# What each of these leaves to go on from is made by the same code as in the other stages: checkpoints of a training,
+# checkpoints of PPO, shards.
+EVERY_MECHANISM = ("sft", "ppo", "evaluate")
 
 
 def kill_in_the_middle(runs: Path, stage: str) -> None:
     """Start the run and SIGKILL its driver when `stage` is half done."""
-    process = subprocess.Popen(command(runs), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment())
-    deadline = time.monotonic() + DEADLINE
-    while not MIDDLES[stage](runs / "tiny"):
-        assert process.poll() is None, f"the run ended before the middle of {stage}"
-        assert time.monotonic() < deadline, f"never reached the middle of {stage}"
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait(timeout=30)
+    kill_when(TINY, runs, lambda: MIDDLES[stage](runs / "tiny"))
 
 
-def digests(run_dir: Path) -> dict[str, str]:
-    """Hash of every table and every weight file that the finished run holds."""
-    kept = [p for pattern in ("**/*.parquet", "**/*.safetensors") for p in run_dir.glob(pattern)]
-    return {str(p.relative_to(run_dir)): hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(kept)}
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    runs = tmp_path_factory.mktemp("whole")
-    done = run(runs)
-    assert done.returncode == 0, done.stderr + done.stdout
-    return runs / "tiny"
+def steps_follow(run_dir: Path, stages: Iterable[str]) -> None:
+    for stage in stages:
+        logged = [line["step"] for line in lines_of(run_dir, stage) if line["step"] > 0]
+        assert logged and logged == sorted(set(logged)), f"{stage}: a step is logged twice or out of order"
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 def test_all_stages_leave_what_they_promise(whole: Path) -> None:
     manifest = json.loads((whole / "manifest.json").read_text())
     assert list(manifest["stages"]) == ["prepare", "revise", "sft", "feedback", "preference", "ppo", "evaluate"]
@@ -115,7 +88,7 @@ def test_all_stages_leave_what_they_promise(whole: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 def test_everything_made_under_the_constitution_says_so(whole: Path) -> None:
     sha256 = json.loads((whole / "manifest.json").read_text())["constitution"]
     tables = ("revise/revisions.parquet", "revise/helpful.parquet", "feedback/comparisons.parquet")
@@ -131,7 +104,7 @@ def test_everything_made_under_the_constitution_says_so(whole: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 def test_saved_models_load_with_plain_transformers(whole: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
@@ -147,26 +120,41 @@ def test_saved_models_load_with_plain_transformers(whole: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
-def test_killed_in_every_stage_it_ends_with_the_same_files(whole: Path, tmp_path: Path) -> None:
-    for stage in MIDDLES:
+@pytest.mark.timeout(1800)
+def test_killed_and_started_again_it_ends_with_the_same_files(whole: Path, tmp_path: Path) -> None:
+    run_dir = tmp_path / "tiny"
+    copy_without(whole, run_dir, EVERY_MECHANISM, logged=("rating",))
+    for stage in EVERY_MECHANISM:
         kill_in_the_middle(tmp_path, stage)
-    done = run(tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert digests(tmp_path / "tiny") == digests(whole)
-    one, two = (json.loads((d / "evaluation.json").read_text()) for d in (whole, tmp_path / "tiny"))
-    assert one == two
-    steps = [(x["stage"], x["step"]) for x in map(json.loads, (tmp_path / "tiny" / "metrics.jsonl").open())]
-    for stage in ("pretrain", "sft", "pm_pretraining", "preference", "preference_second", "ppo", "rating"):
-        logged = [step for name, step in steps if name == stage and step > 0]
-        assert logged == sorted(set(logged)), f"{stage}: a step is logged twice or out of order"
+    ends_as(whole, tmp_path)
+    steps_follow(run_dir, ("sft", "ppo", "rating"))
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.full
+@pytest.mark.timeout(3600)
+def test_killed_in_every_stage_it_ends_with_the_same_files(whole: Path, tmp_path: Path) -> None:
+    for stage in MIDDLES:
+        kill_in_the_middle(tmp_path, stage)
+    ends_as(whole, tmp_path)
+    trained = ("pretrain", "sft", "pm_pretraining", "preference", "preference_second", "ppo", "rating")
+    steps_follow(tmp_path / "tiny", trained)
+
+
+def ends_as(whole: Path, runs: Path) -> None:
+    """Started once more, the run ends with the files of the one that went through."""
+    done = run(TINY, runs)
+    assert done.returncode == 0, done.stderr
+    assert digests(runs / "tiny") == digests(whole)
+    one, two = (json.loads((d / "evaluation.json").read_text()) for d in (whole, runs / "tiny"))
+    assert one == two
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_a_finished_run_answers_at_once_and_starts_nothing(whole: Path) -> None:
     before = digests(whole)
-    again = run(whole.parent)
+    again = run(TINY, whole.parent)
     assert again.returncode == 0, again.stderr
     assert again.stdout.count("done before, skipped") == 7
     assert "starting" not in again.stdout
@@ -174,17 +162,20 @@ def test_a_finished_run_answers_at_once_and_starts_nothing(whole: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(1200)
 def test_a_signal_saves_and_exits_75(tmp_path: Path) -> None:
     process = subprocess.Popen(
-        command(tmp_path, "world.pretrain.max_steps=2000"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        command(TINY, tmp_path, "world.pretrain.max_steps=2000"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
         env=environment(),
-    )  # fmt: skip
+    )
     deadline = time.monotonic() + DEADLINE
-    while lines_of(tmp_path / "tiny", "pretrain") < 3 and time.monotonic() < deadline:
+    while len(lines_of(tmp_path / "tiny", "pretrain")) < 3 and time.monotonic() < deadline:
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
-    _, complaint = process.communicate(timeout=60)
+    _, complaint = process.communicate(timeout=300)
     assert process.returncode == 75, complaint
     assert "go on with" in complaint
     assert "Traceback" not in complaint

@@ -13,7 +13,6 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from cai_dist.cluster.ppo_groups import PpoGroups, PpoModels
-from cai_dist.cluster.runtime import Cluster
 from cai_dist.config.ppo import PlacementConfig, PpoConfig, RoleShards
 from cai_dist.config.training import OptimizerConfig, SamplingConfig, ShardingConfig
 from cai_dist.coordinator import loop
@@ -21,6 +20,7 @@ from cai_dist.coordinator.prompts import TokenizedPrompt
 from cai_dist.models.load import load_scalar
 from cai_dist.tracking.checkpoints import CheckpointStore
 from tests.integration.conftest import TIMEOUTS
+from tests.integration.warm import WarmCluster
 from tests.tiny import END, VOCAB, save_llama
 
 
@@ -33,7 +33,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> PpoModels:
 
 
 def one_iteration(
-    cluster: Cluster, models: PpoModels, folder: Path, zero: int, ranks: int, **settings: Any
+    warm: WarmCluster, models: PpoModels, folder: Path, zero: int, ranks: int, **settings: Any
 ) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
     """Metrics and the policy's weights after one iteration of 8 ragged samples in two mini-batches."""
     few = PlacementConfig(cpus=0.1)
@@ -59,7 +59,7 @@ def one_iteration(
     ]
     logged: dict[str, Any] = {}
     made = PpoGroups(
-        cluster, config, models, dtype="fp32", end_id=END, policy_steps=2, value_steps=2, seed=0, timeouts=TIMEOUTS
+        warm, config, models, dtype="fp32", end_id=END, policy_steps=2, value_steps=2, seed=0, timeouts=TIMEOUTS
     )
     with made as roles:
         assert set(made._groups) == set(config.roles), "no group is started that the algorithm does not need"
@@ -74,12 +74,12 @@ def one_iteration(
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
-def test_a_second_rank_changes_nothing(cluster: Cluster, models: PpoModels, tmp_path: Path) -> None:
+@pytest.mark.timeout(1200)
+def test_a_second_rank_changes_nothing(warm: WarmCluster, models: PpoModels, tmp_path: Path) -> None:
     start = dict(AutoModelForCausalLM.from_pretrained(models.policy).named_parameters())
     expected: tuple[dict[str, float], dict[str, torch.Tensor]] | None = None
     for ranks in (1, 2):
-        metrics, weights = one_iteration(cluster, models, tmp_path / f"ranks{ranks}", 0, ranks)
+        metrics, weights = one_iteration(warm, models, tmp_path / f"ranks{ranks}", 0, ranks)
         assert all(not torch.equal(weights[name], start[name]) for name in start), "every tensor must have moved"
         if expected is None:
             expected = metrics, weights
@@ -104,16 +104,16 @@ EVERYTHING = {
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize("algorithm", ["gae", "reinforce++", "grpo"])
 def test_every_kind_of_algorithm_trains_under_zero_2(
-    algorithm: str, cluster: Cluster, models: PpoModels, tmp_path: Path
+    algorithm: str, warm: WarmCluster, models: PpoModels, tmp_path: Path
 ) -> None:
     """With every term of the loss: with a value model, without, and in groups (the others differ from these on the
     driver alone). GRPO, whose loss has all terms (the KL too), is compared with a single rank."""
     start = dict(AutoModelForCausalLM.from_pretrained(models.policy).named_parameters())
     settings = EVERYTHING | {"algorithm": algorithm, "samples_per_prompt": 2}
-    metrics, weights = one_iteration(cluster, models, tmp_path / "two", zero=2, ranks=2, **settings)
+    metrics, weights = one_iteration(warm, models, tmp_path / "two", zero=2, ranks=2, **settings)
     assert all(not torch.equal(weights[name], start[name]) for name in start), "every tensor must have moved"
     assert all(map(math.isfinite, metrics.values()))
     assert metrics["policy_steps"] == 2 and metrics["policy_ratio"] == pytest.approx(1.0, abs=0.2)
@@ -122,7 +122,7 @@ def test_every_kind_of_algorithm_trains_under_zero_2(
     assert metrics["policy_entropy"] > 0 and metrics["importance_ess"] == pytest.approx(1.0, abs=1e-4)
     if algorithm != "grpo":
         return
-    alone, same = one_iteration(cluster, models, tmp_path / "one", zero=0, ranks=1, **settings)
+    alone, same = one_iteration(warm, models, tmp_path / "one", zero=0, ranks=1, **settings)
     for name in ("reward", "policy_loss", "policy_kl", "policy_entropy", "policy_approx_kl", "policy_grad_norm"):
         assert metrics[name] == pytest.approx(alone[name], rel=1e-4, abs=1e-6), name
     for name, tensor in weights.items():

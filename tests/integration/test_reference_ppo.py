@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -16,10 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import cai_dist
-from cai_dist.cluster.group import WorkerGroup
-from cai_dist.cluster.placement import Seat
 from cai_dist.cluster.ppo_groups import PpoGroups, PpoModels
-from cai_dist.cluster.runtime import Cluster, GroupSpec
 from cai_dist.config.ppo import KlConfig, PlacementConfig, PpoConfig, RoleShards
 from cai_dist.config.training import OptimizerConfig, SamplingConfig, ShardingConfig
 from cai_dist.coordinator import loop
@@ -29,6 +26,7 @@ from cai_dist.tracking.checkpoints import CheckpointStore
 from cai_dist.types import Lesson, Trajectory
 from tests.integration.conftest import TIMEOUTS
 from tests.integration.plain_ppo import PlainPpo, Settings
+from tests.integration.warm import WarmCluster
 from tests.tiny import END, VOCAB, save_llama
 
 ITERATIONS = 3
@@ -148,28 +146,6 @@ def plain(models: PpoModels, recorded: Recorded) -> PlainPpo:
     return ppo
 
 
-class Lasting:
-    """A cluster whose workers that learn nothing serve one run after the other: new processes take seconds."""
-
-    def __init__(self, cluster: Cluster) -> None:
-        self._cluster = cluster
-        self._kept: dict[str, WorkerGroup] = {}
-        self.seats: list[Seat] = []
-
-    def launch(self, specs: Sequence[GroupSpec]) -> dict[str, WorkerGroup]:
-        """The kept groups, and new ones for the rest. `PpoGroups` closes all that it has; the kept ones only later."""
-        made = self._cluster.launch([spec for spec in specs if spec.role not in self._kept])
-        self.seats = self._cluster.seats
-        for role in sorted(made.keys() - {"policy", "value"}):
-            self._kept[role] = made[role]
-            made[role].end, made[role].close = made[role].close, lambda: None  # type: ignore[attr-defined,method-assign]
-        return made | self._kept
-
-    def close(self) -> None:
-        for group in self._kept.values():
-            group.end()  # type: ignore[attr-defined]
-
-
 @dataclass
 class Both:
     """A run and its reference; both wait until a test asks, so that what goes wrong in them is the test's failure."""
@@ -188,18 +164,11 @@ class Both:
         return plain(self.models, self.recorded)
 
 
-@pytest.fixture(scope="module")
-def lasting(cluster: Cluster) -> Iterator[Lasting]:
-    made = Lasting(cluster)
-    yield made
-    made.close()
-
-
 @pytest.fixture(scope="module", params=SHARDINGS)
 def both(
-    request: pytest.FixtureRequest, lasting: Lasting, models: PpoModels, tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest, warm: WarmCluster, models: PpoModels, tmp_path_factory: pytest.TempPathFactory
 ) -> Both:
-    return Both(lasting, models, tmp_path_factory.mktemp("run"), request.param)
+    return Both(warm, models, tmp_path_factory.mktemp("run"), request.param)
 
 
 def difference(found: Tensor, expected: Tensor) -> float:

@@ -22,7 +22,7 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     command += ["--at", "8", "--iteration", "0.2", "--iterations", "1", "--hosts", "1", "--start", "0"]
     done = subprocess.run(
         [*command, "--results", str(folder), "--figures", str(folder)],
-        cwd=ROOT, capture_output=True, text=True, timeout=280, env={**os.environ, "PYTHONPATH": str(ROOT)},
+        cwd=ROOT, capture_output=True, text=True, timeout=900, env={**os.environ, "PYTHONPATH": str(ROOT)},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
     found: list[dict[str, Any]] = json.loads((folder / "scale.json").read_text())["rows"]

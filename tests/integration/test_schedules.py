@@ -26,6 +26,7 @@ from cai_dist.models.load import load_scalar
 from cai_dist.tracking.checkpoints import CheckpointStore
 from cai_dist.types import Span, Trajectory
 from tests.integration.conftest import TIMEOUTS
+from tests.integration.warm import WarmCluster
 from tests.tiny import END, VOCAB, save_llama
 
 STEPS = 6
@@ -60,7 +61,7 @@ def make_prompts() -> list[TokenizedPrompt]:
     ]
 
 
-def groups(cluster: Cluster, models: PpoModels, config: PpoConfig) -> PpoGroups:
+def groups(cluster: Cluster | WarmCluster, models: PpoModels, config: PpoConfig) -> PpoGroups:
     return PpoGroups(
         cluster, config, models, dtype="fp32", end_id=END, policy_steps=STEPS, value_steps=STEPS, seed=0,
         timeouts=TIMEOUTS,
@@ -88,7 +89,7 @@ class Seen:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(1200)
 def test_a_killed_one_step_off_run_ends_as_if_it_had_not_been(
     cluster: Cluster, models: PpoModels, tmp_path: Path
 ) -> None:
@@ -118,13 +119,13 @@ def test_a_killed_one_step_off_run_ends_as_if_it_had_not_been(
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
-def test_streaming_changes_no_number(cluster: Cluster, models: PpoModels) -> None:
+@pytest.mark.timeout(1200)
+def test_streaming_changes_no_number(warm: WarmCluster, models: PpoModels) -> None:
     config = config_of()
     assert config.streams and chunk_size(config) < config.prompts_per_iteration
     plain = config.model_copy(update={"stream": False})
     state = PpoState.start(config)
-    with groups(cluster, models, config) as roles:
+    with groups(warm, models, config) as roles:
         roles.sync_weights(0)
         first, again, whole = (
             collect(roles, make_prompts(), one, (END,), state, 3).trajectories[:] for one in (config, config, plain)

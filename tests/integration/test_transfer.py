@@ -20,6 +20,7 @@ from cai_dist.models.load import load_scalar
 from cai_dist.types import Generation, SamplingParams, Trajectory, WorkerSpec
 from tests.integration.by_value import ByValue
 from tests.integration.conftest import TIMEOUTS
+from tests.integration.warm import WarmCluster
 from tests.tiny import END, VOCAB, save_llama
 
 TEMPERATURE = 0.7
@@ -37,7 +38,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> PpoModels:
 
 
 @pytest.fixture(scope="module")
-def roles(cluster: Cluster, models: PpoModels) -> Iterator[ByValue]:
+def roles(warm: WarmCluster, models: PpoModels) -> Iterator[ByValue]:
     few = PlacementConfig(cpus=0.1)
     ppo = PpoConfig(
         policy=ShardingConfig(ranks=2, zero=3, micro_batch=2),
@@ -51,7 +52,7 @@ def roles(cluster: Cluster, models: PpoModels) -> Iterator[ByValue]:
         placement=RoleShards(policy=few, value=few, reference=few, reward=few, rollout=few),
     )
     made = PpoGroups(
-        cluster, ppo, models, dtype="fp32", end_id=END, policy_steps=4, value_steps=4, seed=0, timeouts=TIMEOUTS
+        warm, ppo, models, dtype="fp32", end_id=END, policy_steps=4, value_steps=4, seed=0, timeouts=TIMEOUTS
     )
     with made:
         with pytest.raises(WorkerError, match=r"rollout\[0\].*StaleEngineError"):

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from cai_dist.config.training import LoraConfig
 from cai_dist.errors import ConfigError
 from cai_dist.models.causal import CausalModel
+from cai_dist.models.layout import trunk_of
 from cai_dist.models.scalar import ScalarHeadModel
 
 ADAPTER = "default"
@@ -114,7 +115,7 @@ def _adapted(hf: Any) -> list[tuple[str, Any]]:
 
 def _target_names(hf: Any, config: LoraConfig) -> tuple[str, ...]:
     """Last components of the names of the layers to adapt: those of all linear layers of the trunk, or the user's."""
-    trunk = getattr(hf, hf.base_model_prefix)
+    trunk = trunk_of(hf)
     inside = {name.rpartition(".")[2]: module for name, module in trunk.named_modules() if name}
     linear = sorted(name for name, module in inside.items() if isinstance(module, nn.Linear))
     if config.target_modules == "auto":

@@ -94,6 +94,11 @@ def adapters_off(hf: Any) -> Iterator[None]:
             layer.enable_adapters(True)
 
 
+def adapter_dropouts(hf: Any) -> list[nn.Module]:
+    """What stands before A in each adapted layer: a dropout, or nothing where `LoraConfig.dropout` is 0."""
+    return [layer.lora_dropout[ADAPTER] for _, layer in _adapted(hf)]
+
+
 def lora_summary(hf: Any) -> str:
     """Rank, alpha and layers in words; empty without adapters. Equal exactly where the adapters have one shape."""
     names = [name for name, _ in _adapted(hf)]

@@ -104,7 +104,7 @@ class FeedbackConfig(Section):
     """The two continuations whose log-probabilities are compared; several tokens are summed."""
     min_option_mass: float = Field(0.1, ge=0, lt=1)
     """Both options' probabilities together must come to this, or the question counts as `no_label`: below 0.1 not one
-    answer in ten would name an option, and what there is of "A" and "B" comes from words that begin like them. 0: off."""
+    answer in ten would name an option, and what there is of "A" and "B" comes from words that begin so. 0: off."""
     sampling: SamplingConfig = SamplingConfig()
     shard_size: int = Field(128, ge=1)
     workers: int = Field(2, ge=1)

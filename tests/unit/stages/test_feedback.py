@@ -168,7 +168,7 @@ def test_a_pair_without_an_answer_is_left_out_and_counted(make_run, chat, tmp_pa
         feedback.label_all(run, group, tmp_path / "t", [pairs[1]])
 
 
-# A reasoning model's first token is "<think>" with probability 1; "I can't" leaves 2e-5 for both options (sglang#25055).
+# The first token of a reasoning model is "<think>" with probability 1; "I can't" leaves 2e-5 (sglang#25055).
 NOISE = (math.log(3e-7), math.log(1e-7)), (math.log(1.2e-5), math.log(5e-6)), (math.nan, -1.0), (-math.inf, -math.inf)
 
 

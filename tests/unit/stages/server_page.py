@@ -32,13 +32,13 @@ from .chat_server import ChatServer, Said, tokens
 PAGE = Path(__file__).parents[3] / "docs" / "servers.md"
 HEAD = """# Servers
 
-What `feedback.endpoint` does with what servers of the chat completions API do. Each row is tried on a real server on this
-machine by `tests/unit/stages/test_server_page.py`, which also compares this page with what came of it; it is made by
-`python -m tests.unit.stages.server_page`.
+What `feedback.endpoint` does with what servers of the chat completions API do. Each row is tried on a real server on
+this machine by `tests/unit/stages/test_server_page.py`, which also compares this page with what came of it; the page is
+made by `python -m tests.unit.stages.server_page`.
 
-"refused at the first question": in `prepare`, and again before anything is sampled, with the line beside it (exit code 2, or
-1 where the server may yet answer). "one pair": the rest of the run goes on, the question is counted under the name beside it
-in the metrics of `feedback_labels`, and its pair has no label. SERVER stands for the address.
+"refused at the first question": in `prepare`, and again before anything is sampled, with the line beside it (exit code
+2, or 1 where the server may yet answer). "one pair": the rest of the run goes on, the question is counted under the
+name beside it in the metrics of `feedback_labels`, and its pair has no label. SERVER stands for the address.
 """
 LOG = math.log
 AB = {"A": LOG(0.7), "B": LOG(0.2), "I": LOG(0.05)}

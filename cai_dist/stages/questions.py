@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from enum import StrEnum
 
 from cai_dist.config.feedback import FeedbackConfig
 from cai_dist.constitution import Labels, clean_answer
+from cai_dist.stages.option_words import AS_OPTION
 from cai_dist.types import Turn
 
 
@@ -19,9 +21,11 @@ class Unanswered(StrEnum):
     NO_REASONING = "no_reasoning"
     """The reasoning was empty or a loop, after all retries."""
     NO_LABEL = "no_label"
-    """The server's answer began with neither option."""
+    """The answer names neither option, or both with less probability than `feedback.min_option_mass`."""
     REFUSED = "refused"
     """The server will not answer this question, such as for a filter of what it is about."""
+    FAILED = "failed"
+    """The server answers others, but never gives this question an answer of use (`feedback.endpoint.max_failed`)."""
 
 
 LONGEST = 100_000
@@ -29,6 +33,19 @@ LONGEST = 100_000
 LogProbs = tuple[float, ...]
 """Of the two options, in nats; -inf for one that a server does not name among its alternatives."""
 Reply = LogProbs | Unanswered
+
+
+def option_mass(logprobs: LogProbs) -> float:
+    """Probability that the answer names one of the two options: near 1 where the model does what it is asked. Near 0
+    their ratio is one of accidents."""
+    return sum(map(math.exp, logprobs))
+
+
+def with_mass(reply: Reply, least: float) -> Reply:
+    """`reply`, or NO_LABEL where the options have a mass below `least`, or a number that is none."""
+    if isinstance(reply, Unanswered):
+        return reply
+    return reply if option_mass(reply) >= least and max(reply) > -math.inf else Unanswered.NO_LABEL
 
 
 @dataclass(frozen=True)
@@ -52,8 +69,9 @@ def usable_reasoning(config: FeedbackConfig, labels: Labels, text: str) -> str |
         pattern = _words(reasoning.closing)
         if bare := _words(reasoning.closing.rstrip(" :")):
             options = "|".join(re.escape(label.strip()) for label in config.option_labels)
-            # Never two runs of white space side by side: these take quadratic time where it is long.
-            pattern += rf"|{bare}(?:\s*:)?\s*(?:{options})"
+            # Never two runs of white space side by side: these take quadratic time where it is long. And a letter is an
+            # option as it is written and where no word follows: "the answer is a matter of taste" goes on.
+            pattern += rf"|{bare}(?:\s*:)?\s*(?-i:{options}){AS_OPTION}"
         if found := re.search(pattern, text, re.IGNORECASE):
             text = text[: found.start()]
     return clean_answer(text, labels).text

@@ -23,7 +23,7 @@ CASES: dict[type[Section], tuple[Any, dict[str, Any], dict[str, Any], dict[str, 
         {
             "pairs_per_prompt": 2, "orders": "one", "labels": "inverted", "principles": 3, "few_shot": 1, "per_pair": 2,
             "temperature": 2.0, "hard": True, "reasoning": {}, "form": "text", "endpoint": ENDPOINT, "prefill": "(",
-            "option_labels": ["A", "B"], "sampling": {"temperature": 0.5}, "shard_size": 64,
+            "option_labels": ["A", "B"], "min_option_mass": 0.2, "sampling": {"temperature": 0.5}, "shard_size": 64,
         },
         {"workers": 1},
     ),
@@ -39,8 +39,14 @@ CASES: dict[type[Section], tuple[Any, dict[str, Any], dict[str, Any], dict[str, 
     EndpointConfig: (
         feedback,
         {"feedback": {"endpoint": ENDPOINT}},
-        {"url": "http://127.0.0.1:8001/v1", "model": "n", "top_logprobs": 5},
-        {"api_key_env": "OTHER", "requests_per_minute": 3.0, "concurrency": 1, "retries": 1, "timeout": 1.0},
+        {
+            "url": "http://127.0.0.1:8001/v1", "model": "n", "top_logprobs": 5, "min_temperature": 1.0,
+            "api_version": "2024-10-21", "extra_body": {"chat_template_kwargs": {"enable_thinking": False}},
+        },
+        {
+            "api_key_env": "OTHER", "requests_per_minute": 3.0, "concurrency": 1, "retries": 1, "timeout": 1.0,
+            "max_failed": 0.5, "max_tokens_field": "max_completion_tokens", "api_key_header": "api-key",
+        },
     ),
     PreferenceConfig: (
         preference,

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Sequence
+from statistics import fmean
 from typing import Any
 
 from cai_dist.data.chat import ChatFormat
 from cai_dist.data.dialogues import conversation_id
 from cai_dist.errors import DataError
-from cai_dist.losses.calibration import expected_calibration_error
+from cai_dist.losses.calibration import expected_calibration_error, same_side
 from cai_dist.losses.temperature import sigmoid
 from cai_dist.stages import prepare
 from cai_dist.stages.context import RunContext, stable_seed
@@ -116,8 +117,8 @@ def log_heldout(
 ) -> dict[str, Any]:
     """How scores of both sides agree with labels p(A) other than 1/2, also as metrics of `STAGE_heldout`.
 
-    Returns: `n`; `accuracy`, how often sigma(score of A - score of B) is on the label's side of one half; `ece`, its
-    calibration against the label itself (a probability, as in training); `mean_score` over all sides.
+    Returns: `n`; `accuracy`, how often sigma(score of A - score of B) is on the label's side of one half (scores that
+    are the same count 1/2, as in training); `ece`, its calibration against the label itself (a probability, as in training); `mean_score` over all sides.
     """
     if not p_a:
         return {"n": 0, "accuracy": None, "ece": None, "mean_score": 0.0}
@@ -125,7 +126,7 @@ def log_heldout(
     chance = [sigmoid(m) for m in margins]
     numbers = {
         "n": len(p_a),
-        "accuracy": sum((m > 0) == (p > 0.5) for m, p in zip(margins, p_a, strict=True)) / len(p_a),
+        "accuracy": fmean(same_side(m, p - 0.5) for m, p in zip(margins, p_a, strict=True)),
         "ece": expected_calibration_error(chance, p_a),
         "mean_score": sum(s for pair in scores for s in pair) / (2 * len(p_a)),
     }

@@ -41,7 +41,7 @@ def coverage(prompts: int, pairs: int, mean: float, alike: float) -> tuple[float
 def table() -> Iterator[str]:
     yield "# Coverage of the 95% intervals over prompts with several pairs each"
     yield ""
-    yield f"{DRAWS} draws a cell: share whose interval holds the truth, by prompt (in brackets: pairs as if independent)."
+    yield f"{DRAWS} draws a cell: share whose interval holds the truth, by prompt (in brackets: counting pairs)."
     yield "By `python benchmarks/interval_coverage.py`."
     yield ""
     yield "| prompts | truth | alike | " + " | ".join(f"{n} pair{'s' * (n > 1)}" for n in PAIRS) + " |"

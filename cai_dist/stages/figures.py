@@ -1,6 +1,6 @@
 """Numbers with their intervals. Several observations of one prompt, or of one conversation at several lengths, are no
-independent evidence: as means (`by_prompt`) they count as one, pooled (`pooled_proportion`) they widen the interval by as
-much as they depend on each other."""
+independent evidence: as means (`by_prompt`) they count as one, pooled (`pooled_proportion`) they widen the interval by
+as much as they depend on each other."""
 
 from __future__ import annotations
 

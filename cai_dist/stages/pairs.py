@@ -118,7 +118,8 @@ def log_heldout(
     """How scores of both sides agree with labels p(A) other than 1/2, also as metrics of `STAGE_heldout`.
 
     Returns: `n`; `accuracy`, how often sigma(score of A - score of B) is on the label's side of one half (scores that
-    are the same count 1/2, as in training); `ece`, its calibration against the label itself (a probability, as in training); `mean_score` over all sides.
+    are the same count 1/2, as in training); `ece`, its calibration against the label itself (a probability, as in
+    training); `mean_score` over all sides.
     """
     if not p_a:
         return {"n": 0, "accuracy": None, "ece": None, "mean_score": 0.0}

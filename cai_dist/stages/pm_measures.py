@@ -74,9 +74,9 @@ def by_source(measured: Sequence[Measured], calibrate: bool) -> dict[str, Any]:
 
 
 def source_figures(measured: Sequence[Measured], calibrate: bool) -> dict[str, Any]:
-    """`n` comparisons of `prompts`; `accuracy` with its 95% interval `low`..`high`, over prompts; `ece`, `brier` and the `reliability` table of
-    sigma(margin) against the label itself (a probability); `mean_score`; `length` (see `length_figures`) and, with
-    `calibrate`, `temperature` (see `temperature_figures`)."""
+    """`n` comparisons of `prompts`; `accuracy` with its 95% interval `low`..`high`, over prompts; `ece`, `brier` and
+    the `reliability` table of sigma(margin) against the label itself (a probability); `mean_score`; `length` (see
+    `length_figures`) and, with `calibrate`, `temperature` (see `temperature_figures`)."""
     chance, labels = [sigmoid(m.margin) for m in measured], [m.p_a for m in measured]
     right = pooled_proportion((m.comparison.prompt, m.right) for m in measured)
     figures: dict[str, Any] = {

@@ -102,6 +102,9 @@ class FeedbackConfig(Section):
     """Text that opens the feedback model's answer before the option label, such as "("."""
     option_labels: tuple[str, str] = ("(A)", "(B)")
     """The two continuations whose log-probabilities are compared; several tokens are summed."""
+    min_option_mass: float = Field(0.1, ge=0, lt=1)
+    """Both options' probabilities together must come to this, or the question counts as `no_label`: below 0.1 not one
+    answer in ten would name an option, and what there is of "A" and "B" comes from words that begin so. 0: off."""
     sampling: SamplingConfig = SamplingConfig()
     shard_size: int = Field(128, ge=1)
     workers: int = Field(2, ge=1)

@@ -10,6 +10,7 @@ from cai_dist.report.evaluation import is_number
 
 COLUMNS = {
     "n": "pairs",
+    "option_mass": "mass of the options",
     "order_agreement": "both orders agree",
     "position_bias": "position bias",
     "entropy": "entropy (bits)",

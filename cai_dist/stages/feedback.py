@@ -24,7 +24,7 @@ from cai_dist.stages.context import RunContext, stable_seed
 from cai_dist.stages.generation import Ask, generate
 from cai_dist.stages.label_statistics import Statistics, agree, entropy, principle_statistics
 from cai_dist.stages.label_tokens import check_feedback
-from cai_dist.stages.labelling import label_pairs
+from cai_dist.stages.labelling import pair_answers
 from cai_dist.stages.prompts import heldout_prompts, prompt_files, training_prompts
 from cai_dist.stages.records import Labelled, write_comparisons
 from cai_dist.types import Comparison, Prompt
@@ -63,12 +63,12 @@ def run(run: RunContext) -> list[Path]:
     prompts = training_prompts(run, "red_team") + [p for p in heldout_prompts(run) if p.kind == "red_team"]
     with run.generators(NAME, run.config.feedback.workers) as group:
         pairs = sample_pairs(run, group, folder, prompts)
-        labelled, principles = label_all(run, group, folder, pairs)
+        labelled, principles, mass = label_all(run, group, folder, pairs)
     labelled = control(labelled, run.config.feedback.labels, run.config.seed)
     target = folder / "comparisons.parquet"
     write_comparisons(target, labelled, run.constitution_note)
-    _log(run, labelled)
-    run.write_result(folder / PRINCIPLES, {"principles": principles})
+    _log(run, labelled, mass)
+    run.write_result(folder / PRINCIPLES, {"principles": principles, "option_mass": mass})
     return [target, folder / PRINCIPLES]
 
 
@@ -117,13 +117,14 @@ def sample_pairs(run: RunContext, group: WorkQueue, folder: Path, prompts: Seque
 
 def label_all(
     run: RunContext, group: WorkQueue, folder: Path, pairs: Sequence[Comparison]
-) -> tuple[list[Labelled], list[Statistics]]:
-    """The pairs that have a label, and the statistics of the principles that they were asked under."""
+) -> tuple[list[Labelled], list[Statistics], float]:
+    """The pairs that have a label, the statistics of the principles that they were asked under, and the mean mass of
+    the options over all questions."""
     config = run.config.feedback
     ids = [pair.principle_id.split(BETWEEN_IDS) for pair in pairs]
-    labels = label_pairs(run, group, folder, "labels", pairs, ids)
+    answers = pair_answers(run, group, folder, "labels", pairs, ids)
     found, asked = [], []
-    for pair, names, label in zip(pairs, ids, labels, strict=True):
+    for pair, names, label in zip(pairs, ids, answers.labels, strict=True):
         if label is not None:
             second = fmean(label.second) if label.second else math.nan
             p = harden(label.p) if config.hard else label.p
@@ -137,7 +138,7 @@ def label_all(
             "feedback.reasoning.sampling.max_new_tokens or retries; no_label: the server's answers name no option, "
             "show worked comparisons or change feedback.option_labels; refused: take another server)"
         )
-    return found, principle_statistics([p.id for p in _principles(run)], asked)
+    return found, principle_statistics([p.id for p in _principles(run)], asked), answers.option_mass
 
 
 def harden(p: float) -> float:
@@ -174,9 +175,10 @@ def _drawn(run: RunContext, prompt_id: str, repetition: int) -> list[str]:
     return [ids[i] for i in draw_some(run.config.seed, NAME, prompt_id, repetition, n=len(ids), k=k)]
 
 
-def _log(run: RunContext, labelled: Sequence[Labelled]) -> None:
+def _log(run: RunContext, labelled: Sequence[Labelled], mass: float) -> None:
     numbers = {
         "comparisons": len(labelled),
+        "option_mass": mass,
         "mean_confidence": fmean(abs(x.p_model - 0.5) + 0.5 for x in labelled),
         "entropy": fmean(entropy(x.p_model) for x in labelled),
         "p_first_mean": fmean(x.p_first for x in labelled),

@@ -18,15 +18,23 @@ def principle_statistics(ids: Sequence[str], asked: Sequence[tuple[Sequence[str]
     """One entry for each principle of `ids`, in that order, from (ids of the principles asked, label) of each pair.
 
     `n` pairs; `order_agreement`, the share where both orders prefer the same answer, and `position_bias`, half the mean
-    excess of p(first place), both None where one order was asked; `entropy` in bits and `mean_confidence`
-    max(p, 1 - p), of the mean over both orders, before any clamp; None where n is 0.
+    excess of p(first place), both None where one order was asked; `option_mass`, the mean probability of both options
+    together; `entropy` in bits and `mean_confidence` max(p, 1 - p), of the mean over both orders, before any clamp;
+    None where n is 0.
     """
     found: dict[str, list[tuple[float, float | None, float]]] = defaultdict(list)
+    masses: dict[str, list[float]] = defaultdict(list)
     for names, label in asked:
         for k, name in enumerate(names):
             second = label.second[k] if label.second else None
             found[name].append((label.first[k], second, label.under(k)))
-    return [{"id": name, **_summary(found[name])} for name in ids]
+            masses[name] += label.mass[k : k + 1]
+    return [{"id": name, **_summary(found[name]), "option_mass": mean(masses[name])} for name in ids]
+
+
+def mean(values: Sequence[float]) -> float | None:
+    """The mean; None of nothing."""
+    return fmean(values) if values else None
 
 
 def _summary(asked: Sequence[tuple[float, float | None, float]]) -> Statistics:

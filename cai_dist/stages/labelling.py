@@ -20,7 +20,7 @@ from cai_dist.stages import prepare
 from cai_dist.stages.context import RunContext, model_settings, stable_seed
 from cai_dist.stages.endpoint_labels import ask_server
 from cai_dist.stages.local_labels import ask_workers
-from cai_dist.stages.questions import LogProbs, Question, Reply, Unanswered
+from cai_dist.stages.questions import LogProbs, Question, Reply, Unanswered, option_mass, with_mass
 from cai_dist.types import Comparison, Turn
 
 if TYPE_CHECKING:
@@ -37,15 +37,30 @@ class PairLabel:
     """p(A) asked in the order (A, B), under each principle."""
     second: tuple[float, ...]
     """p(A) asked in the order (B, A), under each principle; empty where one order alone is asked."""
+    mass: tuple[float, ...] = ()
+    """Probability of both options together, under each principle: the mean over the orders."""
 
     def under(self, k: int) -> float:
         """p(A) under the k-th principle: the mean over the orders asked."""
         return (self.first[k] + self.second[k]) / 2 if self.second else self.first[k]
 
 
+@dataclass(frozen=True)
+class PairAnswers:
+    """What came of all pairs."""
+
+    labels: tuple[PairLabel | None, ...]
+    """In the order of the pairs; None where one of a pair's questions has no answer."""
+    option_mass: float
+    """Mean over all questions with log-probabilities, those below `feedback.min_option_mass` too; NaN without any."""
+
+
 def settings(config: RunConfig) -> dict[str, Any]:
     """The settings that decide a label, for the fingerprint of every stage that asks for some."""
-    kept = {"orders", "few_shot", "temperature", "form", "reasoning", "prefill", "option_labels", "shard_size"}
+    kept = {
+        "orders", "few_shot", "temperature", "form", "reasoning", "prefill", "option_labels", "min_option_mass",
+        "shard_size",
+    }  # fmt: skip
     found = config.feedback.model_dump(mode="json", include=kept)
     if (server := config.feedback.endpoint) is not None:
         found["endpoint"] = server.model_dump(mode="json", include={"url", "model", "top_logprobs"})
@@ -66,12 +81,25 @@ def label_pairs(
     pairs: Sequence[Comparison],
     principle_ids: Sequence[Sequence[str]],
 ) -> list[PairLabel | None]:
+    """The labels of `pair_answers` alone."""
+    return list(pair_answers(run, group, folder, phase, pairs, principle_ids).labels)
+
+
+def pair_answers(
+    run: RunContext,
+    group: WorkQueue | None,
+    folder: Path,
+    phase: str,
+    pairs: Sequence[Comparison],
+    principle_ids: Sequence[Sequence[str]],
+) -> PairAnswers:
     """The label of each pair (whose own `p_a` and `principle_id` are not looked at) under the principles with the ids
-    `principle_ids[i]`; None where one of its questions has no answer.
+    `principle_ids[i]`.
 
     `group`: rollout workers (`run.generators`); None will do where `feedback.endpoint` is set. What is answered stays
     in `folder/phase…` (a server's answers in `endpoint/` of the run): an interrupted call goes on where it was. How
-    many questions had no answer, and why, is logged as `FOLDER_PHASE`. Raises Interrupted, ConfigError, EndpointError.
+    many questions had no answer, and why, and the mean mass of the options are logged as `FOLDER_PHASE`. Raises
+    Interrupted, ConfigError, EndpointError.
     """
     config = run.config.feedback
     orders = (False, True) if config.orders == "both" else (False,)
@@ -81,7 +109,9 @@ def label_pairs(
         for k, principle in enumerate(ids)
         for swapped in orders
     ]
-    replies = iter(_ask(run, group, folder, phase, questions))
+    given = _ask(run, group, folder, phase, questions)
+    masses = [option_mass(r) for r in given if not isinstance(r, Unanswered)]
+    replies = iter([with_mass(r, config.min_option_mass) for r in given])
     counts = dict.fromkeys(Unanswered, 0)
     labels: list[PairLabel | None] = []
     for ids in principle_ids:
@@ -91,9 +121,10 @@ def label_pairs(
             counts[reason] += 1
         labels.append(None if missing else _label(config, own))
     series = f"{folder.name}_{phase}"
+    found = {"option_mass": fmean(masses)} if masses else {}
     run.tracker.rewind(series, -1)
-    run.log(series, 0, questions=len(questions), **{str(reason): n for reason, n in counts.items()})
-    return labels
+    run.log(series, 0, questions=len(questions), **{str(reason): n for reason, n in counts.items()}, **found)
+    return PairAnswers(tuple(labels), found.get("option_mass", math.nan))
 
 
 def first_option(logprobs: LogProbs, temperature: float = 1.0) -> float:
@@ -107,14 +138,15 @@ def first_option(logprobs: LogProbs, temperature: float = 1.0) -> float:
 
 def _label(config: FeedbackConfig, asked: Sequence[Sequence[Reply]]) -> PairLabel:
     """From the answers under each principle, in each order."""
-    chances = [[first_option(r, config.temperature) for r in one if not isinstance(r, Unanswered)] for one in asked]
+    given = [[r for r in one if not isinstance(r, Unanswered)] for one in asked]
+    chances = [[first_option(r, config.temperature) for r in one] for one in given]
     first = tuple(one[0] for one in chances)
     second = tuple(1.0 - one[1] for one in chances) if config.orders == "both" else ()
     p = fmean([*first, *second])
     if config.reasoning is not None and config.reasoning.clamp is not None:
         low, high = config.reasoning.clamp
         p = min(max(p, low), high)
-    return PairLabel(p, first, second)
+    return PairLabel(p, first, second, tuple(fmean(map(option_mass, one)) for one in given))
 
 
 def _turns(run: RunContext, i: int, pair: Comparison, principle_id: str, swapped: bool) -> tuple[Turn, ...]:

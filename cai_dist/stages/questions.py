@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from enum import StrEnum
@@ -19,7 +20,7 @@ class Unanswered(StrEnum):
     NO_REASONING = "no_reasoning"
     """The reasoning was empty or a loop, after all retries."""
     NO_LABEL = "no_label"
-    """The server's answer began with neither option."""
+    """The answer names neither option, or both with less probability than `feedback.min_option_mass`."""
     REFUSED = "refused"
     """The server will not answer this question, such as for a filter of what it is about."""
 
@@ -29,6 +30,19 @@ LONGEST = 100_000
 LogProbs = tuple[float, ...]
 """Of the two options, in nats; -inf for one that a server does not name among its alternatives."""
 Reply = LogProbs | Unanswered
+
+
+def option_mass(logprobs: LogProbs) -> float:
+    """Probability that the answer names one of the two options: near 1 where the model does what it is asked. Near 0
+    their ratio is one of accidents."""
+    return sum(map(math.exp, logprobs))
+
+
+def with_mass(reply: Reply, least: float) -> Reply:
+    """`reply`, or NO_LABEL where the options have a mass below `least`, or a number that is none."""
+    if isinstance(reply, Unanswered):
+        return reply
+    return reply if option_mass(reply) >= least and max(reply) > -math.inf else Unanswered.NO_LABEL
 
 
 @dataclass(frozen=True)

@@ -304,7 +304,9 @@ def prefers_take(body: dict[str, Any], n: int) -> Said:
     """Prefers the first place by 1 nat and the answer with "take" by 2."""
     question = next(m for m in body["messages"] if "options :" in m["content"])["content"]
     first = question.index("take") < question.index("no no")
-    return tokens({"(": 0.0}, {"A": (1.0 + 2.0 * first) - 5, "B": (2.0 * (not first)) - 5})
+    a, b = 1.0 + 2.0 * first, 2.0 * (not first)
+    whole = math.log(math.exp(a) + math.exp(b))
+    return tokens({"(": 0.0}, {"A": a - whole, "B": b - whole})
 
 
 def test_labels_from_a_server_need_no_workers_and_no_second_request(make_run) -> None:

@@ -149,7 +149,7 @@ def test_hard_labels(p, label) -> None:
 def test_hard_labels_keep_the_models_probability(make_run, chat, tmp_path) -> None:
     run = make_run(feedback=FeedbackConfig(hard=True))
     group = FakeGroup(lambda method, request: by_principle(request))
-    found, principles = feedback.label_all(run, group, tmp_path, [pair(0), pair(1, principle="danger-1+rude-1")])
+    found, principles, _ = feedback.label_all(run, group, tmp_path, [pair(0), pair(1, principle="danger-1+rude-1")])
     assert [x.comparison.p_a for x in found] == [1.0, 1.0]
     assert [x.p_model for x in found] == pytest.approx([0.75, 0.625])
     n = {x["id"]: x["n"] for x in principles}
@@ -166,6 +166,48 @@ def test_a_pair_without_an_answer_is_left_out_and_counted(make_run, chat, tmp_pa
     assert (line["questions"], line["too_long"], line["no_reasoning"]) == (4, 2, 0)
     with pytest.raises(DataError, match="none of 1 comparisons has a label"):
         feedback.label_all(run, group, tmp_path / "t", [pairs[1]])
+
+
+# The first token of a reasoning model is "<think>" with probability 1; "I can't" leaves 2e-5 (sglang#25055).
+NOISE = (math.log(3e-7), math.log(1e-7)), (math.log(1.2e-5), math.log(5e-6)), (math.nan, -1.0), (-math.inf, -math.inf)
+
+
+@pytest.mark.parametrize("noise", NOISE)
+def test_a_label_is_not_made_from_noise(make_run, chat, tmp_path, noise) -> None:
+    run = make_run(feedback=FeedbackConfig(orders="one"))
+    sure = (math.log(0.6), math.log(0.2))
+
+    def score(method, request: LabelRequest):
+        return [noise if "stir" in build_tokenizer().decode(ids) else sure for ids in request.prompts]
+
+    group, pairs = FakeGroup(score), [pair(0), pair(1, "take mix .", BAD)]
+    found = labelling.pair_answers(run, group, tmp_path / "s", "x", pairs, [["danger-1"]] * 2)
+    assert found.labels[0] is None
+    assert found.labels[1].p == pytest.approx(0.75) and found.labels[1].mass == pytest.approx((0.8,))
+    [line] = [x for x in metrics(run) if x["stage"] == "s_x"]
+    assert (line["questions"], line["no_label"], line["too_long"]) == (2, 1, 0)
+
+
+def test_the_floor_is_a_setting_and_the_mean_mass_is_of_all_questions(make_run, chat, tmp_path) -> None:
+    low, high = (math.log(0.03), math.log(0.01)), (math.log(0.5), math.log(0.4))
+    group = FakeGroup(lambda method, request: [low, high] * (len(request.prompts) // 2))
+    for least, whole in ((0.0, 2), (0.04 - 1e-9, 2), (0.05, 1)):
+        config = FeedbackConfig(orders="one", min_option_mass=least)
+        folder = tmp_path / str(least)
+        run = make_run(feedback=config)
+        found = labelling.pair_answers(run, group, folder, "x", [pair(0), pair(1, BAD, GOOD)], [["rude-1"]] * 2)
+        assert sum(label is not None for label in found.labels) == whole
+        assert found.option_mass == pytest.approx((0.04 + 0.9) / 2)  # what is below the floor is seen in it, too
+
+
+def test_the_mass_stands_beside_the_agreement_of_the_orders(make_run, chat, tmp_path) -> None:
+    run = make_run()
+    group = FakeGroup(lambda method, request: [(math.log(0.6), math.log(0.3))] * len(request.prompts))
+    found, principles, mass = feedback.label_all(run, group, tmp_path, [pair(0)])
+    feedback._log(run, found, mass)
+    [line] = [x for x in metrics(run) if x["stage"] == "feedback" and x["step"] == 2]
+    assert line["option_mass"] == pytest.approx(0.9) and "order_agreement" in line
+    assert [x["option_mass"] for x in principles if x["n"]] == [pytest.approx(0.9)]
 
 
 def metrics(run) -> list[dict]:

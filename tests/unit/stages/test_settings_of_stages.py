@@ -23,7 +23,7 @@ CASES: dict[type[Section], tuple[Any, dict[str, Any], dict[str, Any], dict[str, 
         {
             "pairs_per_prompt": 2, "orders": "one", "labels": "inverted", "principles": 3, "few_shot": 1, "per_pair": 2,
             "temperature": 2.0, "hard": True, "reasoning": {}, "form": "text", "endpoint": ENDPOINT, "prefill": "(",
-            "option_labels": ["A", "B"], "sampling": {"temperature": 0.5}, "shard_size": 64,
+            "option_labels": ["A", "B"], "min_option_mass": 0.2, "sampling": {"temperature": 0.5}, "shard_size": 64,
         },
         {"workers": 1},
     ),

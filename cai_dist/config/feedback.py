@@ -105,6 +105,10 @@ class FeedbackConfig(Section):
     min_option_mass: float = Field(0.1, ge=0, lt=1)
     """Both options' probabilities together must come to this, or the question counts as `no_label`: below 0.1 not one
     answer in ten would name an option, and what there is of "A" and "B" comes from words that begin so. 0: off."""
+    gate: float | None = Field(0.5, ge=0, lt=1)
+    """Both orders must prefer the same answer for more than this share of the pairs, the whole 95% interval (over
+    prompts) being above it, or the run stops after this stage with exit code 8; what is done stays, and with another
+    gate the same command goes on. 0.5 is chance; with `orders: one` there is nothing to judge. null: no gate."""
     sampling: SamplingConfig = SamplingConfig()
     shard_size: int = Field(128, ge=1)
     workers: int = Field(2, ge=1)

@@ -238,8 +238,8 @@ def test_revise_tells_what_is_usable_and_what_changed(make_run: Make) -> None:
     write_revisions(folder / "helpful.parquet", [])
     told = summaries.told_revise(run)
     assert told.line == (
-        "10 prompts in rounds 0 to 1 and 0 helpful answers, 100% of the texts usable, 60% of the first revisions change "
-        "the answer"
+        "10 prompts in rounds 0 to 1 and 0 helpful answers, 100% of the texts usable, 60% of the first revisions "
+        "change the answer"
     )
     assert told.warnings == ()
     copied = [replace(r, response="a", failure="runaway" if int(r.prompt.id[1:]) < 5 else "") for r in rows]

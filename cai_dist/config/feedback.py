@@ -23,10 +23,13 @@ class ReasoningConfig(Section):
     """What follows the reasoning, just before the option label; reasoning ends where the model itself says it."""
     few_shot: int = Field(0, ge=0)
     """Worked comparisons with reasoning (`few_shot_reasoning` of the constitution) that go before the question."""
+    chains: int = Field(1, ge=1)
+    """Chains of thought that are sampled about each question, in each order; the label is the mean of what they end in,
+    then clamped. The paper averages five (4.3), which softens labels as clamping does."""
     sampling: SamplingConfig = SamplingConfig(max_new_tokens=128)
     retries: int = Field(1, ge=0)
-    """Reasoning that is empty or loops is sampled again, so many times; a pair whose reasoning still cannot be used is
-    left out and counted."""
+    """Reasoning that is empty or loops is sampled again, so many times; a chain that still cannot be used is left out,
+    and a pair with a question that has no other is left out and counted."""
 
     @model_validator(mode="after")
     def _range(self) -> ReasoningConfig:

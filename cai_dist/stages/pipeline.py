@@ -85,8 +85,8 @@ def run_stage(
 ) -> Path:
     """Run one stage (and `prepare`, where it is not finished). Raises ConfigError where an earlier stage is missing or
     the run has no such stage."""
-    if name == expand.NAME and not config.expand.prompts:
-        raise ConfigError("expand.prompts=0: this run writes no new prompts; set expand.prompts above 0")
+    if name == expand.NAME and not config.expand.any_wanted:
+        raise ConfigError("expand.prompts=0: this run writes no new prompts; set expand.prompts (or helpful) above 0")
     if name not in config.stages:
         raise ConfigError(
             f"alignment={config.alignment}: stage {name} is no part of this run, whose stages are "

@@ -55,8 +55,12 @@ def told_prepare(run: RunContext) -> Told:
 
 def told_expand(run: RunContext) -> Told:
     """How many prompts were written, from how many samples."""
-    last = _last(run, expand.NAME)
-    return Told(f"{last.get('prompts', 0):.0f} new prompts of {last.get('samples', 0):.0f} samples")
+    made = {
+        kind: _last(run, series) for kind, series in (("red-team", expand.NAME), ("helpful", f"{expand.NAME}_helpful"))
+    }
+    return Told(
+        "; ".join(f"{x['prompts']} new {kind} prompts of {x['samples']} samples" for kind, x in made.items() if x)
+    )
 
 
 def told_revise(run: RunContext) -> Told:

@@ -32,7 +32,7 @@ CASES: dict[type[Section], tuple[Any, dict[str, Any], dict[str, Any], dict[str, 
         {"feedback": {"reasoning": {}}},
         {
             "clamp": None, "opening": "Think:", "closing": "So:", "few_shot": 1, "sampling": {"temperature": 0.5},
-            "retries": 3,
+            "retries": 3, "chains": 5,
         },
         {},
     ),

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -42,6 +43,29 @@ _LIKE_A_KEY = re.compile(r"^(sk|gsk|hf|xai|ghp)_?(?=\w*\d)\w{16,}$|(?=[A-Za-z]*\
 """What providers' keys begin with, a long run of letters and digits, or simply too long."""
 
 
+_OURS = frozenset(
+    ("model", "messages", "prompt", "max_tokens", "max_completion_tokens", "logprobs", "top_logprobs", "stream", "n")
+)
+"""Fields of a request that no setting may change."""
+
+
+def _no_json(value: Any) -> str:
+    """Why `value` cannot be sent or noted: "" where it can. It stands in the manifest, so that no key may be in it."""
+    if isinstance(value, dict):
+        if any(not isinstance(name, str) or _NAMES_A_KEY.search(name) for name in value):
+            return "a key or a token of access has no place here; it goes into the environment (api_key_env)"
+        return next(filter(None, map(_no_json, value.values())), "")
+    if isinstance(value, list):
+        return next(filter(None, map(_no_json, value)), "")
+    if isinstance(value, str) and re.search(r"^(Bearer\b|(sk|gsk|hf|xai|ghp)[-_]\w)", value):
+        return "this looks like a key, whose place is the environment (api_key_env)"
+    plain = isinstance(value, str | int | None) or (isinstance(value, float) and math.isfinite(value))
+    return "" if plain else "must be plain JSON values"
+
+
+_NAMES_A_KEY = re.compile(r"(api|access|secret|private)_?-?(key|token)|passw|secret|authorization|bearer", re.I)
+
+
 class EndpointConfig(Section):
     """A server with the OpenAI-compatible chat completions API. Its answers are kept, by content, in the run folder: no
     question is asked twice."""
@@ -64,14 +88,40 @@ class EndpointConfig(Section):
     """Seconds for one answer."""
     top_logprobs: int = Field(20, ge=2, le=20)
     """How many alternatives to the first token are asked for; an option that is not among them counts as impossible."""
+    max_failed: float = Field(0.01, ge=0, lt=1)
+    """Share of the questions of a call that may stay without an answer of use after all retries, and at least one (0:
+    none): they count as `failed`. More of them, or one after the other, end the run; the same command goes on."""
+    max_tokens_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
+    """What the server calls the bound of an answer's tokens; newer models of OpenAI want `max_completion_tokens`."""
+    min_temperature: float = Field(0.0, ge=0, le=2)
+    """The least temperature that is asked for (options are asked for at 0), for a server that refuses 0 (Text
+    Generation Inference: 0.01), or whose log-probabilities are those after the temperature (1)."""
+    api_key_header: str = Field("Authorization", pattern=r"^[A-Za-z][A-Za-z-]*$", max_length=40)
+    """The header that carries the key: `Authorization` (as "Bearer …"), or another with the key alone, such as Azure's
+    `api-key`."""
+    api_version: str | None = Field(None, pattern=r"^[A-Za-z0-9][A-Za-z0-9.-]*$", max_length=32)
+    """Sent as `?api-version=`, which Azure wants, such as 2024-10-21."""
+    extra_body: dict[str, Any] = {}
+    """More fields of each request, such as {chat_template_kwargs: {enable_thinking: false}} for vLLM and SGLang; null
+    leaves out one of ours that the server refuses (`seed`, `top_p`, `temperature`)."""
 
     @model_validator(mode="after")
     def _no_key(self) -> EndpointConfig:
-        if _LIKE_A_KEY.search(self.api_key_env):  # not shown
-            raise ValueError(
-                "api_key_env: this looks like a key; give the name of the environment variable that holds it, such as "
-                "OPENAI_API_KEY, and replace the key where it has been written down"
-            )
+        for name in ("api_key_env", "api_key_header", "api_version"):
+            if _LIKE_A_KEY.search(getattr(self, name) or ""):  # not shown
+                raise ValueError(
+                    f"{name}: this looks like a key; its place is an environment variable, and api_key_env gives the "
+                    "name of that, such as OPENAI_API_KEY; replace the key where it has been written down"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _not_ours(self) -> EndpointConfig:
+        if ours := sorted({*self.extra_body} & _OURS):
+            raise ValueError(f"extra_body: {', '.join(ours)}: what the run itself decides; leave it out")
+        problem = _no_json(self.extra_body)
+        if problem:
+            raise ValueError(f"extra_body: {problem}")
         return self
 
 

@@ -63,7 +63,8 @@ def settings(config: RunConfig) -> dict[str, Any]:
     }  # fmt: skip
     found = config.feedback.model_dump(mode="json", include=kept)
     if (server := config.feedback.endpoint) is not None:
-        found["endpoint"] = server.model_dump(mode="json", include={"url", "model", "top_logprobs"})
+        deciding = {"url", "model", "top_logprobs", "min_temperature", "api_version", "extra_body"}
+        found["endpoint"] = server.model_dump(mode="json", include=deciding)
     return {"labelling": found, **model_settings(config)}
 
 

@@ -9,6 +9,7 @@ from enum import StrEnum
 
 from cai_dist.config.feedback import FeedbackConfig
 from cai_dist.constitution import Labels, clean_answer
+from cai_dist.stages.option_words import AS_OPTION
 from cai_dist.types import Turn
 
 
@@ -23,6 +24,8 @@ class Unanswered(StrEnum):
     """The answer names neither option, or both with less probability than `feedback.min_option_mass`."""
     REFUSED = "refused"
     """The server will not answer this question, such as for a filter of what it is about."""
+    FAILED = "failed"
+    """The server answers others, but never gives this question an answer of use (`feedback.endpoint.max_failed`)."""
 
 
 LONGEST = 100_000
@@ -66,8 +69,9 @@ def usable_reasoning(config: FeedbackConfig, labels: Labels, text: str) -> str |
         pattern = _words(reasoning.closing)
         if bare := _words(reasoning.closing.rstrip(" :")):
             options = "|".join(re.escape(label.strip()) for label in config.option_labels)
-            # Never two runs of white space side by side: these take quadratic time where it is long.
-            pattern += rf"|{bare}(?:\s*:)?\s*(?:{options})"
+            # Never two runs of white space side by side: these take quadratic time where it is long. And a letter is an
+            # option as it is written and where no word follows: "the answer is a matter of taste" goes on.
+            pattern += rf"|{bare}(?:\s*:)?\s*(?-i:{options}){AS_OPTION}"
         if found := re.search(pattern, text, re.IGNORECASE):
             text = text[: found.start()]
     return clean_answer(text, labels).text

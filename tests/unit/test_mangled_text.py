@@ -18,9 +18,8 @@ from cai_dist.data.chat import ChatFormat
 from cai_dist.data.dialogues import MARKERS, dialogue, safe_text
 from cai_dist.data.html_text import plain_text
 from cai_dist.data.near_duplicates import NearDuplicates, Overlaps, words_of
-from cai_dist.errors import ConfigError
 from cai_dist.report.page import _read_lines
-from cai_dist.stages.endpoint_labels import option_logprobs, read_positions, read_text
+from cai_dist.stages.endpoint_reading import option_logprobs, read_positions, read_text
 from cai_dist.stages.expand import Sample, Sieve
 from cai_dist.stages.generation import Answer
 from cai_dist.stages.measures import boilerplate, distinct
@@ -159,7 +158,7 @@ def test_every_answer_of_a_server_is_read_or_refused() -> None:
         for reader in (read_text, read_positions):
             try:
                 found: Any = reader(answer)
-            except (ValueError, ConfigError) as error:  # what the client takes for a refusal
+            except ValueError as error:  # what the client takes for nonsense
                 seen.add(type(error).__name__)
                 assert "\n" not in str(error)
                 continue
@@ -168,5 +167,5 @@ def test_every_answer_of_a_server_is_read_or_refused() -> None:
                 found["text"].encode()  # it goes into files and back to the server
             else:
                 mass = option_logprobs(found, ("(A)", "(B)"))
-                assert mass is None or (len(mass) == 2 and all(m <= 0.01 for m in mass))
-    assert seen == {"read", "ValueError", "ConfigError"}
+                assert mass is None or (len(mass) == 2 and all(m <= 0.05 for m in mass))
+    assert seen == {"read", "ValueError"}

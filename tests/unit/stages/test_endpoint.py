@@ -17,9 +17,11 @@ from hypothesis import strategies as st
 from cai_dist.config.feedback import EndpointConfig, FeedbackConfig, ReasoningConfig
 from cai_dist.errors import ConfigError, EndpointError, Interrupted
 from cai_dist.stages import labelling
-from cai_dist.stages.endpoint import TOO_LONG, Endpoint
+from cai_dist.stages.endpoint import Endpoint
 from cai_dist.stages.endpoint_answers import AnswerStore
-from cai_dist.stages.endpoint_labels import answers_file, check_server, option_logprobs, read_positions, read_text
+from cai_dist.stages.endpoint_labels import answers_file, check_server
+from cai_dist.stages.endpoint_reading import option_logprobs, read_positions, read_text
+from cai_dist.stages.endpoint_says import TOO_LONG
 from cai_dist.types import Comparison, Prompt, Turn
 
 from .chat_server import ChatServer, Said, text, tokens
@@ -82,7 +84,7 @@ def test_nothing_is_asked_twice(tmp_path) -> None:
             ask(tmp_path, server, retries=0)
         up[0] = True
         assert ask(tmp_path, server) == ECHOED
-        assert [b["messages"][0]["content"] for b in server.bodies] == ["0", "1", "2", "3", "4", "4", "5"]
+        assert [b["messages"][0]["content"] for b in server.bodies] == ["0", "1", "2", "3", "4", "5", "4", "5"]
 
 
 def test_what_is_stored_survives_a_death_in_the_middle_of_a_line(tmp_path) -> None:
@@ -248,7 +250,9 @@ LOG = math.log
         ([{"The": LOG(0.5)}, {" answer": 0.0}, {" is": 0.0}, {": (": 0.0}, {"B": LOG(0.5), "A": LOG(0.2)}], 0.1, 0.25),
         ([{"**": 0.0}, {"(": 0.0}, {"A)": LOG(0.9), "B)": LOG(0.1)}], 0.9, 0.1),
         ([{"A": LOG(0.75), "B": LOG(0.25)}, {")": 0.0}], 0.75, 0.25),  # what comes after the label counts no more
-        ([{"A": 0.0}], 1.0, 0.0),  # one that is not among the alternatives is impossible
+        ([{"A": 0.0, "I": -30.0}], 1.0, 0.0),  # one that is not among the alternatives is impossible
+        ([{"A": LOG(0.75), "B": LOG(0.25)}, {" is": 0.0}, {" better": 0.0}], 0.75, 0.25),
+        ([{"B": LOG(0.75), "A": LOG(0.25)}, {" good": 0.0}], 0.25, 0.75),  # no word is spelled so
     ],
 )  # fmt: skip
 def test_options_are_found_however_they_are_spelled(places, a, b) -> None:
@@ -265,6 +269,11 @@ def test_options_are_found_however_they_are_spelled(places, a, b) -> None:
         [{"Answer": 0.0}],
         [{"Both": 0.0}, {"B": 0.0}],
         [{"a": 0.0}, {" good": 0.0}],
+        [{"A": LOG(0.9), "B": LOG(0.1)}, {" good": 0.0}, {" answer": 0.0}],  # an article
+        [{"A": LOG(0.9), "B": LOG(0.1)}, {" and": 0.0}, {" B": 0.0}],
+        [{"The": 0.0}, {" answer": 0.0}, {" is": 0.0}, {" A": LOG(0.9), " B": LOG(0.1)}, {" matter": 0.0}],
+        [{"A": 0.0}],  # no alternative, no soft label
+        [{"(": -0.1, "I": -3.0}, {"A": 0.0, "B": -9999.0, "C": -9999.0}],  # what greedy sampling leaves
     ],
 )
 def test_an_answer_that_names_no_option(places) -> None:
@@ -280,7 +289,9 @@ def test_any_tokens_give_two_probabilities_or_none(places) -> None:
 
 @pytest.mark.parametrize(
     "content", [3, [3], [{}], [{"token": 1, "logprob": 0}], [{"token": "A", "logprob": "x"}],
-                [{"token": "A", "logprob": math.nan}], [{"token": "A", "logprob": 0.0, "top_logprobs": 3}]],
+                [{"token": "A", "logprob": math.nan}], [{"token": "A", "logprob": 0.0, "top_logprobs": 3}],
+                [{"token": "A", "logprob": None}], [{"token": "A", "logprob": 0.9}], [{"token": "A", "logprob": 17}],
+                [{"token": "A", "logprob": 0, "top_logprobs": [{"token": "B", "logprob": 0}]}]],
 )  # fmt: skip
 def test_logprobs_that_make_no_sense(content) -> None:
     with pytest.raises(ValueError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,9 @@ import pytest
 from cai_dist.config.feedback import EndpointConfig, FeedbackConfig, ReasoningConfig
 from cai_dist.errors import ConfigError, DataError, EndpointError
 from cai_dist.stages import feedback, labelling
-from cai_dist.stages.endpoint import REFUSED, TOO_LONG
+from cai_dist.stages.endpoint import REFUSED
 from cai_dist.stages.endpoint_labels import answers_file, check_server
+from cai_dist.stages.endpoint_says import TOO_LONG
 
 from .chat_server import ChatServer, Said, text, tokens
 from .test_endpoint import BODIES, ECHOED, PAIR, Clock, _no_proxy, ask, echo, prefers_take
@@ -115,7 +117,6 @@ def test_an_answer_that_is_too_large_is_not_read_to_its_end(tmp_path: Path) -> N
     [
         (FILTERED, "says 400"),
         (Said({"error": {"message": "maximum context length is 10"}}, 400), "does not fit"),
-        (tokens({"Sorry": -0.1, "I": -3.0}), "names neither"),
         (text("(A)"), "gives no log-probabilities"),
     ],
 )
@@ -124,6 +125,36 @@ def test_the_first_question_must_be_answered(make_run, said: Said, match: str) -
         with pytest.raises(ConfigError, match=match) as caught:
             check_server(make_run(feedback=served(server)))
         assert "\n" not in str(caught.value) and len(server.bodies) == 1
+
+
+THINKS = tokens({"<think>": -1e-7, "A": math.log(3e-7), "B": math.log(1e-7)})
+CANNOT = tokens({"I": -0.01, "A": math.log(1e-5), "B": math.log(4e-6)}, {" can't": 0.0})
+
+
+@pytest.mark.parametrize("reasoning", [None, ReasoningConfig(opening="", closing="So:")])
+@pytest.mark.parametrize(
+    ("said", "seen"),
+    [
+        (THINKS, r"hold 4e-07 of .*'<think>' 1, 'A' 3e-07, 'B' 1e-07; .*enable_thinking: false"),
+        (CANNOT, r"hold 1.4e-05 of .*min_option_mass=0.1; its first token is 'I' 0.99, 'A' 1e-05"),
+        (tokens({"Sorry": -0.1, "I": -3.0}), r"the answer 'Sorry' names no option; .*'Sorry' 0.9, 'I' 0.05"),
+        (tokens({"A": -0.2, "B": -2.0}, {" good": 0.0}), "the answer 'A good' names no option"),
+        (tokens({"A": 0.0}), r"no alternative to the token 'A' \(20 asked for"),
+        (tokens({"A": 0.0, "B": -9999.0}), "'A' all of the probability and -9999 to the others.*min_temperature=1"),
+        (tokens({"\x1b[31m\n": -0.1, "I": -3.0}), r"'\\x1b\[31m' 0.9"),
+    ],
+)
+def test_a_model_that_names_no_option_is_refused_at_the_first_questions(make_run, said, seen, reasoning) -> None:
+    with ChatServer(lambda body, n: said if "logprobs" in body else text("Paris is right.")) as server:
+        with pytest.raises(ConfigError, match=seen) as caught:
+            check_server(make_run(feedback=served(server, reasoning=reasoning)))
+        assert "\n" not in str(caught.value) and "\x1b" not in str(caught.value)
+        asked = [b["messages"] for b in server.bodies if "logprobs" in b]
+        assert len(asked) == 2 and asked[0] != asked[1]  # both orders, before it counts
+    with ChatServer(lambda body, n: said if n == 0 else tokens({"A": -0.1, "B": -2.5})) as server:
+        check_server(make_run(feedback=served(server)))  # the other order has a label
+    with ChatServer(lambda body, n: CANNOT) as server:
+        check_server(make_run(feedback=served(server, min_option_mass=0.0)))  # as it is wished for
 
 
 def test_the_first_question_is_asked_each_time_and_kept_nowhere(make_run) -> None:

@@ -39,8 +39,14 @@ CASES: dict[type[Section], tuple[Any, dict[str, Any], dict[str, Any], dict[str, 
     EndpointConfig: (
         feedback,
         {"feedback": {"endpoint": ENDPOINT}},
-        {"url": "http://127.0.0.1:8001/v1", "model": "n", "top_logprobs": 5},
-        {"api_key_env": "OTHER", "requests_per_minute": 3.0, "concurrency": 1, "retries": 1, "timeout": 1.0},
+        {
+            "url": "http://127.0.0.1:8001/v1", "model": "n", "top_logprobs": 5, "min_temperature": 1.0,
+            "api_version": "2024-10-21", "extra_body": {"chat_template_kwargs": {"enable_thinking": False}},
+        },
+        {
+            "api_key_env": "OTHER", "requests_per_minute": 3.0, "concurrency": 1, "retries": 1, "timeout": 1.0,
+            "max_failed": 0.5, "max_tokens_field": "max_completion_tokens", "api_key_header": "api-key",
+        },
     ),
     PreferenceConfig: (
         preference,

@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from cai_dist.losses.calibration import brier_score, expected_calibration_error, reliability_bins
+from cai_dist.losses.calibration import brier_score, expected_calibration_error, reliability_bins, same_side
 from cai_dist.stages.judges import OracleJudge
 from cai_dist.stages.records import Labelled, read_comparisons, read_revisions
 from cai_dist.types import Comparison
@@ -42,7 +42,7 @@ class Calibration:
     @property
     def accuracy(self) -> float:
         """Share on the right side of 1/2, outcomes of 1/2 left out."""
-        sided = [(p > 0.5) == (o > 0.5) for p, o in zip(self.predicted, self.outcomes, strict=True) if o != 0.5]
+        sided = [same_side(p - 0.5, o - 0.5) for p, o in zip(self.predicted, self.outcomes, strict=True) if o != 0.5]
         return fmean(sided)
 
     def bins(self) -> list[tuple[float, float, int]]:

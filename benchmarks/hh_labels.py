@@ -13,7 +13,7 @@ import argparse
 import os
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -25,9 +25,12 @@ from cai_dist.config.load import build_run
 from cai_dist.config.run import RunConfig
 from cai_dist.constitution import draw
 from cai_dist.data.comparisons import load_comparison_set
-from cai_dist.losses.calibration import wilson_interval
+from cai_dist.losses.calibration import same_side
 from cai_dist.models.resolve import resolve_model
+from cai_dist.stages.figures import pooled_proportion
+from cai_dist.stages.label_statistics import agree
 from cai_dist.stages.labelling import PairLabel, label_pairs
+from cai_dist.stages.refusals import Hits
 from cai_dist.tracking.atomic import write_json, write_text
 from cai_dist.types import Comparison
 
@@ -110,22 +113,26 @@ def choices(a: argparse.Namespace, config: RunConfig) -> list[Comparison]:
 
 def figures(pairs: Sequence[Comparison], labels: Sequence[PairLabel | None]) -> dict[str, Any]:
     """Agreement with the person of the first order alone, of the second alone and of their mean, and position."""
-    known = [(c.p_a > 0.5, label) for c, label in answered(pairs, labels)]
-    n = len(known)
+    known = answered(pairs, labels)
+
+    def agreeing(found: Sequence[tuple[Comparison, PairLabel]], p: Callable[[PairLabel], float]) -> Hits:
+        return [(c.prompt, same_side(p(label) - 0.5, c.p_a - 0.5)) for c, label in found]
+
     rows = {
-        "one order": [(label.first[0] > 0.5) == human for human, label in known],
-        "the other order": [(label.second[0] > 0.5) == human for human, label in known],
-        "mean of both orders": [(label.p > 0.5) == human for human, label in known],
+        "one order": agreeing(known, lambda x: x.first[0]),
+        "the other order": agreeing(known, lambda x: x.second[0]),
+        "mean of both orders": agreeing(known, lambda x: x.p),
     }
-    surest = sorted(known, key=lambda x: -abs(x[1].p - 0.5))[: n // 4]
-    rows["mean of both, the quarter that it is surest of"] = [(label.p > 0.5) == human for human, label in surest]
-    longer = [(len(c.response_a) > len(c.response_b), c.p_a > 0.5, x.p > 0.5) for c, x in answered(pairs, labels)]
-    rows["the person chose the longer answer"] = [size == human for size, human, _ in longer]
-    rows["the mean of both orders chose the longer answer"] = [size == ai for size, _, ai in longer]
+    surest = sorted(known, key=lambda x: -abs(x[1].p - 0.5))[: len(known) // 4]
+    rows["mean of both, the quarter that it is surest of"] = agreeing(surest, lambda x: x.p)
+    longer = [(c.prompt, len(c.response_a) - len(c.response_b), c.p_a - 0.5, x.p - 0.5) for c, x in known]
+    rows["the person chose the longer answer"] = [(p, same_side(by, human)) for p, by, human, _ in longer]
+    rows["the mean of both orders chose the longer answer"] = [(p, same_side(by, ai)) for p, by, _, ai in longer]
+    shown = {name: pooled_proportion(hits) for name, hits in rows.items()}
     return {
-        "n": n,
-        "agreement": {name: [fmean(hits), *wilson_interval(sum(hits), len(hits))] for name, hits in rows.items()},
-        "orders_agree": fmean((label.first[0] > 0.5) == (label.second[0] > 0.5) for _, label in known),
+        "n": len(known),
+        "agreement": {name: [figure["value"], figure["low"], figure["high"]] for name, figure in shown.items()},
+        "orders_agree": fmean(agree(label.first[0], label.second[0]) for _, label in known),
         "position_bias": fmean(label.first[0] - label.second[0] for _, label in known) / 2,
         "mean_confidence": fmean(abs(label.p - 0.5) + 0.5 for _, label in known),
     }

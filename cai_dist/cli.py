@@ -63,7 +63,8 @@ exit codes:
   0   done
   1   a failure at run time
   2   a mistake in the configuration, the data or the command; a check of `doctor` fails
-  8   done, but a measure is outside its bound (evaluate.gate)
+  8   stopped after a stage that is no better than chance (feedback.gate, preference.gate), or done, but a measure
+      is outside its bound (evaluate.gate)
   75  interrupted, or a node was lost; the same command goes on
 """
 
@@ -198,10 +199,14 @@ def _run_stages(config: RunConfig, stage: str | None, console: Console, stop: St
     from cai_dist.stages.gate import enforce_gate
     from cai_dist.stages.pipeline import run_pipeline, run_stage
 
-    if stage is None:
-        run_dir = run_pipeline(config, console, stop, stop.install)
-    else:
-        run_dir = run_stage(config, stage, console, stop, stop.install)
+    try:
+        if stage is None:
+            run_dir = run_pipeline(config, console, stop, stop.install)
+        else:
+            run_dir = run_stage(config, stage, console, stop, stop.install)
+    except GateFailed:
+        console.say(f"report: {write_report(Path(config.runs_dir) / config.name, config.stages)}")
+        raise
     # Once more now that the manifest holds the time of the last stage, too.
     console.say(f"report: {write_report(run_dir, config.stages)}")
     if stage in (None, "evaluate"):

@@ -3,8 +3,8 @@
 Every class is picklable with its fields (Ray carries exceptions between processes by pickle) and derives from the
 standard-library exception that a reader would expect beside :class:`CaiError`.
 
-Exit codes: 0 done, 1 a failure at run time, 2 a mistake in configuration or data, 8 a bound of `evaluate.gate` is not
-met, 75 interrupted but resumable.
+Exit codes: 0 done, 1 a failure at run time, 2 a mistake in configuration or data, 8 a gate is not passed
+(`feedback.gate`, `preference.gate`, `evaluate.gate`), 75 interrupted but resumable.
 """
 
 from __future__ import annotations
@@ -37,7 +37,9 @@ class DataError(UserError):
 
 
 class GateFailed(CaiError):
-    """The run is done and its results are written, but measures are out of bounds (`evaluate.gate`), a line each."""
+    """What was done is written, but figures are out of bounds, a line each: the labels or the preference model are no
+    better than chance and the run has stopped (`feedback.gate`, `preference.gate`), or the run is done and its model
+    over-reacts (`evaluate.gate`)."""
 
     exit_code = EXIT_GATE
 

@@ -78,6 +78,11 @@ def _contradictions(config: RunConfig) -> Iterator[str]:
     revisions, rounds = config.sft.revisions, config.revise.rounds
     if isinstance(revisions, int) and not 1 <= revisions <= rounds:
         yield f"sft.revisions={revisions}: must be all, final, or from 1 to revise.rounds={rounds}"
+    if config.alignment == "dpo" and (alone := config.expand.rl_prompts + config.expand.rl_helpful):
+        yield (
+            f"expand.rl_prompts and rl_helpful: {alone} prompts for PPO alone, which alignment=dpo has not; set them "
+            "to 0 or alignment=ppo"
+        )
     if rounds == 0 and config.sft.helpful_per_prompt == 0:
         yield "revise.rounds=0: with sft.helpful_per_prompt=0 there is nothing to fine-tune on; raise one of them"
     first, second = config.feedback.option_labels

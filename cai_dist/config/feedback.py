@@ -24,10 +24,13 @@ class ReasoningConfig(Section):
     """What follows the reasoning, just before the option label; reasoning ends where the model itself says it."""
     few_shot: int = Field(0, ge=0)
     """Worked comparisons with reasoning (`few_shot_reasoning` of the constitution) that go before the question."""
+    chains: int = Field(1, ge=1)
+    """Chains of thought that are sampled about each question, in each order; the label is the mean of what they end in,
+    then clamped. The paper averages five (4.3), which softens labels as clamping does."""
     sampling: SamplingConfig = SamplingConfig(max_new_tokens=128)
     retries: int = Field(1, ge=0)
-    """Reasoning that is empty or loops is sampled again, so many times; a pair whose reasoning still cannot be used is
-    left out and counted."""
+    """Reasoning that is empty or loops is sampled again, so many times; a chain that still cannot be used is left out,
+    and a pair with a question that has no other is left out and counted."""
 
     @model_validator(mode="after")
     def _range(self) -> ReasoningConfig:
@@ -155,6 +158,10 @@ class FeedbackConfig(Section):
     min_option_mass: float = Field(0.1, ge=0, lt=1)
     """Both options' probabilities together must come to this, or the question counts as `no_label`: below 0.1 not one
     answer in ten would name an option, and what there is of "A" and "B" comes from words that begin so. 0: off."""
+    gate: float | None = Field(0.5, ge=0, lt=1)
+    """Both orders must prefer the same answer for more than this share of the pairs, the whole 95% interval (over
+    prompts) being above it, or the run stops after this stage with exit code 8; what is done stays, and with another
+    gate the same command goes on. 0.5 is chance; with `orders: one` there is nothing to judge. null: no gate."""
     sampling: SamplingConfig = SamplingConfig()
     shard_size: int = Field(128, ge=1)
     workers: int = Field(2, ge=1)

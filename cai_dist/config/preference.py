@@ -50,6 +50,10 @@ class PreferenceConfig(Section):
     halves: bool = False
     """Train two models on disjoint halves of the comparisons: `model`, which PPO learns from, and `second`, which the
     evaluation scores beside it (2204.05862, the robustness experiments)."""
+    gate: float | None = Field(0.5, ge=0, lt=1)
+    """On held-out pairs of the AI's labels the model must be right more often than this, the whole 95% interval (over
+    prompts) being above it, or the run stops before PPO with exit code 8; what is done stays, and with another gate the
+    same command goes on. 0.5 is chance. null: no gate."""
     train: TrainConfig = TrainConfig()
 
 

@@ -164,7 +164,7 @@ class RunConfig(Section):
     @property
     def stages(self) -> tuple[str, ...]:
         """The stages of this run, in order."""
-        return tuple(s for s in STAGES_OF[self.alignment] if s != "expand" or self.expand.prompts)
+        return tuple(s for s in STAGES_OF[self.alignment] if s != "expand" or self.expand.any_wanted)
 
     @property
     def world_seed(self) -> int:

@@ -11,27 +11,47 @@ from cai_dist.config.training import SamplingConfig, TrainConfig
 
 
 class ExpandConfig(Section):
-    """Before stage 1: the model itself writes more red-team prompts, after examples (2212.08073, section 3.2:
-    140,335 of the paper's 182,831 were made so). With `prompts: 0` there is no such stage."""
+    """Before stage 1: the model itself writes more prompts, after examples (2212.08073, section 3.2: 140,335 of the
+    paper's 182,831 red-team prompts were made so; 4.2: 491,142 red-team and 474,300 helpful ones more for RL alone).
+    Where none are wanted there is no such stage."""
 
     prompts: int = Field(0, ge=0)
-    """New prompts wanted, after duplicates are gone."""
+    """New red-team prompts wanted, after duplicates are gone, for all stages."""
+    helpful: int = Field(0, ge=0)
+    """New helpful prompts wanted, for all stages."""
+    rl_prompts: int = Field(0, ge=0)
+    """New red-team prompts wanted besides, for PPO alone."""
+    rl_helpful: int = Field(0, ge=0)
+    """New helpful prompts wanted besides, for PPO alone."""
     model: Literal["pretrained", "assistant"] = "pretrained"
     """Who writes them."""
     few_shot: int = Field(5, ge=1)
-    """Red-team prompts that go before each new one, drawn anew each time; fewer where `models.context` has no room. In
-    a chat template they are chats, which the model itself has answered first."""
+    """Prompts of its kind that go before each new one, drawn anew each time; fewer where `models.context` has no room.
+    In a chat template they are chats, which the model itself has answered first."""
     near_duplicate: float = Field(0.7, gt=0, le=1)
     """A prompt whose word 3-grams have this Jaccard similarity or more with an earlier prompt's is a duplicate; one
     that is as similar to what opens a held-out prompt or human comparison is not used either, nor one of seven words or
     more that has this share of the shorter of the two in common with it."""
     tries: float = Field(8.0, ge=1)
-    """Samples at most, in multiples of `prompts`; then the stage goes on with what it has, and says so."""
+    """Samples at most, in multiples of the prompts wanted; then the stage goes on with what it has, and says so."""
     sampling: SamplingConfig = SamplingConfig(max_new_tokens=64)
     shard_size: int = Field(128, ge=1)
     """Samples per durable shard."""
     workers: int = Field(2, ge=1)
     """Processes that sample; the result does not depend on them."""
+
+    def wanted(self, kind: str) -> int:
+        """New prompts of a kind (`red_team`, `helpful`) that all stages learn from."""
+        return self.prompts if kind == "red_team" else self.helpful
+
+    def wanted_for_rl(self, kind: str) -> int:
+        """New prompts of a kind that PPO alone learns from."""
+        return self.rl_prompts if kind == "red_team" else self.rl_helpful
+
+    @property
+    def any_wanted(self) -> bool:
+        """Whether a run has this stage."""
+        return any(self.wanted(kind) + self.wanted_for_rl(kind) for kind in ("red_team", "helpful"))
 
 
 class ReviseConfig(Section):

@@ -19,6 +19,16 @@ CRITIQUE_EXAMPLES = "CritiqueRevisionFewShotPrompts.json"
 COMPARISONS = "RLMadisonInstructions.json"
 COMPARISON_EXAMPLES = "RLMadisonFewShotPrompts.json"
 REASONING_EXAMPLES = "RLMadisonPrecogFewShotPrompts.json"
+REASONING = """\
+Consider the following conversation between a human and an assistant:
+
+{conversation}
+
+{principle}
+ (A) [[[{a}]]]
+ (B) [[[{b}]]]"""
+"""The question that is to be thought about (2212.08073, section 4.1): the plain one without "The answer is:", in the
+form of the worked examples."""
 
 _MARKERS: dict[str, Role] = {
     "Human": "human",
@@ -36,7 +46,8 @@ def is_published_folder(folder: Path) -> bool:
 
 
 def read_published(folder: Path, templates: dict[str, Any]) -> dict[str, Any]:
-    """The five files as plain data in the form of our YAML, with `templates` added.
+    """The five files as plain data in the form of our YAML, with `templates` added, but for the question that is to be
+    thought about: that one is asked as the worked examples ask it.
 
     Raises DataError, naming file and entry, where a file is missing or not as published.
     """
@@ -45,7 +56,7 @@ def read_published(folder: Path, templates: dict[str, Any]) -> dict[str, Any]:
         "version": "1",
         "critique_principles": _critique_principles(folder / CRITIQUES),
         "comparison_principles": _comparison_principles(folder / COMPARISONS),
-        "templates": templates,
+        "templates": {**templates, "reasoning": REASONING},
         "few_shot_critiques": _critique_examples(folder / CRITIQUE_EXAMPLES),
         "few_shot_comparisons": _comparison_examples(folder / COMPARISON_EXAMPLES),
         "few_shot_reasoning": _reasoning_examples(folder / REASONING_EXAMPLES),

@@ -62,10 +62,19 @@ def brier_score(probabilities: Sequence[float], outcomes: Sequence[float]) -> fl
     return fmean((p - outcome) ** 2 for p, outcome in zip(probabilities, outcomes, strict=True))
 
 
-def wilson_interval(successes: float, trials: int, level: float = 0.95) -> tuple[float, float]:
+def same_side(x: float, y: float) -> float:
+    """Of two margins (0: no preference): 1 where they have the same sign or both are 0, 0 where they have different
+    ones, 1/2 where one of them is 0. Swapping the sides of both changes nothing."""
+    if x != y and (x == 0 or y == 0):
+        return 0.5
+    return float((x > 0) == (y > 0))
+
+
+def wilson_interval(successes: float, trials: float, level: float = 0.95) -> tuple[float, float]:
     """Score interval of a proportion (Wilson 1927): inside [0, 1] and sensible at 0 and at n of n.
 
-    `successes` may be a sum of shares, such as the mean over several samples of each independent trial.
+    `successes` may be a sum of shares, such as the mean over several samples of each independent trial; `trials` what
+    dependent ones are worth (see `effective_trials`).
 
     Returns: (low, high); (0, 1) without a trial.
 
@@ -83,6 +92,51 @@ def wilson_interval(successes: float, trials: int, level: float = 0.95) -> tuple
     low = 0.0 if successes == 0 else max(0.0, centre - half)
     high = 1.0 if successes == trials else min(1.0, centre + half)
     return low, high
+
+
+def clustered_interval(clusters: Sequence[Sequence[float]], level: float = 0.95) -> tuple[float, float]:
+    """Wilson's interval of the mean over all observations, where those of one cluster depend on each other.
+
+    Args:
+        clusters: shares in [0, 1] of each independent unit (a prompt), at least one in each.
+
+    Returns: (low, high); (0, 1) without an observation.
+
+    Raises: ValueError for an empty cluster or a share outside [0, 1].
+    """
+    shares = [share for own in clusters for share in own]
+    if not shares:
+        return wilson_interval(0, 0, level)
+    trials = effective_trials(clusters, level)
+    return wilson_interval(math.fsum(shares) / len(shares) * trials, trials, level)
+
+
+def effective_trials(clusters: Sequence[Sequence[float]], level: float = 0.95) -> float:
+    """How many independent trials the dependent observations of some clusters are worth, for an interval of `level`.
+
+    N observations over the design effect (Kish 1965), the variance of their mean by the clusters' residuals over that
+    of N independent ones, between 1 and sum(size^2) / N, where those of a cluster are all the same; the latter also
+    where nothing varies. As that variance is told by few clusters, times (z / t)^2 (Korn and Graubard 1998). One
+    observation in each cluster: N.
+
+    Raises: ValueError for an empty cluster or a share outside [0, 1].
+    """
+    sizes = [len(own) for own in clusters]
+    if any(size == 0 for size in sizes) or any(not 0 <= share <= 1 for own in clusters for share in own):
+        raise ValueError("every cluster needs an observation, and every observation must lie in [0, 1]")
+    total, units = sum(sizes), len(sizes)
+    if total == units:
+        return float(total)
+    largest = sum(size * size for size in sizes) / total
+    mean = math.fsum(share for own in clusters for share in own) / total
+    independent = mean * (1 - mean) / (total - 1)
+    if units == 1:
+        return total / largest
+    residuals = [math.fsum(own) - mean * len(own) for own in clusters]
+    variance = units / (units - 1) * math.fsum(r * r for r in residuals) / total**2
+    effect = variance / independent if independent > 0 else largest
+    z = _quantile(level)
+    return total / min(max(effect, 1.0), largest) * (z / _student_quantile(z, units - 1)) ** 2
 
 
 def bootstrap_interval(
@@ -120,6 +174,11 @@ def _quantile(level: float) -> float:
     if not 0 < level < 1:
         raise ValueError(f"level={level} must lie between 0 and 1")
     return NormalDist().inv_cdf(0.5 + level / 2)
+
+
+def _student_quantile(z: float, freedom: int) -> float:
+    """Student's t for the same level as the normal quantile `z` (Cornish-Fisher, two terms): 2.57 for 1.96 and 5."""
+    return z + (z**3 + z) / (4 * freedom) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
 
 
 def _check(probabilities: Sequence[float], outcomes: Sequence[float]) -> None:

@@ -14,11 +14,11 @@ import pyarrow as pa
 from cai_dist.data.choices import load_choice_set
 from cai_dist.stages.chats import chat_format
 from cai_dist.stages.context import RunContext, model_settings
-from cai_dist.stages.figures import Figure, proportion
+from cai_dist.stages.figures import Figure, pooled_proportion
 from cai_dist.stages.generation import open_shards
 from cai_dist.stages.reuse import model_hash, take_over
 from cai_dist.tracking.atomic import sha256_json
-from cai_dist.types import ChoiceQuestion, LabelRequest
+from cai_dist.types import ChoiceQuestion, LabelRequest, Prompt
 
 if TYPE_CHECKING:
     from cai_dist.cluster.queue import WorkQueue
@@ -28,6 +28,7 @@ PIECE = 64
 """Questions of one durable file."""
 _KIND = re.compile(r"(?!line-)(.+)-\d+")
 Row = dict[str, Any]
+Credits = list[tuple[Prompt, float]]
 
 
 def multiple_choice(
@@ -64,21 +65,22 @@ def questions_of(run: RunContext, source: str) -> tuple[list[ChoiceQuestion], in
 
 
 def accuracies(questions: Sequence[ChoiceQuestion], rows: Sequence[Row]) -> dict[str, Any]:
-    """See `multiple_choice`; `rows` hold each option's log-probability and tokens, none where it was too long."""
-    kinds: dict[str, dict[str, list[float]]] = defaultdict(lambda: {"accuracy": [], "accuracy_raw": []})
+    """See `multiple_choice`; `rows` hold each option's log-probability and tokens, none where it was too long. Of each
+    figure `n` counts questions; the interval allows for several about the same text."""
+    kinds: dict[str, dict[str, Credits]] = defaultdict(lambda: {"accuracy": [], "accuracy_raw": []})
     too_long = 0
     for question, row in zip(questions, rows, strict=True):
         if not row["logprobs"]:
             too_long += 1
             continue
         means = [p / n for p, n in zip(row["logprobs"], row["tokens"], strict=True)]
-        match = _KIND.fullmatch(question.id)
+        match, asked = _KIND.fullmatch(question.id), Prompt(question.id, question.turns, "helpful")
         for kind in ("", *([match[1]] if match else [])):
-            kinds[kind]["accuracy"].append(_credit(question, means))
-            kinds[kind]["accuracy_raw"].append(_credit(question, row["logprobs"]))
+            kinds[kind]["accuracy"].append((asked, _credit(question, means)))
+            kinds[kind]["accuracy_raw"].append((asked, _credit(question, row["logprobs"])))
 
-    def figures(credits: Mapping[str, list[float]]) -> dict[str, Figure]:
-        return {name: proportion(found) for name, found in credits.items()}
+    def figures(credits: Mapping[str, Credits]) -> dict[str, Figure]:
+        return {name: {**pooled_proportion(found), "n": len(found)} for name, found in credits.items()}
 
     whole = figures(kinds[""])
     return {**whole, "too_long": too_long, "kinds": {kind: figures(c) for kind, c in kinds.items() if kind}}

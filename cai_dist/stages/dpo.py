@@ -70,8 +70,9 @@ def _train(run: RunContext, folder: Path, target: Path, measured: Path) -> None:
     model = str(run.run_dir / "sft" / "model")
     chat = chat_format(run, model)
     pairs = training_pairs(run, NAME, chat, config.helpful_fraction)
-    known = [scored_pair(chat, c) for c in decided(ai_comparisons(run, "heldout"))]
-    heldout = fitting(known, run.config.models.context)
+    known = [(c.prompt, scored_pair(chat, c)) for c in decided(ai_comparisons(run, "heldout"))]
+    known = [(prompt, pair) for prompt, pair in known if fitting([pair], run.config.models.context)]
+    heldout = [pair for _, pair in known]
     steps = total_steps(len(pairs), config.train, "dpo.train")
     with trained_model(run, NAME, "dpo", model, config.train, steps, loss=config.loss, beta=config.beta) as group:
         # The group is SL-CAI until its first step or checkpoint.
@@ -86,7 +87,8 @@ def _train(run: RunContext, folder: Path, target: Path, measured: Path) -> None:
             (config.beta * (a - ref_a), config.beta * (b - ref_b))
             for (a, b), (ref_a, ref_b) in zip(after, before, strict=True)
         ]
-        run.write_result(measured, log_heldout(run, NAME, rewards, [pair.p_a for pair in heldout]))
+        labels, prompts = [pair.p_a for pair in heldout], [prompt for prompt, _ in known]
+        run.write_result(measured, log_heldout(run, NAME, rewards, labels, prompts))
         export_model(
             lambda folder: group.broadcast("dpo: export", "export", str(folder)), target, run.constitution_note
         )

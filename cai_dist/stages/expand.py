@@ -1,5 +1,6 @@
-"""Before stage 1: a model writes more red-team prompts, after examples of those there are (2212.08073, section 3.2:
-140,335 of the paper's 182,831 were made so by few-shot prompting a pretrained model).
+"""Before stage 1: a model writes more prompts of a kind, after examples of those there are (2212.08073, section 3.2:
+140,335 of the paper's 182,831 red-team prompts were made so by few-shot prompting a pretrained model; section 4.2:
+prompts of both kinds for RL alone).
 
 The model is shown a few prompts and a human's turn is opened for it. In plain form that is "\\n\\nHuman: …" for each
 example and "\\n\\nHuman:"; in a chat template the examples are chats, answered by the model itself beforehand, because
@@ -23,6 +24,7 @@ from cai_dist.constitution import clean_answer, draw_some
 from cai_dist.data.chat import ChatFormat
 from cai_dist.data.dialogues import conversation_id, safe_text
 from cai_dist.data.near_duplicates import NearDuplicates, Overlaps, words_of
+from cai_dist.errors import DataError
 from cai_dist.stages import prepare
 from cai_dist.stages.chats import chat_format
 from cai_dist.stages.context import RunContext, model_settings
@@ -37,7 +39,7 @@ from cai_dist.stages.prompts import (
 )
 from cai_dist.stages.records import Expanded, write_expanded
 from cai_dist.stages.transcripts import write_expansion_transcripts
-from cai_dist.types import Prompt, Turn
+from cai_dist.types import Prompt, PromptKind, Turn
 
 if TYPE_CHECKING:
     from cai_dist.cluster.queue import WorkQueue
@@ -63,25 +65,64 @@ def inputs(run: RunContext) -> list[Path]:
 
 
 def run(run: RunContext) -> list[Path]:
-    """Write `expand/red_team.parquet`, and `expand/transcripts.md` with some of what was kept and what was not.
+    """Write `expand/KIND.parquet` and, where PPO is to have prompts of its own, `expand/rl_KIND.parquet` for each kind
+    of which some are wanted, and `expand/transcripts.md` with some of what was kept and what was not.
 
-    Where `expand.prompts` are not reached in `tries` times as many samples, what there is stays, and the user is told.
+    Where they are not reached in `tries` times as many samples, what there is stays, and the user is told; those for
+    PPO alone are the ones that are lacking then. Raises DataError where a kind has no prompt to show as an example.
     """
     folder = run.folder(NAME)
-    run.tracker.rewind(NAME, -1)
     config = run.config.expand
-    sieve = sieve_of(run)
+    sieves: list[Sieve] = []
     with run.generators(NAME, config.workers) as group:
-        drawn = fill(run, _Writer(run, group, folder, given_prompts(run, "red_team")).samples, sieve)
-    if len(sieve.kept) < config.prompts:
-        run.console.warn(
-            f"expand: {len(sieve.kept)} of {config.prompts} new prompts after {drawn} samples "
-            f"(expand.tries={config.tries:g}); going on with these"
-        )
-    targets = [expanded_file(run), folder / "transcripts.md"]
-    write_expanded(targets[0], sieve.kept, run.constitution_note)
-    write_expansion_transcripts(targets[1], sieve.kept, sieve.examples_refused)
+        for kind in KINDS:
+            run.tracker.rewind(_series(kind), -1)
+            wanted = _wanted(run, kind)
+            if not wanted:
+                continue
+            examples = given_prompts(run, kind)
+            if not examples:
+                raise DataError(f"expand: {wanted} new {kind} prompts are wanted, but there is none to show as example")
+            sieve = sieve_of(run, kind, [text for s in sieves for x in s.kept for text in _human_texts(x.prompt)])
+            drawn = fill(run, _Writer(run, group, folder, examples, kind).samples, sieve)
+            if len(sieve.kept) < wanted:
+                run.console.warn(
+                    f"expand: {len(sieve.kept)} of {wanted} new {kind} prompts after {drawn} samples "
+                    f"(expand.tries={config.tries:g}); going on with these"
+                )
+            sieves.append(sieve)
+    targets = [target for sieve in sieves for target in _write(run, sieve)]
+    kept = [x for sieve in sieves for x in sieve.kept]
+    refused: dict[str, list[str]] = {}
+    for sieve in sieves:
+        for reason, texts in sieve.examples_refused.items():
+            refused[reason] = [*refused.get(reason, []), *texts]
+    write_expansion_transcripts(folder / "transcripts.md", kept, refused)
+    return [*targets, folder / "transcripts.md"]
+
+
+def _write(run: RunContext, sieve: Sieve) -> list[Path]:
+    """The tables of a kind: the first prompts for all stages, the others for PPO alone."""
+    config, targets = run.config.expand, []
+    shared = config.wanted(sieve.kind)
+    parts = (
+        (shared, sieve.kept[:shared], False),
+        (config.wanted_for_rl(sieve.kind), sieve.kept[shared:], True),
+    )
+    for wanted, prompts, rl in parts:
+        if wanted:
+            targets.append(expanded_file(run, sieve.kind, rl))
+            write_expanded(targets[-1], prompts, run.constitution_note)
     return targets
+
+
+def _wanted(run: RunContext, kind: PromptKind) -> int:
+    return run.config.expand.wanted(kind) + run.config.expand.wanted_for_rl(kind)
+
+
+def _series(kind: PromptKind) -> str:
+    """The stage's name in metrics."""
+    return NAME if kind == "red_team" else f"{NAME}_{kind}"
 
 
 @dataclass(frozen=True)
@@ -104,6 +145,7 @@ class Sieve:
     """In what way a text is like something held out, as a reason ("": it is not)."""
     near: NearDuplicates
     said: set[tuple[str, ...]]
+    kind: PromptKind = "red_team"
     kept: list[Expanded] = field(default_factory=list)
     refused: Counter[str] = field(default_factory=Counter)
     examples_refused: dict[str, list[str]] = field(default_factory=dict)
@@ -121,7 +163,7 @@ class Sieve:
         self.said.add(words_of(text))
         self.near.add(text)
         turns = (Turn("human", text),)
-        prompt = Prompt(conversation_id(turns, "red_team"), turns, "red_team")
+        prompt = Prompt(conversation_id(turns, self.kind), turns, self.kind)
         self.kept.append(Expanded(prompt, sample.number, tuple(p.id for p in sample.shown)))
         return True
 
@@ -134,29 +176,31 @@ class Sieve:
 
 
 def fill(run: RunContext, samples: Callable[[int, range], Sequence[Sample]], sieve: Sieve) -> int:
-    """Draw waves through the sieve until it holds `expand.prompts`, or `tries` are used up; returns the samples drawn.
+    """Draw waves through the sieve until it holds what is wanted of its kind, or `tries` are used up; returns the
+    samples drawn.
 
     `samples(wave, numbers)` draws those with these numbers.
     """
-    config = run.config.expand
+    wanted = _wanted(run, sieve.kind)
     wave = drawn = 0
-    limit = int(config.tries * config.prompts)
-    while size := _wave_size(config.prompts - len(sieve.kept), len(sieve.kept), drawn, limit - drawn):
+    limit = int(run.config.expand.tries * wanted)
+    while size := _wave_size(wanted - len(sieve.kept), len(sieve.kept), drawn, limit - drawn):
         for sample in samples(wave, range(drawn, drawn + size)):
-            if len(sieve.kept) < config.prompts:
+            if len(sieve.kept) < wanted:
                 sieve.take(sample)
         drawn += size
         refused = {f"not_{reason}": float(n) for reason, n in sorted(sieve.refused.items())}
-        run.log(NAME, wave, samples=drawn, prompts=len(sieve.kept), **refused)
+        run.log(_series(sieve.kind), wave, samples=drawn, prompts=len(sieve.kept), **refused)
         wave += 1
     return drawn
 
 
-def sieve_of(run: RunContext) -> Sieve:
-    """A sieve that knows every human turn of the run's training prompts (to repeat none), and how all that is held out
-    opens: prompts of both kinds and human comparisons (to be like none). Later turns ("why not?") tell nothing."""
+def sieve_of(run: RunContext, kind: PromptKind = "red_team", written: Sequence[str] = ()) -> Sieve:
+    """A sieve for prompts of a kind that knows every human turn of the run's training prompts and what is `written`
+    already (to repeat none), and how all that is held out opens: prompts of both kinds and human comparisons (to be
+    like none). Later turns ("why not?") tell nothing."""
     threshold = run.config.expand.near_duplicate
-    texts = [text for kind in KINDS for p in given_prompts(run, kind) for text in _human_texts(p)]
+    texts = [text for k in KINDS for p in given_prompts(run, k) for text in _human_texts(p)] + list(written)
     held_out = [*heldout_prompts(run), *(c.prompt for c in heldout_comparisons(run))]
     apart = Overlaps(threshold, sorted({_opening(p) for p in held_out}))
     of_world = _world_leaks(run)
@@ -180,14 +224,23 @@ def sieve_of(run: RunContext) -> Sieve:
         like = apart.likeness(text)
         return f"held_out_{like}" if like else ""
 
-    return Sieve(parse, leaks, NearDuplicates(threshold, texts), {words_of(text) for text in texts})
+    return Sieve(parse, leaks, NearDuplicates(threshold, texts), {words_of(text) for text in texts}, kind)
 
 
 class _Writer:
     """Draws samples: examples, and a human's turn opened after them."""
 
-    def __init__(self, run: RunContext, group: WorkQueue, folder: Path, examples: Sequence[Prompt]) -> None:
+    def __init__(
+        self,
+        run: RunContext,
+        group: WorkQueue,
+        folder: Path,
+        examples: Sequence[Prompt],
+        kind: PromptKind = "red_team",
+    ) -> None:
         self.run, self.group, self.folder = run, group, folder
+        self.name = _series(kind)
+        self.prefix = "" if kind == "red_team" else f"{kind}-"
         self.config = run.config.expand
         self.model = prepare.model_path(run, self.config.model)
         self.chat: ChatFormat = chat_format(run, self.model)
@@ -195,7 +248,7 @@ class _Writer:
         self.examples = list(examples)
         self.answers: list[str] | None = None
         if self.chat.mode == "template":
-            first = draw_some(run.config.seed, NAME, "answered", n=len(self.examples), k=ANSWERED)
+            first = draw_some(run.config.seed, self.name, "answered", n=len(self.examples), k=ANSWERED)
             self.examples = [self.examples[i] for i in first]
             self.answers = self._answer()
 
@@ -215,7 +268,7 @@ class _Writer:
 
     def _ask(self, number: int) -> tuple[Ask, tuple[Prompt, ...]]:
         """As many of the drawn examples as there is room for."""
-        drawn = draw_some(self.run.config.seed, NAME, number, n=len(self.examples), k=self.config.few_shot)
+        drawn = draw_some(self.run.config.seed, self.name, number, n=len(self.examples), k=self.config.few_shot)
         while True:
             ids = self.chat.prompt_ids([turn for i in drawn for turn in self._shown(i)], "human")
             if len(ids) <= self.room or len(drawn) <= 1:
@@ -234,7 +287,7 @@ class _Writer:
 
     def _generate(self, label: str, asks: Sequence[Ask], stop_ids: Sequence[int]) -> list[Answer]:
         return generate(
-            self.run, self.group, self.folder, label, asks, model=self.model, chat=self.chat,
+            self.run, self.group, self.folder, self.prefix + label, asks, model=self.model, chat=self.chat,
             sampling=self.config.sampling, shard_size=self.config.shard_size, stop_ids=stop_ids,
         )  # fmt: skip
 

@@ -43,7 +43,7 @@ BETWEEN_IDS = "+"
 def settings(config: RunConfig) -> dict[str, Any]:
     """What decides the result of this stage."""
     return {
-        "feedback": config.feedback.model_dump(mode="json", exclude={"workers", "endpoint"}),
+        "feedback": config.feedback.model_dump(mode="json", exclude={"workers", "endpoint", "gate"}),
         **labelling.settings(config),
     }
 

@@ -10,11 +10,12 @@ from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
 from typing import TYPE_CHECKING, Protocol
 
-from cai_dist.losses.calibration import expected_calibration_error
+from cai_dist.losses.calibration import expected_calibration_error, same_side
 from cai_dist.stages import dpo, preference, sft
 from cai_dist.stages.chats import chat_format
 from cai_dist.stages.context import RunContext
 from cai_dist.stages.figures import Figure, by_prompt, mean_figure, proportion
+from cai_dist.stages.label_statistics import agree
 from cai_dist.stages.pairs import heldout
 from cai_dist.stages.records import Labelled, Revision, Sampled
 from cai_dist.stages.refusals import Hits, is_canned_refusal, reactions
@@ -143,7 +144,7 @@ class OracleJudge:
                 truth.append(share)
         if not truth:
             return {"accuracy": None, "ece": None, "n": 0}
-        right = [(p > 0.5) == (t > 0.5) for p, t in zip(chance, truth, strict=True) if t != 0.5]
+        right = [same_side(p - 0.5, t - 0.5) for p, t in zip(chance, truth, strict=True) if t != 0.5]
         accuracy = fmean(right) if right else None
         return {"accuracy": accuracy, "ece": expected_calibration_error(chance, truth), "n": len(truth)}
 
@@ -229,8 +230,8 @@ class RewardJudge(ABC):
     def labels(self, labelled: Sequence[Labelled]) -> dict[str, float | int | None]:
         """There is no truth to compare with; how often both orders agree is told instead."""
         both = [x for x in labelled if not math.isnan(x.p_second)]
-        agree = fmean((x.p_first > 0.5) == (x.p_second > 0.5) for x in both) if both else None
-        return {"accuracy": None, "ece": None, "order_agreement": agree, "n": len(labelled)}
+        agreement = fmean(agree(x.p_first, x.p_second) for x in both) if both else None
+        return {"accuracy": None, "ece": None, "order_agreement": agreement, "n": len(labelled)}
 
     def _values(self, answers: Sequence[Given], phase: str) -> list[float]:
         return [_sigma(score - self._mean) for score in self.answers.of(answers, phase)]

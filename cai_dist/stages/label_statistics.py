@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from statistics import fmean
 
+from cai_dist.losses.calibration import same_side
 from cai_dist.stages.labelling import PairLabel
 
 Statistics = dict[str, float | int | str | None]
@@ -47,9 +48,9 @@ def _summary(asked: Sequence[tuple[float, float | None, float]]) -> Statistics:
     }
 
 
-def agree(first: float, second: float) -> bool:
-    """Whether p(A) in both orders prefers the same answer."""
-    return (first > 0.5) == (second > 0.5)
+def agree(first: float, second: float) -> float:
+    """1 where p(A) in both orders prefers the same answer or none, 0 where not, 1/2 where one of them is a tie."""
+    return same_side(first - 0.5, second - 0.5)
 
 
 def entropy(p: float) -> float:

@@ -110,18 +110,19 @@ def pair_answers(
     Interrupted, ConfigError, EndpointError.
     """
     config = run.config.feedback
-    orders, questions = _orders(config), _questions(run, pairs, principle_ids)
+    orders, chains = _orders(config), _chains(config)
+    questions = _questions(run, pairs, principle_ids)
     given = _ask(run, group, folder, phase, questions)
     masses = [option_mass(r) for r in given if not isinstance(r, Unanswered)]
     replies = iter([with_mass(r, config.min_option_mass) for r in given])
     counts = dict.fromkeys(Unanswered, 0)
     labels: list[PairLabel | None] = []
     for ids in principle_ids:
-        own = [[next(replies) for _ in orders] for _ in ids]
-        missing = [r for asked in own for r in asked if isinstance(r, Unanswered)]
-        for reason in missing:
+        asked = [[[next(replies) for _ in chains] for _ in orders] for _ in ids]
+        for reason in (r for one in asked for said in one for r in said if isinstance(r, Unanswered)):
             counts[reason] += 1
-        labels.append(None if missing else _label(config, own))
+        own = [[_said(config, said) for said in one] for one in asked]
+        labels.append(_label(config, [[x for x in one if x] for one in own]) if all(map(all, own)) else None)
     series = f"{folder.name}_{phase}"
     found = {"option_mass": fmean(masses)} if masses else {}
     run.tracker.rewind(series, -1)
@@ -160,17 +161,33 @@ def first_option(logprobs: LogProbs, temperature: float = 1.0) -> float:
     return 1.0 / (1.0 + math.exp(min(700.0, (b - a) / temperature)))
 
 
-def _label(config: FeedbackConfig, asked: Sequence[Sequence[Reply]]) -> PairLabel:
+@dataclass(frozen=True)
+class _Said:
+    """What a question came to: the means over its chains of thought."""
+
+    first: float
+    """Probability of the option that stands first."""
+    mass: float
+    """Of both options together."""
+
+
+def _said(config: FeedbackConfig, chains: Sequence[Reply]) -> _Said | None:
+    """From the answer behind each chain of thought (one, without reasoning); None where none has an answer."""
+    found = [r for r in chains if not isinstance(r, Unanswered)]
+    if not found:
+        return None
+    return _Said(fmean(first_option(r, config.temperature) for r in found), fmean(map(option_mass, found)))
+
+
+def _label(config: FeedbackConfig, asked: Sequence[Sequence[_Said]]) -> PairLabel:
     """From the answers under each principle, in each order."""
-    given = [[r for r in one if not isinstance(r, Unanswered)] for one in asked]
-    chances = [[first_option(r, config.temperature) for r in one] for one in given]
-    first = tuple(one[0] for one in chances)
-    second = tuple(1.0 - one[1] for one in chances) if config.orders == "both" else ()
+    first = tuple(one[0].first for one in asked)
+    second = tuple(1.0 - one[1].first for one in asked) if config.orders == "both" else ()
     p = fmean([*first, *second])
     if config.reasoning is not None and config.reasoning.clamp is not None:
         low, high = config.reasoning.clamp
         p = min(max(p, low), high)
-    return PairLabel(p, first, second, tuple(fmean(map(option_mass, one)) for one in given))
+    return PairLabel(p, first, second, tuple(fmean(said.mass for said in one) for one in asked))
 
 
 def _orders(config: FeedbackConfig) -> tuple[bool, ...]:
@@ -178,12 +195,18 @@ def _orders(config: FeedbackConfig) -> tuple[bool, ...]:
     return (False, True) if config.orders == "both" else (False,)
 
 
+def _chains(config: FeedbackConfig) -> range:
+    """The chains of thought behind each answer; one, where the model does not reason."""
+    return range(config.reasoning.chains if config.reasoning is not None else 1)
+
+
 def _questions(run: RunContext, pairs: Sequence[Comparison], principle_ids: Sequence[Sequence[str]]) -> list[Question]:
     return [
-        Question(f"{i}/{k}/{int(swapped)}", _turns(run, i, pair, principle, swapped))
+        Question(f"{i}/{k}/{int(swapped)}" + (f"/{chain}" if chain else ""), _turns(run, i, pair, principle, swapped))
         for i, (pair, ids) in enumerate(zip(pairs, principle_ids, strict=True))
         for k, principle in enumerate(ids)
         for swapped in _orders(run.config.feedback)
+        for chain in _chains(run.config.feedback)
     ]
 
 

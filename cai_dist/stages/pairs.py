@@ -5,17 +5,19 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Sequence
+from statistics import fmean
 from typing import Any
 
 from cai_dist.data.chat import ChatFormat
 from cai_dist.data.dialogues import conversation_id
 from cai_dist.errors import DataError
-from cai_dist.losses.calibration import expected_calibration_error
+from cai_dist.losses.calibration import expected_calibration_error, same_side
 from cai_dist.losses.temperature import sigmoid
 from cai_dist.stages import prepare
 from cai_dist.stages.context import RunContext, stable_seed
+from cai_dist.stages.figures import pooled_proportion
 from cai_dist.stages.records import read_comparisons
-from cai_dist.types import Comparison, ScoredPair
+from cai_dist.types import Comparison, Prompt, ScoredPair
 
 
 def ai_comparisons(run: RunContext, split: str) -> list[Comparison]:
@@ -112,23 +114,33 @@ def decided(comparisons: Sequence[Comparison]) -> list[Comparison]:
 
 
 def log_heldout(
-    run: RunContext, stage: str, scores: Sequence[tuple[float, float]], p_a: Sequence[float]
+    run: RunContext,
+    stage: str,
+    scores: Sequence[tuple[float, float]],
+    p_a: Sequence[float],
+    prompts: Sequence[Prompt] = (),
 ) -> dict[str, Any]:
     """How scores of both sides agree with labels p(A) other than 1/2, also as metrics of `STAGE_heldout`.
 
-    Returns: `n`; `accuracy`, how often sigma(score of A - score of B) is on the label's side of one half; `ece`, its
-    calibration against the label itself (a probability, as in training); `mean_score` over all sides.
+    Returns: `n`; `accuracy`, how often sigma(score of A - score of B) is on the label's side of one half (scores that
+        are the same count 1/2, as in training), with its 95% interval `low`..`high` over `prompts` (their number)
+        where the prompt of each pair is given; `ece`, its calibration against the label itself (a probability, as in
+        training); `mean_score` over all sides.
     """
     if not p_a:
         return {"n": 0, "accuracy": None, "ece": None, "mean_score": 0.0}
     margins = [a - b for a, b in scores]
     chance = [sigmoid(m) for m in margins]
+    right = [same_side(m, p - 0.5) for m, p in zip(margins, p_a, strict=True)]
     numbers = {
         "n": len(p_a),
-        "accuracy": sum((m > 0) == (p > 0.5) for m, p in zip(margins, p_a, strict=True)) / len(p_a),
+        "accuracy": fmean(right),
         "ece": expected_calibration_error(chance, p_a),
         "mean_score": sum(s for pair in scores for s in pair) / (2 * len(p_a)),
     }
+    if prompts:
+        figure = pooled_proportion(zip(prompts, right, strict=True))
+        numbers |= {"prompts": figure["n"], "low": figure["low"], "high": figure["high"]}
     run.tracker.rewind(f"{stage}_heldout", -1)
     run.log(f"{stage}_heldout", 0, **numbers)
     return numbers

@@ -8,7 +8,7 @@ is moved aside and the stage runs again; what comes after it follows, because it
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,9 @@ from cai_dist.constitution import run_constitution
 from cai_dist.errors import ConfigError, Interrupted
 from cai_dist.stages import dpo, evaluate, expand, feedback, ppo, preference, prepare, revise, sft
 from cai_dist.stages.context import RunContext
+from cai_dist.stages.gate import enforce
 from cai_dist.stages.placement import check_placement, on_gpus
+from cai_dist.stages.summaries import GATES, TELL, Told
 from cai_dist.tracking.atomic import sha256_json, write_text
 from cai_dist.tracking.console import Console
 from cai_dist.tracking.lock import RunLock
@@ -39,10 +41,14 @@ class Stage:
     """The settings that affect its result."""
     inputs: Callable[[RunContext], list[Path]]
     """Files and folders it reads."""
+    tell: Callable[[RunContext], Told] = lambda run: Told("")
+    """What it says of its result, from what it has written."""
+    gate: Callable[[RunContext], list[str]] = lambda run: []
+    """Why nothing must be built upon its result, a line each."""
 
 
 ALL = {
-    m.NAME: Stage(m.NAME, m.run, m.settings, m.inputs)
+    m.NAME: Stage(m.NAME, m.run, m.settings, m.inputs, TELL[m.NAME], GATES.get(m.NAME, lambda run: []))
     for m in (prepare, expand, revise, sft, feedback, preference, ppo, dpo, evaluate)
 }
 _BESIDE = {evaluate.NAME: evaluate.RESULT}
@@ -64,8 +70,8 @@ def run_pipeline(
         ahead = names[: names.index(ppo.NAME) + 1] if ppo.NAME in names and on_gpus(config.ppo) else ()
         if not all(_finished(run, ALL[name]) for name in ahead):
             check_placement(run)
-        for name in names:
-            run_one(run, ALL[name])
+        for i, name in enumerate(names):
+            run_one(run, ALL[name], names[:i])
         evaluate.show(run)
         return run.run_dir
 
@@ -79,8 +85,8 @@ def run_stage(
 ) -> Path:
     """Run one stage (and `prepare`, where it is not finished). Raises ConfigError where an earlier stage is missing or
     the run has no such stage."""
-    if name == expand.NAME and not config.expand.prompts:
-        raise ConfigError("expand.prompts=0: this run writes no new prompts; set expand.prompts above 0")
+    if name == expand.NAME and not config.expand.any_wanted:
+        raise ConfigError("expand.prompts=0: this run writes no new prompts; set expand.prompts (or helpful) above 0")
     if name not in config.stages:
         raise ConfigError(
             f"alignment={config.alignment}: stage {name} is no part of this run, whose stages are "
@@ -89,24 +95,30 @@ def run_stage(
     evaluate.check_files(config)
     with _open(config, console, should_stop, on_cluster_start) as run:
         run_one(run, ALL["prepare"])
-        for before in config.stages[: config.stages.index(name)]:
+        earlier = config.stages[: config.stages.index(name)]
+        for before in earlier:
             if not _finished(run, ALL[before]):
                 raise ConfigError(
                     f"stage {name} needs the result of stage {before}, which {run.run_dir} does not hold for these "
                     f"settings; run `cai-dist stage {before} …` or `cai-dist run …` first"
                 )
-        run_one(run, ALL[name])
+        run_one(run, ALL[name], earlier)
         if name == "evaluate":
             evaluate.show(run)
+        check_gates(run, [name])
         return run.run_dir
 
 
-def run_one(run: RunContext, stage: Stage) -> None:
-    """Run `stage` unless it is finished; the manifest always says how it stands."""
+def run_one(run: RunContext, stage: Stage, earlier: Sequence[str] = ()) -> None:
+    """Run `stage` unless it is finished, and tell how it went; the manifest always says how it stands.
+
+    Raises GateFailed, before anything is moved or started, where one of the `earlier` stages has not passed its gate.
+    """
     fingerprint, inputs = _fingerprint(run, stage)
     if run.manifest.is_done(stage.name, fingerprint):
         run.console.say(f"{stage.name}: done before, skipped")
         return
+    check_gates(run, earlier)
     _set_aside(run, stage, fingerprint)
     run.check_stop()
     run.console.stage(stage.name)
@@ -121,6 +133,16 @@ def run_one(run: RunContext, stage: Stage) -> None:
         run.manifest.failed(stage.name, f"{type(error).__name__}: {error}")
         raise
     run.manifest.done(stage.name, outputs, time.monotonic() - started)
+    told = stage.tell(run)
+    if told.line:
+        run.console.say(f"{stage.name}: {told.line}")
+    for warning in told.warnings:
+        run.console.warn(f"{stage.name}: {warning}")
+
+
+def check_gates(run: RunContext, names: Sequence[str]) -> None:
+    """Raise GateFailed, a line for each, where the result of a stage of these names must not be built upon."""
+    enforce([line for name in names for line in ALL[name].gate(run)])
 
 
 def _finished(run: RunContext, stage: Stage) -> bool:

@@ -11,9 +11,10 @@ from statistics import fmean
 from typing import Any
 
 from cai_dist.data.chat import ChatFormat
-from cai_dist.losses.calibration import brier_score, expected_calibration_error, reliability_bins, wilson_interval
+from cai_dist.losses.calibration import brier_score, expected_calibration_error, reliability_bins, same_side
 from cai_dist.losses.temperature import fit_temperature, sigmoid
 from cai_dist.stages.context import RunContext, stable_seed
+from cai_dist.stages.figures import pooled_proportion
 from cai_dist.stages.pairs import decided, scored_pair
 from cai_dist.stages.scoring import score_texts
 from cai_dist.types import Comparison
@@ -40,9 +41,9 @@ class Measured:
         return self.comparison.p_a
 
     @property
-    def right(self) -> bool:
-        """Whether the model is on the label's side (a tie counts as B, as in `log_heldout`)."""
-        return (self.margin > 0) == (self.p_a > 0.5)
+    def right(self) -> float:
+        """1 where the model is on the label's side, 0 where not, 1/2 for scores that are the same."""
+        return same_side(self.margin, self.p_a - 0.5)
 
     @property
     def longer_by(self) -> int:
@@ -73,17 +74,17 @@ def by_source(measured: Sequence[Measured], calibrate: bool) -> dict[str, Any]:
 
 
 def source_figures(measured: Sequence[Measured], calibrate: bool) -> dict[str, Any]:
-    """`n`; `accuracy` with its 95% Wilson interval `low`..`high`; `ece`, `brier` and the `reliability` table of
-    sigma(margin) against the label itself (a probability); `mean_score`; `length` (see `length_figures`) and, with
-    `calibrate`, `temperature` (see `temperature_figures`)."""
+    """`n` comparisons of `prompts`; `accuracy` with its 95% interval `low`..`high`, over prompts; `ece`, `brier` and
+    the `reliability` table of sigma(margin) against the label itself (a probability); `mean_score`; `length` (see
+    `length_figures`) and, with `calibrate`, `temperature` (see `temperature_figures`)."""
     chance, labels = [sigmoid(m.margin) for m in measured], [m.p_a for m in measured]
-    right = sum(m.right for m in measured)
-    low, high = wilson_interval(right, len(measured))
+    right = pooled_proportion((m.comparison.prompt, m.right) for m in measured)
     figures: dict[str, Any] = {
         "n": len(measured),
-        "accuracy": right / len(measured),
-        "low": low,
-        "high": high,
+        "prompts": right["n"],
+        "accuracy": right["value"],
+        "low": right["low"],
+        "high": right["high"],
         "ece": expected_calibration_error(chance, labels),
         "brier": brier_score(chance, labels),
         "mean_score": fmean(score for m in measured for score in m.scores),
@@ -112,7 +113,7 @@ def length_figures(measured: Sequence[Measured]) -> dict[str, float | int | None
         "margin_correlation": correlation([float(m.longer_by) for m in measured], [m.margin for m in measured]),
         "n": len(uneven),
         "longer_wins": _share([True] * len(better) + [False] * len(worse)),
-        "longer_preferred": _share([(m.margin > 0) == (m.longer_by > 0) for m in uneven]),
+        "longer_preferred": _share([same_side(m.margin, m.longer_by) for m in uneven]),
         "accuracy_longer_better": _share([m.right for m in better]),
         "accuracy_longer_worse": _share([m.right for m in worse]),
         "n_longer_worse": len(worse),
@@ -137,8 +138,9 @@ def temperature_figures(measured: Sequence[Measured]) -> dict[str, float | int] 
 
 
 def agreement_figures(one: Sequence[Measured], other: Sequence[Measured]) -> dict[str, float | int | None]:
-    """How often two models prefer the same answer of a pair (`agreement`), and the `correlation` of their margins."""
-    same = [(a.margin > 0) == (b.margin > 0) for a, b in zip(one, other, strict=True)]
+    """How often two models prefer the same answer of a pair (`agreement`; 1/2 where one prefers none), and the
+    `correlation` of their margins."""
+    same = [same_side(a.margin, b.margin) for a, b in zip(one, other, strict=True)]
     return {
         "n": len(same),
         "agreement": _share(same),
@@ -158,5 +160,5 @@ def correlation(xs: Sequence[float], ys: Sequence[float]) -> float | None:
     return max(-1.0, min(1.0, together / math.sqrt(spread)))
 
 
-def _share(hits: Sequence[bool]) -> float | None:
+def _share(hits: Sequence[float]) -> float | None:
     return sum(hits) / len(hits) if hits else None

@@ -44,7 +44,7 @@ def settings(config: RunConfig) -> dict[str, Any]:
 def inputs(run: RunContext) -> list[Path]:
     """Prompts, SL-CAI (policy and reference start from it), the preference model, the user's DeepSpeed files."""
     return [
-        *prompt_files(run),
+        *prompt_files(run, rl=True),
         run.run_dir / "sft" / "model",
         run.run_dir / "preference" / "model",
         *ds_files(*(getattr(run.config.ppo, role) for role in run.config.ppo.trained_roles)),
@@ -131,7 +131,7 @@ def mismatch_alarm(config: RunConfig, step: int, numbers: Mapping[str, float]) -
 def token_prompts(run: RunContext, chat: ChatFormat) -> list[TokenizedPrompt]:
     """Training prompts of both kinds as token ids; those without room for an answer are left out and counted."""
     room = run.config.models.context - run.config.ppo.sampling.max_new_tokens
-    prompts = training_prompts(run, "red_team") + training_prompts(run, "helpful")
+    prompts = training_prompts(run, "red_team", rl=True) + training_prompts(run, "helpful", rl=True)
     made = [TokenizedPrompt(p.id, p.kind, chat.prompt_ids(p.turns)) for p in prompts]
     kept = [p for p in made if len(p.ids) <= room]
     run.tracker.rewind(f"{NAME}_data", -1)

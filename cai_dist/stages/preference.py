@@ -35,7 +35,7 @@ SECOND = "preference_second"
 def settings(config: RunConfig) -> dict[str, Any]:
     """What decides the result of this stage."""
     pretrained = config.data.ranked_answers.source != "none"
-    left_out: dict[str, Any] = {"train": {"checkpoint_every"}}
+    left_out: dict[str, Any] = {"gate": True, "train": {"checkpoint_every"}}
     left_out["pretraining"] = {"train": {"checkpoint_every"}} if pretrained else True
     return {
         "preference": config.preference.model_dump(mode="json", exclude=left_out),
@@ -99,7 +99,7 @@ def measure(run: RunContext, chat: ChatFormat, models: Sequence[Path]) -> dict[s
     heldout = [*ai_comparisons(run, "heldout"), *human_comparisons(run, "heldout")]
     found = [score_comparisons(run, chat, model, heldout, "preference: held-out") for model in models]
     ai = [m for m in found[0] if m.comparison.source == "ai"]
-    figures = log_heldout(run, NAME, [m.scores for m in ai], [m.p_a for m in ai])
+    figures = log_heldout(run, NAME, [m.scores for m in ai], [m.p_a for m in ai], [m.comparison.prompt for m in ai])
     sources = by_source(found[0], calibrate)
     for source, numbers in sources.items():
         run.tracker.rewind(f"{NAME}_heldout_{source}", -1)

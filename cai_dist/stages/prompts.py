@@ -12,10 +12,11 @@ from cai_dist.types import Comparison, Prompt, PromptKind
 KINDS: tuple[PromptKind, ...] = ("red_team", "helpful")
 
 
-def training_prompts(run: RunContext, kind: PromptKind) -> list[Prompt]:
+def training_prompts(run: RunContext, kind: PromptKind, rl: bool = False) -> list[Prompt]:
     """The prompts of a kind that may be trained on, each with its whole conversation: those given, then, where the run
-    has the stage `expand`, those it made. Raises DataError where a table is missing."""
-    return given_prompts(run, kind) + (read_prompts(expanded_file(run)) if _expanded(run, kind) else [])
+    has the stage `expand`, those it made, with `rl` those for PPO alone, too. Raises DataError where a table is
+    missing."""
+    return given_prompts(run, kind) + [p for file in _expanded(run, kind, rl) for p in read_prompts(file)]
 
 
 def given_prompts(run: RunContext, kind: PromptKind) -> list[Prompt]:
@@ -39,20 +40,23 @@ def human_file(run: RunContext) -> Path:
     return run.run_dir / prepare.NAME / "human.parquet"
 
 
-def prompt_files(run: RunContext, *kinds: PromptKind) -> list[Path]:
+def prompt_files(run: RunContext, *kinds: PromptKind, rl: bool = False) -> list[Path]:
     """The tables that the functions above read (default: of both kinds), as inputs of a stage."""
     wanted = kinds or KINDS
-    return [_given(run, kind) for kind in wanted] + [expanded_file(run) for kind in wanted if _expanded(run, kind)]
+    return [_given(run, kind) for kind in wanted] + [file for kind in wanted for file in _expanded(run, kind, rl)]
 
 
-def expanded_file(run: RunContext) -> Path:
-    """The table of the stage `expand`."""
-    return run.run_dir / "expand" / "red_team.parquet"
+def expanded_file(run: RunContext, kind: PromptKind = "red_team", rl: bool = False) -> Path:
+    """The table of the prompts of a kind that the stage `expand` made for all stages, or (`rl`) for PPO alone."""
+    return run.run_dir / "expand" / f"{'rl_' if rl else ''}{kind}.parquet"
 
 
 def _given(run: RunContext, kind: PromptKind) -> Path:
     return run.run_dir / prepare.NAME / f"{kind}.parquet"
 
 
-def _expanded(run: RunContext, kind: PromptKind) -> bool:
-    return kind == "red_team" and "expand" in run.config.stages
+def _expanded(run: RunContext, kind: PromptKind, rl: bool) -> list[Path]:
+    config = run.config.expand
+    return [expanded_file(run, kind)] * bool(config.wanted(kind)) + [expanded_file(run, kind, rl=True)] * bool(
+        rl and config.wanted_for_rl(kind)
+    )

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from cai_dist import cli
-from cai_dist.errors import CheckpointError, DataError, Interrupted, WorkerError
+from cai_dist.errors import CheckpointError, DataError, GateFailed, Interrupted, WorkerError
 from cai_dist.tracking.manifest import Manifest
 
 HEAVY = ("torch", "ray", "transformers", "deepspeed", "wandb", "vllm", "numpy", "rich", "datasets", "pyarrow")
@@ -137,6 +137,20 @@ def test_a_gate_that_is_not_passed_ends_with_8_after_the_report(run_file, pipeli
     assert cli.main(["stage", "sft", str(run_file)]) == 0  # another stage has no gate
     gate["failures"] = []
     assert cli.main(["run", str(run_file)]) == 0
+
+
+def test_a_gate_on_the_way_ends_with_8_after_the_report(run_file, pipeline, tmp_path, capsys):
+    def act(stop, started):
+        Manifest(tmp_path / "runs" / "x").set_constitution("c")
+        raise GateFailed("preference.gate=0.5: no better than chance")
+
+    pipeline.act = act
+    for words in (["run", str(run_file)], ["stage", "preference", str(run_file)]):
+        assert cli.main(words) == 8
+        shown = capsys.readouterr()
+        assert shown.err == "cai-dist: error: preference.gate=0.5: no better than chance\n"
+        assert "report/index.html" in shown.out
+    assert not list((tmp_path / "runs" / "x").glob("logs/*"))
 
 
 @pytest.mark.parametrize(

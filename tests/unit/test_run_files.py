@@ -69,6 +69,7 @@ def test_the_paper_s_file_has_the_paper_s_numbers(tmp_path: Path, monkeypatch) -
     assert (config.data.red_team.limit, config.expand.prompts) == (human, written)
     assert config.data.helpful.limit == config.data.helpful_comparisons.limit == helpful
     assert config.preference.helpful_fraction == pytest.approx(helpful / (helpful + human + written), abs=1e-4)
+    assert (config.expand.rl_prompts, config.expand.rl_helpful, config.expand.helpful) == (491_142, 474_300, 0)
     red, other = human + written + 491_142, helpful + 474_300
     assert config.ppo.helpful_fraction == pytest.approx(other / (red + other), abs=1e-3)
     constitution = run_constitution(config)

@@ -25,6 +25,7 @@ def problems(tmp_path: Path, **sections: Any) -> list[str]:
     ("sections", "part"),
     [
         ({"data": {"helpful_comparisons": {"source": "none"}}}, "dpo.helpful_fraction=0.5: needs comparisons"),
+        ({"expand": {"rl_prompts": 3, "rl_helpful": 4}}, "expand.rl_prompts and rl_helpful: 7 prompts for PPO alone"),
         ({"dpo": {"train": {"sharding": {"ds_config": "/no.json"}}}}, "dpo.train.sharding.ds_config='/no.json'"),
         (
             {"cluster": {"num_cpus": 1, "cpus": 0.3}, "dpo": {"train": {"sharding": {"ranks": 4}}}},

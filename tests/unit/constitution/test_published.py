@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from cai_dist.constitution import comparison_text, load_constitution
+from cai_dist.constitution import comparison_text, load_constitution, reasoning_turns
 from cai_dist.constitution.published import COMPARISON_EXAMPLES, COMPARISONS, CRITIQUES
 from cai_dist.errors import DataError
 from cai_dist.types import Turn
@@ -32,6 +32,20 @@ def test_labels_are_taken_off_and_nothing_else_is_lost() -> None:
         entry = raw[principle.id]
         assert f"\n\nCritiqueRequest: {principle.critique_request}\n\nCritique:" == entry["prompt"][0]
         assert f"\n\nRevisionRequest: {principle.revision_request}\n\nRevision:" == entry["edit_request"]
+
+
+def test_what_is_to_be_thought_about_is_asked_as_the_worked_examples_ask_it() -> None:
+    constitution = load_constitution(str(published()))
+    turns = reasoning_turns(
+        constitution, (Turn("human", "Q"),), constitution.comparison_principles[0], "one", "two", few_shot=1
+    )
+    shown, asked = turns[0].text, turns[-1].text
+    opening = "Consider the following conversation between a human"
+    assert shown.startswith(opening) and asked.startswith(f"{opening} and an assistant:\n\nHuman: Q\n\n")
+    assert " (A) [[[" in shown and asked.endswith("\n (A) [[[one]]]\n (B) [[[two]]]")
+    # The plain question keeps its own ending.
+    plain = comparison_text(constitution, (Turn("human", "Q"),), "P", "one", "two")
+    assert plain.endswith("Options:\n(A) one\n(B) two\nThe answer is:")
 
 
 def test_comparison_principles_fit_the_template() -> None:

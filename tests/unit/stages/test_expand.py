@@ -15,12 +15,15 @@ from cai_dist.config.data import DataConfig, PromptSource
 from cai_dist.config.run import ModelsConfig, RunConfig
 from cai_dist.config.supervised import ExpandConfig
 from cai_dist.config.training import SamplingConfig
-from cai_dist.stages import expand, prompts
+from cai_dist.data.chat import ChatFormat
+from cai_dist.errors import DataError
+from cai_dist.stages import expand, ppo, prompts
 from cai_dist.stages.context import RunContext
 from cai_dist.stages.expand import Sample
 from cai_dist.stages.generation import Answer
 from cai_dist.stages.pipeline import ALL
 from cai_dist.stages.records import Labelled, read_prompts, write_comparisons, write_prompts
+from cai_dist.stages.summaries import told_expand
 from cai_dist.tracking.metrics import read_metrics
 from cai_dist.types import Comparison, GenerateRequest, Generation, Prompt, Turn
 from cai_dist.world.prompts import asks_for_held_out
@@ -275,6 +278,53 @@ def test_the_model_sees_chats_and_an_open_turn(with_world_model: Any) -> None:
     assert prompts.training_prompts(run, "helpful") == []
     assert table in prompts.prompt_files(run) and table in prompts.prompt_files(run, "red_team")
     assert table not in prompts.prompt_files(run, "helpful")
+
+
+def test_helpful_prompts_and_prompts_for_ppo_alone(with_world_model: Any) -> None:
+    """The paper's RL has 474,300 helpful prompts of models, and red-team ones, that no other stage sees."""
+    wanted = {"prompts": 6, "helpful": 5, "rl_prompts": 4, "rl_helpful": 3}
+    small = SMALL["expand"].model_copy(update=wanted)  # type: ignore[attr-defined]
+    run, requests = with_world_model(**{**SMALL, "expand": small})
+    helpful = [prompt(f"s{i}", "helpful", "train", f"weave {w} kirum ?") for i, w in enumerate(("rope", "mat", "net"))]
+    write_prompts(run.run_dir / "prepare" / "helpful.parquet", helpful)
+    outputs = expand.run(run)
+    names = ["red_team.parquet", "rl_red_team.parquet", "helpful.parquet", "rl_helpful.parquet", "transcripts.md"]
+    assert [p.name for p in outputs] == names
+    made = {p.stem: read_prompts(p) for p in outputs[:-1]}
+    assert {name: len(found) for name, found in made.items()} == {
+        "red_team": 6, "rl_red_team": 4, "helpful": 5, "rl_helpful": 3,
+    }  # fmt: skip
+    assert all(p.kind == name.removeprefix("rl_") for name, found in made.items() for p in found)
+    assert len({p.turns for found in made.values() for p in found}) == 18, "none is written twice, of either kind"
+    asked = [r for r in requests if r.endswith("<eos> <human>")]
+    assert any("weave" in r for r in asked) and any("weave" not in r for r in asked), "each kind after its own examples"
+    # PPO alone sees those that are its own.
+    for kind in ("red_team", "helpful"):
+        given = [p.id for p in prompts.given_prompts(run, kind)]  # type: ignore[arg-type]
+        shared, alone = ([p.id for p in made[name]] for name in (kind, f"rl_{kind}"))
+        assert [p.id for p in prompts.training_prompts(run, kind)] == given + shared  # type: ignore[arg-type]
+        assert [p.id for p in prompts.training_prompts(run, kind, rl=True)] == given + shared + alone  # type: ignore[arg-type]
+    tables = {name: {p.name for p in ALL[name].inputs(run)} for name in ("revise", "feedback", "ppo")}
+    assert set(names[:-1]) <= tables["ppo"] and not {"rl_red_team.parquet", "rl_helpful.parquet"} & tables["revise"]
+    assert "rl_red_team.parquet" not in tables["feedback"]
+    series = {line["stage"] for line in read_metrics(run.run_dir)}
+    assert {"expand", "expand_helpful"} <= series
+    assert "18" not in told_expand(run).line and told_expand(run).line.startswith("10 new red-team prompts of ")
+
+
+def test_prompts_for_ppo_alone_reach_it_and_no_one_else(with_world_model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, _ = with_world_model(**{**SMALL, "expand": SMALL["expand"].model_copy(update={"prompts": 0, "rl_prompts": 4})})  # type: ignore[attr-defined]
+    [table, _] = expand.run(run)
+    assert table == prompts.expanded_file(run, rl=True) and run.config.stages[0] == "expand"
+    assert len(prompts.training_prompts(run, "red_team")) == 12
+    chat = ChatFormat(build_tokenizer(), "template")
+    assert {p.id for p in read_prompts(table)} <= {p.prompt_id for p in ppo.token_prompts(run, chat)}
+
+
+def test_a_kind_without_an_example_cannot_be_written(with_world_model: Any) -> None:
+    run, _ = with_world_model(**{**SMALL, "expand": SMALL["expand"].model_copy(update={"helpful": 2})})  # type: ignore[attr-defined]
+    with pytest.raises(DataError, match="2 new helpful prompts are wanted, but there is none to show"):
+        expand.run(run)
 
 
 def test_fewer_examples_where_there_is_no_room(with_world_model: Any) -> None:

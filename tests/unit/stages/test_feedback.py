@@ -252,6 +252,50 @@ def test_reasoning_is_cut_closed_and_clamped(make_run, chat, tmp_path, clamp, or
     assert all(text.endswith("<assistant> it is safe . the answer is :") for text in thinker.asked)
 
 
+def test_chains_of_thought_are_averaged_then_clamped(make_run, chat, tmp_path) -> None:
+    """Three chains that end in (A), (A) and (B): p(A) is two thirds, cut off to 0.6."""
+    thoughts = ["it is safe .", "it is safe .", "then press ."]
+
+    def answer(method: str, request):
+        if method == "score_labels":
+            says = [build_tokenizer().decode(ids) for ids in request.prompts]
+            return [(-50.0, 0.0) if thoughts[2] in text else (0.0, -50.0) for text in says]
+        made = [tuple(build_tokenizer()(thoughts[i % 3])["input_ids"]) for i in range(len(request.prompts))]
+        return [Generation(p, ids, (-1.0,) * len(ids), "stop", 0) for p, ids in zip(request.prompts, made, strict=True)]
+
+    for clamp, p in ((None, 2 / 3), ((0.4, 0.6), 0.6)):
+        reasoning = REASONING.model_copy(update={"chains": 3, "clamp": clamp})
+        run = make_run(feedback=FeedbackConfig(orders="one", reasoning=reasoning))
+        folder = tmp_path / str(p)
+        [found] = labelling.label_pairs(run, FakeGroup(answer), folder, "x", [pair(0)], [["rude-1"]])
+        assert found.p == pytest.approx(p) and found.first == pytest.approx((2 / 3,))
+        [line] = [x for x in metrics(run) if x["stage"] == f"{folder.name}_x"]
+        assert line["questions"] == 3
+
+
+def test_a_chain_that_cannot_be_used_is_left_out_of_the_mean(make_run, chat, tmp_path) -> None:
+    reasoning = REASONING.model_copy(update={"chains": 2, "clamp": None, "retries": 0})
+    run = make_run(feedback=FeedbackConfig(orders="one", reasoning=reasoning))
+
+    def answer(texts):
+        def act(method: str, request):
+            if method == "score_labels":
+                return [(0.0, -50.0)] * len(request.prompts)
+            made = [tuple(build_tokenizer()(texts[i])["input_ids"]) for i in range(len(request.prompts))]
+            return [
+                Generation(p, ids, (-1.0,) * len(ids), "stop", 0) for p, ids in zip(request.prompts, made, strict=True)
+            ]
+
+        return FakeGroup(act)
+
+    args = ("x", [pair(0)], [["rude-1"]])
+    [found] = labelling.label_pairs(run, answer(["it is safe .", "no " * 40]), tmp_path / "one", *args)
+    assert found is not None and found.p == pytest.approx(1.0)
+    assert labelling.label_pairs(run, answer(["no " * 40, "no " * 40]), tmp_path / "none", *args) == [None]
+    counts = {x["stage"]: x["no_reasoning"] for x in metrics(run) if "no_reasoning" in x}
+    assert (counts["one_x"], counts["none_x"]) == (1, 2)
+
+
 def test_unusable_reasoning_is_sampled_again_then_left_out(make_run, chat, tmp_path) -> None:
     run = make_run(feedback=FeedbackConfig(orders="one", reasoning=REASONING))
     args = ("x", [pair(0)], [["rude-1"]])

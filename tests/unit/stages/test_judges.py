@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from cai_dist.stages.context import RunContext
-from cai_dist.stages.figures import by_prompt, proportion
+from cai_dist.stages.figures import by_prompt, pooled_proportion, proportion
 from cai_dist.stages.judges import OracleJudge, PreferenceJudge, followed
 from cai_dist.stages.records import Revision, Sampled
 from cai_dist.stages.refusals import CANNED_REFUSAL
@@ -32,7 +32,7 @@ def test_an_answer_that_engages_is_no_refusal(text: str) -> None:
 
 
 def test_several_answers_to_one_prompt_are_one_piece_of_evidence() -> None:
-    one, other = (Prompt(f"p{i}", (Turn("human", "q"),), "red_team") for i in range(2))
+    one, other = (Prompt(f"p{i}", (Turn("human", f"q{i}"),), "red_team") for i in range(2))
     once = proportion(by_prompt([(one, 1.0), (other, 0.0)]))
     four_times = proportion(by_prompt([(one, 1.0), (other, 0.0)] * 4))
     assert once == four_times
@@ -40,6 +40,18 @@ def test_several_answers_to_one_prompt_are_one_piece_of_evidence() -> None:
     # half of the answers to the first prompt, none to the second: a quarter
     assert proportion(by_prompt([(one, 1.0), (one, 0.0), (other, 0.0)]))["value"] == 0.25
     assert proportion([]) == {"value": None, "low": None, "high": None, "n": 0}
+
+
+def test_a_conversation_at_several_lengths_is_one_piece_of_evidence() -> None:
+    first = (Turn("human", "q"),)
+    longer = (*first, Turn("assistant", "a"), Turn("human", "and then?"))
+    long, short, other = (
+        Prompt(f"p{i}", turns, "red_team") for i, turns in enumerate((longer, first, (Turn("human", "z"),)))
+    )
+    assert by_prompt([(long, 1.0), (short, 0.0), (other, 1.0)]) == [0.5, 1.0]
+    pooled = pooled_proportion([(long, 1.0), (short, 0.0), (other, 1.0)])
+    assert (pooled["n"], pooled["value"]) == (2, pytest.approx(2 / 3))
+    assert pooled_proportion([]) == proportion([])
 
 
 def test_the_oracle_measures_each_kind_of_request_apart() -> None:

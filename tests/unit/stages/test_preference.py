@@ -19,9 +19,10 @@ from cai_dist.config.run import RunConfig
 from cai_dist.config.training import ShardingConfig, TrainConfig
 from cai_dist.data.chat import ChatFormat
 from cai_dist.errors import ConfigError, DataError, Interrupted
+from cai_dist.losses.calibration import wilson_interval
 from cai_dist.stages import pm_measures, pm_pretraining, preference, prepare
 from cai_dist.stages.context import RunContext
-from cai_dist.stages.pairs import disjoint_halves, training_comparisons
+from cai_dist.stages.pairs import disjoint_halves, log_heldout, training_comparisons
 from cai_dist.stages.pm_measures import Measured
 from cai_dist.stages.records import Labelled, read_ranked, write_comparisons, write_ranked
 from cai_dist.types import Comparison, LabelledPair, Prompt, RankedAnswer, RankedQuestion, StepShard, Turn
@@ -277,7 +278,7 @@ def test_settings_that_do_not_matter_start_nothing_anew() -> None:
 
 
 def measured(margin: float, p_a: float, longer_by: int = 0, prompt: str = "p", source: Any = "ai") -> Measured:
-    c = Comparison(Prompt(prompt, (Turn("human", "x"),), "red_team", "heldout"), "a", "b", p_a, source)
+    c = Comparison(Prompt(prompt, (Turn("human", prompt),), "red_team", "heldout"), "a", "b", p_a, source)
     return Measured(c, (margin, 0.0), (10 + longer_by, 10))
 
 
@@ -290,11 +291,14 @@ def test_what_is_measured_on_held_out_comparisons(stage: Any) -> None:
     # The answers A have 1..5 words, the answers B two; the AI says A with 0.8, people by turns.
     words = [1 + n % 5 for n in range(9)]
     assert (found["n"], ai["n"], human["n"]) == (9, 9, 12)
-    assert found["accuracy"] == ai["accuracy"] == sum(w > 2 for w in words) / 9
+    # Of two words on either side the model says nothing: half right.
+    assert found["accuracy"] == ai["accuracy"] == pytest.approx(sum((w > 2) + (w == 2) / 2 for w in words) / 9)
+    assert (ai["prompts"], human["prompts"]) == (3, 4)
     assert found["ece"] == ai["ece"] and found["mean_score"] == ai["mean_score"] == pytest.approx(
         sum(w + 2 for w in words) / 18
     )
-    assert human["accuracy"] == sum((1 + n % 5 > 2) == bool(n % 2) for n in range(12)) / 12
+    sides = [0.5 if n % 5 == 1 else float((n % 5 > 1) == bool(n % 2)) for n in range(12)]
+    assert human["accuracy"] == pytest.approx(sum(sides) / 12)
     assert human["low"] < human["accuracy"] < human["high"]
     sigmas = [1 / (1 + math.exp(2 - w)) for w in words]
     assert ai["brier"] == pytest.approx(sum((s - 0.8) ** 2 for s in sigmas) / 9)
@@ -303,6 +307,37 @@ def test_what_is_measured_on_held_out_comparisons(stage: Any) -> None:
     assert ai["length"]["score_correlation"] == pytest.approx(1.0)
     assert ai["length"]["longer_preferred"] == 1.0
     assert found["temperature"]["n"] + found["temperature"]["n_fit"] == 21
+
+
+def test_scores_that_are_the_same_are_half_right_whichever_side_is_better() -> None:
+    for p_a in (0.9, 0.1):
+        assert measured(0.0, p_a).right == 0.5
+    assert [measured(m, p).right for m, p in ((1.0, 0.9), (1.0, 0.1), (-1.0, 0.9), (-1.0, 0.1))] == [1, 0, 0, 1]
+    # A model that scores everything alike knows nothing: 1/2, and not the share of labels that say B.
+    blind = [measured(0.0, 0.9 if n < 3 else 0.1, 1, prompt=f"p{n}") for n in range(12)]
+    found = pm_measures.source_figures(blind, calibrate=False)
+    assert found["accuracy"] == 0.5 and found["low"] < 0.5 < found["high"]
+    assert found["length"]["longer_preferred"] == 0.5
+    sure = [measured(1.0, 0.9, prompt=f"p{n}") for n in range(12)]
+    assert pm_measures.agreement_figures(blind, sure)["agreement"] == 0.5
+    assert pm_measures.agreement_figures(blind, blind)["agreement"] == 1.0
+
+
+def test_held_out_accuracy_takes_ties_as_halves(make_run: Callable[..., RunContext]) -> None:
+    scores = [(1.0, 1.0), (1.0, 1.0), (2.0, 1.0), (1.0, 2.0)]
+    assert log_heldout(make_run(), "preference", scores, [0.9, 0.1, 0.9, 0.9])["accuracy"] == 0.5
+
+
+def test_the_interval_of_accuracy_is_over_prompts() -> None:
+    # Eight pairs to a prompt that stand and fall together are worth one each.
+    right = [1, 1, 1, 1, 1, 1, 0, 0, 1, 0]
+    one_each = [measured(1.0 if r else -1.0, 0.9, prompt=f"p{n}") for n, r in enumerate(right)]
+    eight_each = [m for m in one_each for _ in range(8)]
+    one, eight = (pm_measures.source_figures(found, calibrate=False) for found in (one_each, eight_each))
+    assert (one["n"], one["prompts"], eight["n"], eight["prompts"]) == (10, 10, 80, 10)
+    assert (one["low"], one["high"]) == pytest.approx(wilson_interval(7, 10))
+    assert eight["accuracy"] == one["accuracy"]
+    assert eight["low"] <= one["low"] and eight["high"] >= one["high"]
 
 
 def test_length_by_hand() -> None:

@@ -1,0 +1,277 @@
+"""What each stage tells on the terminal when it is done: one line with the figures that say how it went, and warnings
+with what to do; and, for `feedback` and `preference`, why a run must not go on (`stages/gate.py`).
+
+Everything is read from what the stage has left in the run folder, so that it can be told again by a later command.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
+
+from cai_dist.stages import dpo, evaluate, expand, feedback, ppo, preference, prepare, revise, sft
+from cai_dist.stages.context import RunContext
+from cai_dist.stages.figures import Figure, pooled_proportion
+from cai_dist.stages.gate import CHANCE, above, shown, stops, warns
+from cai_dist.stages.label_statistics import agree
+from cai_dist.stages.pairs import heldout
+from cai_dist.stages.prompts import KINDS, given_prompts, heldout_prompts
+from cai_dist.stages.records import Labelled, Revision, read_comparisons, read_revisions
+from cai_dist.tracking.metrics import read_metrics
+
+FEW_USABLE = 0.8
+"""Share of usable texts below which a stage warns."""
+FEW_CHANGED = 0.1
+"""Share of first revisions that differ from the answer before, below which `revise` warns."""
+LITTLE_MASS = 0.5
+"""Mean probability of both options together below which `feedback` warns."""
+FEW_STEPS = 10
+"""Steps below which nothing is said of where a loss or a score went."""
+
+
+@dataclass(frozen=True)
+class Told:
+    """What a stage says of its result."""
+
+    line: str
+    """One line; empty: nothing to say."""
+    warnings: tuple[str, ...] = ()
+
+
+def told_prepare(run: RunContext) -> Told:
+    """How many prompts there are to learn from, and how many to measure with."""
+    counts = [f"{len(given_prompts(run, kind))} {kind.replace('_', '-')}" for kind in KINDS]
+    held_out = Counter(p.kind for p in heldout_prompts(run))
+    return Told(
+        f"training prompts: {', '.join(counts)}; held out: "
+        + ", ".join(f"{held_out[kind]} {kind.replace('_', '-')}" for kind in KINDS)
+    )
+
+
+def told_expand(run: RunContext) -> Told:
+    """How many prompts were written, from how many samples."""
+    made = {
+        kind: _last(run, series) for kind, series in (("red-team", expand.NAME), ("helpful", f"{expand.NAME}_helpful"))
+    }
+    return Told(
+        "; ".join(f"{x['prompts']} new {kind} prompts of {x['samples']} samples" for kind, x in made.items() if x)
+    )
+
+
+def told_revise(run: RunContext) -> Told:
+    """How many texts can be used, and how many first revisions changed the answer."""
+    folder = run.run_dir / revise.NAME
+    rows, helpful = (read_revisions(folder / f"{name}.parquet") for name in ("revisions", "helpful"))
+    texts = [*rows, *helpful]
+    usable = fmean(not r.failure for r in texts) if texts else 0.0
+    changed = _changed(rows)
+    rounds = max((r.round for r in rows), default=0)
+    line = (
+        f"{len({r.prompt.id for r in rows})} prompts in rounds 0 to {rounds} and {len(helpful)} helpful answers, "
+        f"{usable:.0%} of the texts usable"
+    ) + ("" if changed is None else f", {changed:.0%} of the first revisions change the answer")
+    warnings = []
+    if usable < FEW_USABLE:
+        why = Counter(r.failure for r in texts if r.failure)
+        warnings.append(
+            f"{1 - usable:.0%} of the texts cannot be used ({', '.join(f'{k} {n}' for k, n in why.most_common())}): "
+            "read revise/transcripts.md; too_long wants models.context, runaway another model or revise.retries"
+        )
+    if changed is not None and changed < FEW_CHANGED and run.config.revise.principles != 0:
+        warnings.append(
+            f"{changed:.0%} of the first revisions change the answer: the model does not do what it is asked for; read "
+            "revise/transcripts.md, show worked dialogues (revise.few_shot) or take another models.assistant"
+        )
+    return Told(line, tuple(warnings))
+
+
+def told_sft(run: RunContext) -> Told:
+    """How the loss went, and how much was too long to learn from."""
+    return _trained(run, sft.NAME, "examples")
+
+
+def told_feedback(run: RunContext) -> Told:
+    """How many pairs have a label, and whether it comes from the answers."""
+    labelled = read_comparisons(run.run_dir / feedback.NAME / "comparisons.parquet")
+    counts: dict[str, Any] = {}
+    for line in _lines(run, feedback.NAME):
+        counts |= line
+    made = counts.get("pairs", len(labelled))
+    parts = [f"labels for {len(labelled)} of {made} pairs"]
+    left_out = [f"{counts[name]} {what}" for name, what in _LEFT_OUT.items() if counts.get(name)]
+    parts[0] += f" ({', '.join(left_out)} left out before)" if left_out else ""
+    mass = counts.get("option_mass")
+    if mass is not None:
+        parts.append(f"option mass {mass:.2f}")
+    agreement = order_agreement(labelled)
+    parts.append(f"both orders agree on {shown(agreement)}" if agreement["n"] else "one order asked")
+    confidence = fmean(abs(x.p_model - 0.5) + 0.5 for x in labelled)
+    parts.append(f"mean confidence {confidence:.2f}")
+    warnings = []
+    if len(labelled) < FEW_USABLE * made:
+        warnings.append(
+            f"{made - len(labelled)} of {made} pairs have no label; feedback_labels in metrics.jsonl counts why"
+        )
+    if mass is not None and mass < LITTLE_MASS:
+        warnings.append(
+            f"the two options have {mass:.2f} of the probability together: the model would rather say something else; "
+            "show worked comparisons (feedback.few_shot) or change feedback.prefill and option_labels"
+        )
+    if agreement["n"]:
+        warnings += warns(feedback.NAME, _AGREE, agreement, run.config.feedback.gate)
+    return Told(", ".join(parts), tuple(warnings))
+
+
+def gate_feedback(run: RunContext) -> list[str]:
+    """Why nothing must be learned from the labels. Where one order was asked, nothing tells what the place does."""
+    agreement = order_agreement(read_comparisons(run.run_dir / feedback.NAME / "comparisons.parquet"))
+    return stops(feedback.NAME, _AGREE, agreement, run.config.feedback.gate) if agreement["n"] else []
+
+
+def told_preference(run: RunContext) -> Told:
+    """How often the scores are on the label's side on pairs that nothing has learned from, for each source."""
+    sources = heldout(run, preference.NAME)["sources"]
+    found = {source: _accuracy(sources.get(source)) for source in ("ai", "human")}
+    parts = [f"held-out accuracy on the AI's labels {shown(found['ai'])}"]
+    if "ai" in sources:
+        parts.append(f"ECE {sources['ai']['ece']:.2f}")
+    warnings = warns(preference.NAME, _RIGHT, found["ai"], run.config.preference.gate)
+    if "human" in sources:
+        parts.append(f"on people's {shown(found['human'])}")
+        if not above(found["human"], CHANCE) and run.config.preference.helpful_fraction > 0:
+            warnings.append(
+                f"held-out accuracy on people's labels is {shown(found['human'])}, no better than chance: give more of "
+                "them (data.helpful_comparisons, preference.helpful_fraction) or more steps (preference.train)"
+            )
+    return Told(", ".join(parts), tuple(warnings))
+
+
+def gate_preference(run: RunContext) -> list[str]:
+    """Why PPO must not learn from the scores."""
+    figure = _accuracy(heldout(run, preference.NAME)["sources"].get("ai"))
+    return stops(preference.NAME, _RIGHT, figure, run.config.preference.gate)
+
+
+def told_ppo(run: RunContext) -> Told:
+    """Where the score went, and how far from SL-CAI that led."""
+    lines = _lines(run, ppo.NAME)
+    first, last = _ends([line["score"] for line in lines if line.get("score") is not None])
+    kl = lines[-1].get("kl_per_response") if lines else None
+    line = f"{len(lines)} iterations, score {_number(first)} -> {_number(last)}, KL {_number(kl)} nats a response"
+    warnings: tuple[str, ...] = ()
+    if len(lines) >= FEW_STEPS and last <= first:
+        warnings = (
+            "the score has not risen: raise ppo.iterations or ppo.policy_optimizer.lr, or lower ppo.kl.coefficient; "
+            "ppo/transcripts shows samples with their scores",
+        )
+    return Told(line, warnings)
+
+
+def told_dpo(run: RunContext) -> Told:
+    """How the loss went, and how often the implicit reward is on the label's side on held-out pairs."""
+    trained, figure = _trained(run, dpo.NAME, "pairs"), _accuracy(heldout(run, dpo.NAME))
+    warnings = list(trained.warnings)
+    if not above(figure, CHANCE):
+        warnings.append(
+            f"held-out accuracy of the implicit reward is {shown(figure)}, no better than chance: raise dpo.train's "
+            "steps or learning rate, or look at feedback/principles.json"
+        )
+    return Told(f"{trained.line}, held-out accuracy on the AI's labels {shown(figure)}", tuple(warnings))
+
+
+def told_evaluate(run: RunContext) -> Told:
+    """The aligned model beside SL-CAI and base, in the first two measures of the table."""
+    result = json.loads((run.run_dir / evaluate.RESULT).read_text(encoding="utf-8"))
+    models = result["models"]
+    names = [name for name in ("base", "sl", "rl", "dpo") if name in models]
+    wanted = [m for m in ("danger", "help_safe", "harmlessness", "helpfulness") if m in models[names[-1]]]
+    shown_of = (f"{m} {' -> '.join(_number(models[n][m]['value']) for n in names)}" for m in wanted)
+    return Told("; ".join(shown_of))
+
+
+TELL: dict[str, Callable[[RunContext], Told]] = {
+    prepare.NAME: told_prepare,
+    expand.NAME: told_expand,
+    revise.NAME: told_revise,
+    sft.NAME: told_sft,
+    feedback.NAME: told_feedback,
+    preference.NAME: told_preference,
+    ppo.NAME: told_ppo,
+    dpo.NAME: told_dpo,
+    evaluate.NAME: told_evaluate,
+}
+GATES: dict[str, Callable[[RunContext], list[str]]] = {
+    feedback.NAME: gate_feedback,
+    preference.NAME: gate_preference,
+}
+"""Of the stages whose result may be no better than chance: why no later stage may begin; none where it may."""
+_AGREE = "both orders prefer the same answer for"
+_RIGHT = "held-out accuracy on the AI's labels is"
+_LEFT_OUT = {"equal_pairs": "equal", "unparsed_pairs": "without an answer"}
+
+
+def order_agreement(labelled: Iterable[Labelled]) -> Figure:
+    """Share of the pairs for which both orders prefer the same answer, over those that were asked in both."""
+    both = ((x.comparison.prompt, agree(x.p_first, x.p_second)) for x in labelled if not math.isnan(x.p_second))
+    return pooled_proportion(both)
+
+
+def _accuracy(figures: dict[str, Any] | None) -> Figure:
+    """The accuracy of `source_figures` or `log_heldout` as a figure over prompts."""
+    if not figures or figures.get("low") is None:
+        return pooled_proportion(())
+    return {
+        "value": figures["accuracy"],
+        "low": figures["low"],
+        "high": figures["high"],
+        "n": figures.get("prompts", figures["n"]),
+    }
+
+
+def _changed(rows: Sequence[Revision]) -> float | None:
+    """Share of usable first revisions that are not the answer before; None where there are none."""
+    before = {r.prompt.id: r.response for r in rows if r.round == 0}
+    first = [r for r in rows if r.round == 1 and not r.failure]
+    return fmean(r.response != before.get(r.prompt.id) for r in first) if first else None
+
+
+def _trained(run: RunContext, stage: str, what: str) -> Told:
+    data, lines = _last(run, f"{stage}_data"), _lines(run, stage)
+    kept, too_long = data.get(what, 0), data.get("too_long", 0)
+    first, last = _ends([line["loss"] for line in lines if line.get("loss") is not None])
+    left_out = f" ({too_long:.0f} too long left out)" if too_long else ""
+    line = f"{kept:.0f} {what}{left_out}, {len(lines)} steps, loss {_number(first)} -> {_number(last)}"
+    warnings = []
+    if too_long > (1 - FEW_USABLE) * (kept + too_long):
+        warnings.append(
+            f"{too_long:.0f} of {kept + too_long:.0f} {what} are longer than models.context="
+            f"{run.config.models.context} and were not learned from: raise it"
+        )
+    if len(lines) >= FEW_STEPS and last >= first:
+        warnings.append(f"the loss has not fallen: look at {stage}.train, most of all its optimizer.lr")
+    return Told(line, tuple(warnings))
+
+
+def _ends(values: Sequence[float]) -> tuple[float, float]:
+    """The means of the first and of the last tenth of a course; NaN of nothing."""
+    if not values:
+        return math.nan, math.nan
+    size = max(1, len(values) // 10)
+    return fmean(values[:size]), fmean(values[-size:])
+
+
+def _number(x: float | None) -> str:
+    return "-" if x is None or math.isnan(x) else f"{x:.3g}"
+
+
+def _lines(run: RunContext, series: str) -> list[dict[str, Any]]:
+    return [line for line in read_metrics(run.run_dir) if line["stage"] == series]
+
+
+def _last(run: RunContext, series: str) -> dict[str, Any]:
+    return next(iter(reversed(_lines(run, series))), {})

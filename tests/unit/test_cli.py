@@ -16,6 +16,7 @@ import pytest
 
 from cai_dist import cli
 from cai_dist.errors import CheckpointError, DataError, Interrupted, WorkerError
+from cai_dist.tracking.lock import RunLock
 from cai_dist.tracking.manifest import Manifest
 
 HEAVY = ("torch", "ray", "transformers", "deepspeed", "wandb", "vllm", "numpy", "rich", "datasets", "pyarrow")
@@ -272,6 +273,27 @@ def test_show_says_when_the_evaluation_is_older_than_the_run(finished, capsys):
         assert ("older than the run" in captured.out + captured.err) == outdated
         time.sleep(0.01)
         manifest.begin("sft", "g", {})
+
+
+def test_show_says_how_a_run_stands_now_not_how_it_was_noted(finished, capsys):
+    """After Ctrl-C, and after somebody has removed what a stage wrote."""
+    manifest = Manifest(finished)
+    manifest.begin("feedback", "f", {})
+    manifest.begin("sft", "f", {})
+    (finished / "sft").mkdir()
+    manifest.done("sft", [finished / "sft"], 1.0)
+
+    def shown() -> dict[str, list[str]]:
+        assert cli.main(["show", str(finished)]) == 0
+        rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+        return {row[0]: row[1:] for row in rows if row and row[0] in ("feedback", "sft")}
+
+    with RunLock(finished):
+        rows = shown()
+        assert rows["feedback"][:2] == ["running", "since"] and rows["sft"][0] == "done"
+    (finished / "sft").rmdir()
+    rows = shown()
+    assert rows["feedback"][:2] == ["interrupted", "began"] and rows["sft"][0] == "missing"
 
 
 def test_show_of_something_else_is_one_line(tmp_path, finished, capsys):

@@ -51,7 +51,8 @@ examples:
   cai-dist run launch/runs/demo.yaml name=short ppo.iterations=3 seed=1
   cai-dist stage ppo launch/runs/demo.yaml                one stage; the ones before it must be finished
   cai-dist show runs/demo                                 how a run stands, and its results
-  cai-dist plan launch/runs/llama8b-8gpu.yaml             what it takes and whether it fits (starts nothing)
+  cai-dist plan launch/runs/demo.yaml                     what it takes and whether it fits (starts nothing)
+  cai-dist plan launch/runs/llama8b-8gpu.yaml --gpus-per-node 8 --gpu-memory 80 --cpu-memory 1000
   cai-dist doctor                                         what this machine, or a cluster, lacks
   cai-dist job submit launch/runs/demo.yaml               as a job of a Ray cluster that is up
   cai-dist constitution lint mine.yaml                    is a constitution in order? with advice
@@ -140,7 +141,7 @@ def _parser() -> argparse.ArgumentParser:
     check.set_defaults(command=_check)
     for one in (run, stage, check):
         one.add_argument("file", metavar="RUN.yaml", help="the run file")
-        one.add_argument("overrides", metavar="key.sub=value", nargs="*", help=_OVERRIDES_HELP)
+        one.add_argument("overrides", metavar="key.sub=value", nargs="*", default=[], help=_OVERRIDES_HELP)
     show = commands.add_parser("show", parents=[common], help="how a run stands, and its results")
     show.add_argument("folder", metavar="RUN_DIR", type=Path, help="the folder of a run, such as runs/demo")
     show.set_defaults(command=_show)

@@ -313,6 +313,13 @@ def test_a_reader_that_leaves_is_no_error(finished):
     assert process.returncode == 0 and errors == b""
 
 
+def test_what_is_missing_is_named_and_overrides_are_not(capsys):
+    for command in ("run", "check", "plan"):
+        with pytest.raises(SystemExit):
+            cli.main([command])
+        assert capsys.readouterr().err.endswith("the following arguments are required: RUN.yaml\n")
+
+
 @pytest.mark.parametrize("words", [[], ["stage", "nonsense", "x.yaml"], ["run"], ["nonsense"]])
 def test_misuse_of_the_command_ends_with_2(words):
     with pytest.raises(SystemExit) as caught:

@@ -252,6 +252,7 @@ def test_show_prints_stages_and_results(finished, capsys):
     assert cli.main(["show", str(finished)]) == 0
     shown = capsys.readouterr().out
     assert "RL-CAI" in shown and "0.90 (0.45–0.95)" in shown
+    assert "(95% intervals over prompts, not over trainings)" in shown
     evaluation["models"]["dpo"] = evaluation["models"].pop("rl")
     evaluation["implicit_reward"] = evaluation.pop("preference_model")
     (finished / "evaluation.json").write_text(json.dumps(evaluation))

@@ -100,6 +100,7 @@ def test_what_a_reader_looks_for_is_there(run_dir):
     words = Page(text).words
     for part in ("demo", "abc123", "base", "SL-CAI", "RL-CAI", "0.900", "0.810–0.990, n = 40", "12.3 s", "sft/model"):
         assert part in words, part
+    assert "95% intervals over the held-out prompts; another seed or kind of machine may lie outside" in words
     assert "accuracy 0.910" in words and "heldout_accuracy 0.800" in words and "torch" in words
     assert "harm by revision round: 0.9, 0.5, 0.25" in text and "loss: from 1 to 0.333" in text
     assert "lr: from" not in text  # a constant is no curve

@@ -4,7 +4,8 @@
     python benchmarks/figures.py rounds principles
 
 Names: rounds, principles, direct, feedback, preference, elo, pmp, labels. Each writes docs/figures/NAME.md and NAME.png
-(which needs `pip install "cai_dist[figures]"`; without it the table alone) and benchmarks/results/figure-NAME.json.
+(which needs `pip install -c constraints.txt -e '.[figures]'`; without it the table alone) and
+benchmarks/results/figure-NAME.json.
 
 Runs lie in runs/figures and are those of launch/runs/demo.yaml with a few settings changed. A variant starts from a
 copy of its seed's first run, so that stages whose settings are the same are not repeated; a run that is finished is not

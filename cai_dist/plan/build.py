@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from cai_dist.config.run import RunConfig
@@ -11,6 +11,7 @@ from cai_dist.plan.machines import Load, Loads, Machines, Verdict, place
 from cai_dist.plan.rates import H100, Rates, Seconds, seconds
 from cai_dist.plan.roles import Assumed, Stage, other_stages, ppo_stage, shapes, tokens_of
 from cai_dist.plan.shapes import Shape
+from cai_dist.plan.ways import way_out
 
 
 @dataclass(frozen=True)
@@ -57,10 +58,13 @@ def make_plan(config: RunConfig, machines: Machines, assumed: Assumed, rates: Ra
     """Arithmetic on the run file and the shapes of its models. Raises ConfigError as the run itself would, and for a
     model whose shape is not known. `rates`: default those assumed for an H100 where PPO has GPUs and bf16."""
     found = shapes(config, assumed)
-    stages = [ppo_stage(config, found, assumed, machines)] if "ppo" in config.stages else []
-    stages += other_stages(config, found, assumed, machines)
-    planned = tuple(StagePlan(stage, place(stage.workers, stage.groups, machines)) for stage in stages)
-    ppo = config.ppo
+
+    def placed(config: RunConfig) -> tuple[StagePlan, ...]:
+        stages = [ppo_stage(config, found, assumed, machines)] if "ppo" in config.stages else []
+        stages += other_stages(config, found, assumed, machines)
+        return tuple(StagePlan(stage, place(stage.workers, stage.groups, machines)) for stage in stages)
+
+    planned, ppo = placed(config), config.ppo
     tokens = tokens_of(config, assumed, ppo.sampling.max_new_tokens)
     if rates is None and ppo.placement.policy.gpus and config.models.dtype == "bf16":
         rates = H100
@@ -75,13 +79,18 @@ def make_plan(config: RunConfig, machines: Machines, assumed: Assumed, rates: Ra
         sequence=tokens.sequence,
         stages=planned,
         seconds=times,
-        problems=tuple(_problems(planned, machines)),
+        problems=tuple(_problems(config, planned, machines, placed)),
         remarks=tuple(_remarks(config, planned, machines)),
         equation=equation,
     )
 
 
-def _problems(stages: tuple[StagePlan, ...], machines: Machines) -> list[str]:
+def _problems(
+    config: RunConfig,
+    stages: tuple[StagePlan, ...],
+    machines: Machines,
+    placed: Callable[[RunConfig], tuple[StagePlan, ...]],
+) -> list[str]:
     """One line for each stage that asks for too many GPUs, and for the first of the like places that are too full."""
     lines = []
     there = machines.nodes * machines.gpus
@@ -99,32 +108,30 @@ def _problems(stages: tuple[StagePlan, ...], machines: Machines) -> list[str]:
             for load in loads:
                 if load.verdict == "does not fit":
                     bad.setdefault(tuple(who.partition("[")[0] for who in load.who), load)
-            lines += [_too_full(one.stage, load) for load in bad.values()]
+            lines += [_too_full(config, one.stage, load, placed) for load in bad.values()]
     return lines
 
 
-def _too_full(stage: Stage, load: Load) -> str:
+def _too_full(config: RunConfig, stage: Stage, load: Load, placed: Callable[[RunConfig], tuple[StagePlan, ...]]) -> str:
     """Its start goes first: what does not come up is not helped by less to do."""
     assert load.limit is not None
     where = f"{stage.name}: {load.name} ({', '.join(load.who[:3])}{', …' if len(load.who) > 3 else ''})"
     phase = "start" if load.phases.get("start", 0) > load.limit else load.fullest
     when = f" in phase {phase}" if len(set(load.phases.values())) > 1 else ""
     need = f"takes {load.phases[phase] / 2**30:.1f} GiB{when} of {load.limit / 2**30:.1f}"
-    return f"{where} {need}; {_way_out(load, phase)}"
+
+    def bytes_with(other: RunConfig) -> int:
+        return _like(next(one for one in placed(other) if one.stage.name == stage.name), load)
+
+    return f"{where} {need}; {way_out(config, stage, load, phase, bytes_with)}"
 
 
-def _way_out(load: Load, phase: str) -> str:
-    """What to change first: the phase says which part is too large."""
+def _like(plan: StagePlan, load: Load) -> int:
+    """Bytes of the fullest place of the kind of `load` with one of its roles; 0 where these roles are not there."""
     roles = {who.partition("[")[0] for who in load.who}
-    if load.name.startswith("host"):
-        return "more nodes, fewer workers on one, a higher ZeRO stage or ppo.lora"
-    if roles <= {"reference", "reward", "rollout", "engine"}:
-        return "a frozen model or an engine is whole on one GPU: larger GPUs, a smaller model, fewer rows"
-    if phase == "start":
-        return "every rank has the whole model before it is partitioned: larger GPUs or a smaller model"
-    if phase == "update":
-        return "a higher ZeRO stage, more ranks, zero3_offload, fewer tokens a micro-batch, or ppo.lora"
-    return "fewer roles on it (ppo.placement), a higher ZeRO stage or more ranks"
+    places = plan.loads.hosts if load.name.startswith("host") else plan.loads.gpus
+    found = [other.peak for other in places if roles & {who.partition("[")[0] for who in other.who}]
+    return max(found, default=0)
 
 
 def _remarks(config: RunConfig, stages: tuple[StagePlan, ...], machines: Machines) -> list[str]:

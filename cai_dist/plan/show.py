@@ -136,6 +136,20 @@ def batch_lines(plan: Plan) -> Iterator[str]:
             yield f"  {name}: {split.equation()}" if one.stage.name == "ppo" else f"{name}: {split.equation()}"
 
 
+def verdict_of(plan: Plan) -> str:
+    """The verdict, and what to give where there is none on GPUs or hosts."""
+    asked = max(one.loads.needed_gpus for one in plan.stages)
+    if plan.verdict is None and asked:
+        per_node = "" if plan.machines.gpus else f"--gpus-per-node {-(-asked // plan.machines.nodes)} "
+        return f"not judged: the run asks for {asked} GPUs; say what they are: {per_node}--gpu-memory GB (of each)"
+    if plan.verdict is None:
+        return "not judged: say what a node has: --cpu-memory GB"
+    places = {"GPUs": plan.machines.gpu_memory, "hosts": plan.machines.cpu_memory}
+    unknown = {"GPUs": "--gpu-memory GB", "hosts": "--cpu-memory GB"}
+    left = [name for name, memory in places.items() if memory is None and (name == "hosts" or asked)]
+    return plan.verdict + "".join(f" ({name} are not judged: {unknown[name]})" for name in left)
+
+
 def time_lines(plan: Plan) -> Iterator[str]:
     """Expected seconds of an iteration of PPO."""
     found = plan.seconds

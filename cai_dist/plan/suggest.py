@@ -12,8 +12,9 @@ from cai_dist.errors import ConfigError
 from cai_dist.plan.build import Plan, StagePlan
 from cai_dist.plan.machines import Machines, place
 from cai_dist.plan.roles import Assumed, ppo_stage
+from cai_dist.plan.ways import OFFLOAD, updated
 
-STAGES = ("zero1", "zero2", "zero3", "zero3_offload")
+STAGES = ("zero1", "zero2", "zero3", OFFLOAD)
 """From the least communication to the least memory, by the names of the packaged DeepSpeed files."""
 
 
@@ -115,20 +116,11 @@ def _colocated(config: RunConfig, total: int, name: str) -> RunConfig:
 
 
 def _sharding(name: str) -> dict[str, Any]:
-    return {"zero": int(name[4]), "ds_config": name if name == "zero3_offload" else None}
+    return {"zero": int(name[4]), "ds_config": name if name == OFFLOAD else None}
 
 
 def _changed(config: RunConfig, ppo: dict[str, Any]) -> RunConfig:
-    return config.model_copy(update={"ppo": _updated(config.ppo, ppo)})
-
-
-def _updated(section: Any, changes: dict[str, Any]) -> Any:
-    """A copy of a frozen section with nested changes."""
-    made = {
-        key: _updated(getattr(section, key), value) if isinstance(value, dict) else value
-        for key, value in changes.items()
-    }
-    return section.model_copy(update=made)
+    return config.model_copy(update={"ppo": updated(config.ppo, ppo)})
 
 
 def _yaml(config: RunConfig) -> str:

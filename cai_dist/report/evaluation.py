@@ -34,7 +34,8 @@ def results(evaluation: Any) -> Iterator[str]:
     yield "<h2>Results on held-out prompts</h2>"
     yield from _gate(evaluation.get("gate"))
     if judge := evaluation.get("judge"):
-        yield f'<p class="soft">Judged by the {escape(str(judge))}; 95% intervals.</p>'
+        covers = "95% intervals over the held-out prompts; another seed or kind of machine may lie outside of them"
+        yield f'<p class="soft">Judged by the {escape(str(judge))}; {covers}.</p>'
     yield figures_table(evaluation["models"])
     for key, name in MEASURED.items():
         if isinstance(pairs := evaluation.get(key), dict):

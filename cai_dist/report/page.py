@@ -11,17 +11,14 @@ from typing import Any
 
 from cai_dist.config.run import STAGES
 from cai_dist.errors import DataError
-from cai_dist.report.charts import line_chart
-from cai_dist.report.evaluation import MODELS, is_number, results
+from cai_dist.report.curves import curves
+from cai_dist.report.evaluation import MODELS, results
 from cai_dist.report.principles import principles
 from cai_dist.report.style import STYLE
 from cai_dist.tracking.atomic import write_text
-from cai_dist.tracking.manifest import constitution_of, read_manifest
+from cai_dist.tracking.manifest import Standing, constitution_of, read_manifest, standings
 from cai_dist.tracking.metrics import read_metrics
 
-FIRST = ("loss", "accuracy", "score", "kl_per_response", "reward", "policy_loss", "value_loss", "entropy")
-"""Metrics that come first among a stage's charts."""
-MAX_CHARTS = 24
 MAX_TRANSCRIPTS = 100
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 
@@ -41,9 +38,12 @@ def write_report(run_dir: Path, stages: Sequence[str]) -> Path:
         *results(evaluation),
         *principles(_read_json(run_dir / "feedback" / "principles.json")),
         # A series is named after its stage: preference, preference_data, preference_heldout.
-        *_curves([line for line in read_metrics(run_dir) if line["stage"].partition("_")[0] not in others]),
+        *curves([line for line in read_metrics(run_dir) if line["stage"].partition("_")[0] not in others]),
         *_transcripts(_read_lines(run_dir / "evaluate" / "transcripts.jsonl")),
-        *_stages({name: entry for name, entry in manifest["stages"].items() if name not in others}),
+        *_stages(
+            {name: entry for name, entry in manifest["stages"].items() if name not in others},
+            standings(run_dir, manifest),
+        ),
         *_versions(manifest.get("versions")),
     ]
     title = escape(str(manifest.get("name", run_dir.name)))
@@ -65,31 +65,14 @@ def _header(manifest: Mapping[str, Any], run_dir: Path) -> Iterator[str]:
     yield f'<p class="soft">constitution {escape(called)} <code>{escape(sha256 or "not noted")}</code></p>'
 
 
-def _curves(lines: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """For each stage, a chart of each number that was logged at two steps or more and moved."""
-    series: dict[str, dict[str, dict[int, list[float]]]] = {}
-    for line in lines:
-        if line["stage"].startswith("evaluate"):
-            continue  # shown above, with intervals
-        for name, value in line.items():
-            if name not in ("stage", "step", "time") and is_number(value):
-                series.setdefault(line["stage"], {}).setdefault(name, {}).setdefault(line["step"], []).append(value)
-    for stage, metrics in series.items():
-        charts = []
-        for name in sorted(metrics, key=lambda n: (FIRST.index(n) if n in FIRST else len(FIRST), n)):
-            # Several lines of one step (shards) are one point: their mean.
-            points = [(float(step), sum(vs) / len(vs)) for step, vs in sorted(metrics[name].items())]
-            if len(points) > 1 and len({y for _, y in points}) > 1 and not name.endswith(("seconds", "bytes")):
-                charts.append(line_chart(name, points))
-        if charts:
-            yield f'<h2>{escape(stage)}</h2><div class="charts">{"".join(charts[:MAX_CHARTS])}</div>'
-
-
 def _transcripts(transcripts: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     if not transcripts:
         return
     yield "<h2>Transcripts</h2>"
     yield '<p class="soft">Held-out prompts with the answer of each model. Unedited; may be offensive.</p>'
+    if len(transcripts) > MAX_TRANSCRIPTS:
+        rest = f"The first {MAX_TRANSCRIPTS} of {len(transcripts)}; all stand in <code>evaluate/transcripts.md</code>."
+        yield f'<p class="soft">{rest}</p>'
     for number, one in enumerate(transcripts[:MAX_TRANSCRIPTS]):
         prompt = str(one.get("prompt", ""))
         title = " ".join(prompt.split())
@@ -106,13 +89,13 @@ def _transcripts(transcripts: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         )
 
 
-def _stages(stages: Mapping[str, Any]) -> Iterator[str]:
+def _stages(stages: Mapping[str, Any], standing: Mapping[str, Standing]) -> Iterator[str]:
     yield "<h2>Stages</h2>"
     rows = []
     for name, entry in stages.items():
-        status = escape(entry["status"])
-        if entry.get("error"):
-            status += f' <span class="bad">{escape(str(entry["error"]))}</span>'
+        status = escape(standing[name].state)
+        if standing[name].why:
+            status += f' <span class="bad">{escape(standing[name].why)}</span>'
         outputs = "<br>".join(f"<code>{escape(str(path))}</code>" for path in entry["outputs"])
         time = f"{entry['seconds']:.1f} s" if entry["status"] != "running" else ""
         rows.append(f'<tr><th scope="row">{escape(name)}</th><td>{status}</td><td>{time}</td><td>{outputs}</td></tr>')

@@ -17,7 +17,7 @@ def show_results(console: Console, run_dir: Path, evaluation: dict[str, Any]) ->
     metrics = list(dict.fromkeys(m for figures in models.values() for m in figures))
     rows = [[metric, *(_cell(models[name].get(metric)) for name in MODELS if name in models)] for metric in metrics]
     console.table(
-        f"held-out prompts, judged by the {evaluation['judge']} (95% intervals)",
+        f"held-out prompts, judged by the {evaluation['judge']} (95% intervals over prompts, not over trainings)",
         ["", *(title for name, title in MODELS.items() if name in models)],
         rows,
     )

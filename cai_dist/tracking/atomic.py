@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -51,16 +52,33 @@ def write_json(path: Path, obj: Any) -> None:
 @contextlib.contextmanager
 def staging_dir(final: Path) -> Iterator[Path]:
     """A new, empty folder beside `final` to fill; on success it is flushed and takes the place of `final` (whole, with
-    nothing left of an earlier `final`), on any exception it is removed and `final` is as before."""
+    nothing left of an earlier `final`), on any exception it is removed and `final` is as before. Whoever may read
+    `final` may read what is in it (`share_alike`)."""
     final.parent.mkdir(parents=True, exist_ok=True)
     temporary = _aside(final)
     temporary.mkdir()
     try:
         yield temporary
+        share_alike(temporary)
         replace_dir(temporary, final)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+def share_alike(folder: Path) -> None:
+    """Give every file and folder under `folder` the access that `folder` has from the umask that it was made under.
+
+    Libraries that write through a temporary of their own (safetensors, `tempfile`) leave mode 0600 whatever the umask.
+    """
+    mode = stat.S_IMODE(folder.stat().st_mode) & 0o777
+    for here, folders, files in os.walk(folder):
+        for name in (*folders, *files):
+            path = Path(here) / name
+            if not path.is_symlink():
+                # A file system without modes, or somebody else's file: as it is.
+                with contextlib.suppress(OSError):
+                    path.chmod(mode if name in folders else mode & 0o666)
 
 
 def replace_dir(temporary: Path, final: Path) -> None:

@@ -6,10 +6,32 @@ import contextlib
 import fcntl
 import os
 import socket
+import time
 from pathlib import Path
 from types import TracebackType
 
 from cai_dist.errors import UserError
+
+_LOOK_SECONDS = 0.2
+"""For so long a lock is tried again: `is_held` holds it for a moment, too."""
+
+
+def is_held(run_dir: Path) -> bool:
+    """Whether a process works in the run folder, on this host or, where the file system has locks over hosts, on
+    another. True where it cannot be told: the lock of somebody else's run may not be readable."""
+    try:
+        descriptor = os.open(run_dir / ".lock", os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(descriptor)  # and with it the lock
+    return False
 
 
 class RunLock:
@@ -26,7 +48,7 @@ class RunLock:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _take(descriptor)
         except BlockingIOError:
             holder = os.pread(descriptor, 200, 0).decode(errors="replace").split("\n")[0]
             os.close(descriptor)
@@ -51,3 +73,16 @@ class RunLock:
                 os.ftruncate(self._descriptor, 0)
             os.close(self._descriptor)
             self._descriptor = None
+
+
+def _take(descriptor: int) -> None:
+    """Raises BlockingIOError where another process keeps the lock."""
+    until = time.monotonic() + _LOOK_SECONDS
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if time.monotonic() > until:
+                raise
+        time.sleep(0.01)

@@ -14,15 +14,19 @@ import json
 import platform
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from cai_dist.errors import DataError
 from cai_dist.tracking.atomic import sha256_path, write_json
+from cai_dist.tracking.lock import is_held
 
 PACKAGES = ("cai_dist", "torch", "transformers", "peft", "ray", "deepspeed", "vllm", "safetensors", "pyarrow", "numpy")
 MAX_ERROR = 500
+_NOTED = ("done", "running", "failed")
+State = Literal["done", "running", "failed", "interrupted", "missing"]
 
 
 class Manifest:
@@ -77,7 +81,7 @@ class Manifest:
             entry is not None
             and entry["status"] == "done"
             and entry.get("fingerprint") == fingerprint
-            and all((self._run_dir / path).exists() for path in entry["outputs"])
+            and not _gone(self._run_dir, entry)
         )
 
     def fingerprint(self, stage: str) -> str | None:
@@ -124,11 +128,47 @@ def read_manifest(run_dir: Path) -> dict[str, Any]:
         "seconds": (int, float),
     }
     if not isinstance(stages, dict) or not all(
-        isinstance(entry, dict) and all(isinstance(entry.get(name), kind) for name, kind in fields.items())
+        isinstance(entry, dict)
+        and all(isinstance(entry.get(name), kind) for name, kind in fields.items())
+        and entry["status"] in _NOTED
         for entry in stages.values()
     ):
         raise DataError(f'{path}: not a manifest ("stages" is missing or malformed); move the run folder aside')
     return dict(data)
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How a stage stands now; `why` is one line, empty where there is nothing to say."""
+
+    state: State
+    why: str = ""
+
+
+def standings(run_dir: Path, manifest: Mapping[str, Any]) -> dict[str, Standing]:
+    """Each stage as it is, which may be other than as it was noted: `running` where nobody works in the folder (or only
+    on a stage begun later) is `interrupted`; `done` where an output is not there any more is `missing`."""
+    stages: Mapping[str, Mapping[str, Any]] = manifest["stages"]
+    running = [name for name, entry in stages.items() if entry["status"] == "running"]
+    newest = max(running, key=lambda name: stages[name].get("started", 0.0), default=None)
+    alive = newest if newest is not None and is_held(run_dir) else None
+    return {name: _standing(run_dir, entry, name == alive) for name, entry in stages.items()}
+
+
+def _standing(run_dir: Path, entry: Mapping[str, Any], alive: bool) -> Standing:
+    if entry["status"] == "running":
+        return Standing("running") if alive else Standing("interrupted", "the same command goes on")
+    if entry["status"] == "failed":
+        return Standing("failed", str(entry.get("error", "")))
+    gone = _gone(run_dir, entry)
+    if gone:
+        return Standing("missing", f"{', '.join(gone)}: not there any more; the same command makes it again")
+    return Standing("done")
+
+
+def _gone(run_dir: Path, entry: Mapping[str, Any]) -> list[str]:
+    """Outputs of a stage that do not exist any more."""
+    return [str(path) for path in entry["outputs"] if not (run_dir / path).exists()]
 
 
 def constitution_of(manifest: Mapping[str, Any]) -> tuple[str, str]:

@@ -16,6 +16,7 @@ import pytest
 
 from cai_dist import cli
 from cai_dist.errors import CheckpointError, DataError, GateFailed, Interrupted, WorkerError
+from cai_dist.tracking.lock import RunLock
 from cai_dist.tracking.manifest import Manifest
 
 HEAVY = ("torch", "ray", "transformers", "deepspeed", "wandb", "vllm", "numpy", "rich", "datasets", "pyarrow")
@@ -265,6 +266,7 @@ def test_show_prints_stages_and_results(finished, capsys):
     assert cli.main(["show", str(finished)]) == 0
     shown = capsys.readouterr().out
     assert "RL-CAI" in shown and "0.90 (0.45–0.95)" in shown
+    assert "(95% intervals over prompts, not over trainings)" in shown
     evaluation["models"]["dpo"] = evaluation["models"].pop("rl")
     evaluation["implicit_reward"] = evaluation.pop("preference_model")
     (finished / "evaluation.json").write_text(json.dumps(evaluation))
@@ -288,6 +290,27 @@ def test_show_says_when_the_evaluation_is_older_than_the_run(finished, capsys):
         manifest.begin("sft", "g", {})
 
 
+def test_show_says_how_a_run_stands_now_not_how_it_was_noted(finished, capsys):
+    """After Ctrl-C, and after somebody has removed what a stage wrote."""
+    manifest = Manifest(finished)
+    manifest.begin("feedback", "f", {})
+    manifest.begin("sft", "f", {})
+    (finished / "sft").mkdir()
+    manifest.done("sft", [finished / "sft"], 1.0)
+
+    def shown() -> dict[str, list[str]]:
+        assert cli.main(["show", str(finished)]) == 0
+        rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+        return {row[0]: row[1:] for row in rows if row and row[0] in ("feedback", "sft")}
+
+    with RunLock(finished):
+        rows = shown()
+        assert rows["feedback"][:2] == ["running", "since"] and rows["sft"][0] == "done"
+    (finished / "sft").rmdir()
+    rows = shown()
+    assert rows["feedback"][:2] == ["interrupted", "began"] and rows["sft"][0] == "missing"
+
+
 def test_show_of_something_else_is_one_line(tmp_path, finished, capsys):
     assert cli.main(["show", str(tmp_path)]) == 2
     (finished / "evaluation.json").write_text("[1]")
@@ -303,6 +326,13 @@ def test_a_reader_that_leaves_is_no_error(finished):
     process.stdout.close()
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 0 and errors == b""
+
+
+def test_what_is_missing_is_named_and_overrides_are_not(capsys):
+    for command in ("run", "check", "plan"):
+        with pytest.raises(SystemExit):
+            cli.main([command])
+        assert capsys.readouterr().err.endswith("the following arguments are required: RUN.yaml\n")
 
 
 @pytest.mark.parametrize("words", [[], ["stage", "nonsense", "x.yaml"], ["run"], ["nonsense"]])

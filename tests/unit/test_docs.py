@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -11,11 +12,13 @@ from types import ModuleType
 import pytest
 from pydantic import Field
 
+from cai_dist import cli
 from cai_dist.config.base import Section
 from cai_dist.config.problems import all_keys
 from cai_dist.config.run import RunConfig
 
 ROOT = Path(__file__).parents[2]
+RUN_FILES = sorted((ROOT / "launch" / "runs").glob("*.yaml"))
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 NAMED_PATH = re.compile(r"(?<![\w./-])(?:launch|slurm|cai_dist|ds_configs|docs|tests|benchmarks)/[\w./*-]*")
@@ -110,3 +113,23 @@ def test_named_settings_exist(page: Path) -> None:
         is_file = key.endswith((".json", ".jsonl", ".md", ".parquet", ".py", ".sh", ".yaml"))
         if re.fullmatch(r"[a-z_]+(\.[a-z_]+)+", key) and key.partition(".")[0] in heads and not is_file:
             assert key in known, f"{page.name}: {code}"
+
+
+SAID = re.compile(r"(?:^(?:    |# +)|`)(?:\$ )?(?:[\w./-]+/)?cai-dist ([^`\n]*)", re.MULTILINE)
+NOT_TYPED = re.compile(r"[|]|: ")
+"""`lint|show|diff` names three commands, `cai-dist job ID: exit code` a line that is printed."""
+
+
+@pytest.mark.parametrize("page", [*PAGES, *RUN_FILES], ids=lambda page: page.name)
+def test_commands_are_those_of_the_program(page: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Names, options and the order of arguments; a command may be named without its arguments."""
+    for said in SAID.findall(page.read_text(encoding="utf-8")):
+        words = shlex.split(said.partition("  ")[0], comments=True)
+        if NOT_TYPED.search(" ".join(words)):
+            continue
+        try:
+            cli._parsed(words)
+        except SystemExit as error:
+            told = capsys.readouterr().err
+            alone = not any(word.startswith("-") or "." in word for word in words)
+            assert error.code == 0 or (alone and "are required" in told), f"{page.name}: cai-dist {said}: {told}"

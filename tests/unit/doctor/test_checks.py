@@ -44,11 +44,16 @@ def cases() -> Iterator[tuple[str, NodeFacts, Needs, float | None, str, str]]:
 
     without = {name: version for name, version in VERSIONS.items() if name != "deepspeed"}
     yield "versions", replace(h, versions=without), plain, None, "fail", "deepspeed not installed: `make venv`"
-    yield "versions", h, Needs(packages=("vllm",)), None, "fail", "vllm not installed"
+    # Each command installs what is missing: `make venv` has no vLLM and brings no Python.
+    vllm = r"-e '\.\[vllm\]'` in the checkout, without one `make venv-vllm`"
+    yield "versions", h, Needs(packages=("vllm",)), None, "fail", f"^vllm not installed: with a GPU `pip .* {vllm}"
+    yield "versions", versions(vllm="0.31.0"), plain, None, "warn", f"^tested with vllm 0\\.32\\.0: .* {vllm}"
+    yield "versions", versions(vllm="0.32.0", torch="2.14.0"), plain, None, "fail", f"^needs torch.*: .* {vllm}"
     yield "versions", versions(torch="2.14.0"), plain, None, "fail", r"needs torch<2\.14,>=2\.11"
     yield "versions", versions(ray="2.59.1"), plain, None, "fail", r"needs ray<2\.61,>=2\.60"
     yield "versions", versions(torch="2.12.1"), plain, None, "warn", r"tested with torch 2\.13\.0"
-    yield "versions", versions(python="3.12.1"), plain, None, "warn", r"tested with python 3\.11"
+    made = r"tested with python 3\.11: `make venv PYTHON=python3\.11`"
+    yield "versions", versions(python="3.12.1"), plain, None, "warn", made
     yield "versions", versions(torch="2.13.0+cu130"), plain, None, "ok", "^$"
     yield "compiler", h, Needs(compiler="sft.x compiles"), None, "fail", r"sft\.x compiles: install a C\+\+ compiler"
     yield "compiler", replace(h, compiler="/c++"), Needs(compiler="x"), None, "ok", "^$"

@@ -8,12 +8,14 @@ import pytest
 import yaml
 
 from cai_dist.config.load import build_run, load_run
+from cai_dist.config.run import RunConfig
 from cai_dist.errors import ConfigError
 from cai_dist.plan.build import make_plan
 from cai_dist.plan.machines import Machines
 from cai_dist.plan.roles import Assumed, shapes, trained_elements
 from cai_dist.plan.shapes import PRESETS
 from cai_dist.plan.suggest import suggest
+from cai_dist.plan.ways import way_out
 from tests.unit.plan.runs import run_of
 
 H100 = Machines(nodes=2, gpus=8, gpu_memory=80 * 10**9, cpu_memory=10**12)
@@ -40,7 +42,43 @@ def test_too_few_gpus_is_a_line() -> None:
 def test_too_small_a_gpu_names_worker_phase_and_way_out() -> None:
     plan = make_plan(run_of(), replace(H100, gpu_memory=40 * 10**9), NOTHING)
     line = next(line for line in plan.problems if line.startswith("ppo: GPU"))
-    assert "in phase update of 37.3" in line and "a higher ZeRO stage" in line
+    assert "in phase update of 37.3" in line
+    assert line.endswith("; more ranks, zero3_offload or ppo.lora"), "stage 3 has none above it"
+    other = run_of(value={"ranks": 4, "zero": 2, "micro_batch": 1})
+    lower = make_plan(other, replace(H100, gpu_memory=40 * 10**9), NOTHING)
+    line = next(line for line in lower.problems if "value" in line)
+    assert line.endswith("; zero: 3, more ranks, zero3_offload or ppo.lora")
+
+
+def test_a_stage_is_advised_only_what_it_has() -> None:
+    """Adapters are PPO's alone, and there only where it has none yet; an engine has no ZeRO stage."""
+    small = replace(H100, nodes=1, gpu_memory=20 * 10**9, cpu_memory=8 * 10**9)
+    ways = {line.partition(":")[0]: line.rpartition("; ")[2] for line in make_plan(run_of(), small, NOTHING).problems}
+    assert {"ppo", "generation", "sft", "preference"} <= ways.keys()
+    assert [name for name, words in ways.items() if "ppo.lora" in words] == ["ppo"]
+    engines = make_plan(run_of(gpus=0.0), Machines(cpu_memory=16 * 10**9), NOTHING).problems
+    line = next(line for line in engines if line.startswith("generation"))
+    assert "engine.max_rows" in line and "zero" not in line
+    placement = {"reference": {}}
+    adapted = make_plan(run_of(lora={"rank": 8}, placement=placement), small, NOTHING).problems
+    assert [line for line in adapted if line.startswith("ppo")] and not [line for line in adapted if "ppo.lora" in line]
+
+
+def test_what_is_advised_takes_less() -> None:
+    """A higher stage may take more on a CPU, where gathered weights are not given back; then it is no way out."""
+    config = run_of()
+    plan = make_plan(config, replace(H100, gpu_memory=40 * 10**9), NOTHING)
+    assert plan.ppo is not None
+    load = next(load for load in plan.ppo.loads.gpus if load.verdict == "does not fit")
+    asked: list[RunConfig] = []
+
+    def less_with_more_ranks(other: RunConfig) -> int:
+        asked.append(other)
+        return load.peak - (load.peak // 4 if other.ppo.policy.ranks > config.ppo.policy.ranks else 0)
+
+    assert way_out(config, plan.ppo.stage, load, "update", less_with_more_ranks) == "more ranks"
+    assert len(asked) >= 4 and all(other != config for other in asked if other.ppo.policy.micro_batch > 1)
+    assert way_out(config, plan.ppo.stage, load, "update", lambda other: load.peak) == "a smaller model"
 
 
 def test_70b_is_whole_in_every_worker_at_its_start() -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -12,6 +14,7 @@ from cai_dist.cli import main
 from cai_dist.config.load import load_run
 from cai_dist.errors import ConfigError
 
+ROOT = Path(__file__).parents[3]
 LLAMA = ["launch/runs/llama8b-8gpu.yaml", "--gpus-per-node", "8", "--gpu-memory", "80"]
 
 
@@ -40,13 +43,33 @@ def test_a_run_that_does_not_fit_ends_with_8_and_says_where(capsys: pytest.Captu
 
 def test_the_run_for_eight_gpus_fits(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", *LLAMA]) == 0
-    assert "verdict: fits" in capsys.readouterr().out
+    assert "verdict: fits (hosts are not judged: --cpu-memory GB)\n" in capsys.readouterr().out
+    assert main(["plan", *LLAMA, "--cpu-memory", "1000"]) == 0
+    assert "verdict: fits\n" in capsys.readouterr().out
+
+
+def written() -> list[str]:
+    """The arguments of every plan of our run files that a page, a help text or a run file's head tells to make."""
+    texts = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("launch/runs/*.yaml"), *ROOT.glob("cai_dist/*.py")]
+    found = [re.findall(r"cai-dist plan (launch/[^`#\n]*)", path.read_text(encoding="utf-8")) for path in texts]
+    # Behind two blanks stands what it is good for; rates come from a run that is not here.
+    return sorted({words.partition("  ")[0].strip() for one in found for words in one if "--rates" not in words})
+
+
+@pytest.mark.parametrize("words", written())
+def test_every_plan_that_is_told_to_be_made_ends_in_a_verdict(words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", *words.split()]) == 0
+    verdict = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("verdict: "))
+    assert verdict in ("verdict: fits", "verdict: tight")
 
 
 def test_nothing_is_judged_where_the_memory_is_not_known(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", "launch/runs/llama8b-8gpu.yaml", "--gpus-per-node", "8"]) == 0
     out = capsys.readouterr().out
-    assert "not judged" in out and "suggestion" not in out
+    assert "verdict: not judged: the run asks for 8 GPUs; say what they are: --gpu-memory GB" in out
+    assert "suggestion" not in out
+    assert main(["plan", "launch/runs/llama8b-8gpu.yaml"]) == 0
+    assert "say what they are: --gpus-per-node 8 --gpu-memory GB" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from cai_dist.config.run import STAGES_OF
 from cai_dist.errors import DataError
 from cai_dist.report import write_report
 from cai_dist.report.charts import bar_chart, interval_bar, interval_chart, line_chart, nice_ticks, path_chart, thin
+from cai_dist.report.curves import curves
 from cai_dist.report.evaluation import results
 from cai_dist.tracking.manifest import Manifest
 
@@ -64,6 +65,7 @@ def run_dir(tmp_path: Path) -> Path:
     manifest = Manifest(folder)
     manifest.set_constitution("abc123")
     manifest.begin("sft", "f", {})
+    (folder / "sft" / "model").mkdir(parents=True)
     manifest.done("sft", ["sft/model"], 12.34)
     manifest.begin("ppo", "f", {})
     manifest.failed("ppo", HOSTILE)
@@ -98,11 +100,55 @@ def test_what_a_reader_looks_for_is_there(run_dir):
     words = Page(text).words
     for part in ("demo", "abc123", "base", "SL-CAI", "RL-CAI", "0.900", "0.810–0.990, n = 40", "12.3 s", "sft/model"):
         assert part in words, part
+    assert "95% intervals over the held-out prompts; another seed or kind of machine may lie outside" in words
     assert "accuracy 0.910" in words and "heldout_accuracy 0.800" in words and "torch" in words
     assert "harm by revision round: 0.9, 0.5, 0.25" in text and "loss: from 1 to 0.333" in text
     assert "lr: from" not in text  # a constant is no curve
     for outside in ("http:", "https:", "url(", "@import"):
         assert outside not in text
+
+
+PPO_NAMES = (
+    "entropy", "idle_policy", "kl_coefficient", "kl_per_response", "kl_per_token", "mismatch_max", "mismatch_mean",
+    "policy_approx_kl", "policy_clip_fraction", "policy_grad_norm", "policy_loss", "policy_lr", "policy_memory_mb",
+    "response_length", "reward", "rollout_seconds", "score", "score_shaped", "sync_bytes", "truncated", "unheard_of",
+    "value_clip_fraction", "value_loss", "value_mean",
+)  # fmt: skip
+
+
+def captions(text: str) -> list[str]:
+    return re.findall("<(?:h3|summary|figcaption)>([^<]+)</", text)
+
+
+def test_curves_come_by_meaning() -> None:
+    lines = [{"stage": "ppo", "step": s, "time": 0.0, **dict.fromkeys(PPO_NAMES, s / 2)} for s in range(3)]
+    assert captions("".join(curves(lines))) == [
+        "score and reward", "score", "reward", "score_shaped",
+        "KL and distance from the reference", "kl_per_response", "kl_coefficient", "kl_per_token", "policy_approx_kl",
+        "losses", "policy_loss", "value_loss", "value_mean",
+        "answers and their length", "response_length", "truncated",
+        "clipping", "policy_clip_fraction", "value_clip_fraction",
+        "sampler against trainer", "mismatch_max", "mismatch_mean",
+        "entropy", "entropy", "steps and gradients", "policy_grad_norm", "policy_lr", "other", "unheard_of",
+        "time (2)", "idle_policy", "rollout_seconds", "memory (2)", "policy_memory_mb", "sync_bytes",
+    ]  # fmt: skip
+
+
+def test_no_curve_is_cut_off_and_what_has_none_is_named() -> None:
+    names = [f"number_{n}" for n in range(100)]
+    lines = [{"stage": "ppo", "step": s, "time": 0.0, "fixed": 0.25, **dict.fromkeys(names, s)} for s in range(2)]
+    text = "".join(curves(lines))
+    assert set(captions(text)) == set(names)
+    assert "they did not change: fixed 0.25</p>" in text and "means of runs" not in text
+    lines = [{"stage": "sft", "step": s, "time": 0.0, "loss": s} for s in range(600)]
+    assert "Of 600 steps, curves show means of runs of 2." in "".join(curves(lines))
+
+
+def test_transcripts_are_not_cut_off_in_silence(run_dir):
+    said = "".join(json.dumps({"prompt": f"p{n}", "base": "b"}) + "\n" for n in range(101))
+    for text, told in ((said, True), (said[: said.rindex('{"prompt')], False)):
+        (run_dir / "evaluate" / "transcripts.jsonl").write_text(text)
+        assert ("The first 100 of 101; all stand in" in Page(write_report(run_dir, PPO).read_text()).words) == told
 
 
 def test_a_run_of_dpo_has_its_own_names(run_dir):
@@ -122,6 +168,8 @@ def test_a_folder_that_has_seen_both_alignments_shows_one(run_dir):
     manifest = Manifest(run_dir)
     for name in ("prepare", "preference", "dpo", "evaluate"):
         manifest.begin(name, "f", {})
+        (run_dir / name).mkdir(exist_ok=True)
+        (run_dir / name / "written").touch()
         manifest.done(name, [f"{name}/written"], 1.0)
     series = ("pretrain", "preference", "preference_heldout", "ppo", "ppo_data", "dpo", "dpo_heldout")
     with (run_dir / "metrics.jsonl").open("a") as file:

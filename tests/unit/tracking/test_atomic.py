@@ -5,12 +5,16 @@ from __future__ import annotations
 import hashlib
 import os
 import signal
+import stat
 import subprocess
 import sys
+import tempfile
 import textwrap
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from cai_dist.tracking import atomic
 from cai_dist.tracking.atomic import (
@@ -130,6 +134,27 @@ def test_a_writer_killed_in_the_middle_leaves_the_old_folder(tmp_path):
     assert left.name.startswith(".model.tmp-")
     atomic.remove_leftovers(final)
     assert names(tmp_path) == ["model"]
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077, 0o002])
+def test_the_umask_decides_who_may_read_what_libraries_write(tmp_path, umask):
+    """safetensors, `mkstemp` and `mkdtemp` leave files of their own with 0600 and folders with 0700."""
+    before = os.umask(umask)
+    try:
+        with staging_dir(tmp_path / "model") as folder:
+            save_file({"a": torch.zeros(1)}, folder / "model.safetensors")
+            write_json(folder / "config.json", {})
+            inner = Path(tempfile.mkdtemp(dir=folder))
+            os.close(tempfile.mkstemp(dir=inner)[0])
+            (folder / "link").symlink_to(outside := tmp_path / "outside")
+            outside.touch(mode=0o600)
+    finally:
+        os.umask(before)
+    found = [tmp_path / "model", *(path for path in (tmp_path / "model").rglob("*") if not path.is_symlink())]
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in found}
+    assert len(modes) == 5 and modes.keys() > {"model", "model.safetensors", "config.json"}
+    assert modes == {path.name: (0o777 if path.is_dir() else 0o666) & ~umask for path in found}
+    assert stat.S_IMODE(outside.stat().st_mode) == 0o600, "what a link leads to is not ours"
 
 
 def test_leftovers_of_other_names_stay(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import subprocess
@@ -11,7 +12,7 @@ import threading
 import pytest
 
 from cai_dist.errors import Interrupted, UserError
-from cai_dist.tracking.lock import RunLock
+from cai_dist.tracking.lock import RunLock, is_held
 from cai_dist.tracking.signals import SIGNALS, StopFlag
 
 HOLD = """
@@ -53,6 +54,28 @@ def test_the_lock_is_freed_and_can_be_taken_again(tmp_path):
     for _ in range(2):
         with RunLock(tmp_path), pytest.raises(UserError), RunLock(tmp_path):
             pass
+
+
+def test_whether_somebody_works_here(tmp_path, holder):
+    assert is_held(tmp_path)
+    holder.kill()
+    holder.wait(timeout=60)
+    assert not is_held(tmp_path), "killed: the file is still there, the lock is not"
+    assert not is_held(tmp_path / "never-begun")
+    with RunLock(tmp_path):
+        assert is_held(tmp_path), "by this process itself"
+
+
+def test_a_look_at_the_lock_turns_no_run_away(tmp_path):
+    """`show` holds the lock for the moment of its look."""
+    (tmp_path / ".lock").touch()
+    with open(tmp_path / ".lock") as looking:
+        fcntl.flock(looking, fcntl.LOCK_SH)
+        timer = threading.Timer(0.03, fcntl.flock, (looking, fcntl.LOCK_UN))
+        timer.start()
+        with RunLock(tmp_path):
+            assert is_held(tmp_path)
+        timer.join()
 
 
 @pytest.fixture

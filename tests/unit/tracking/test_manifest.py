@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from cai_dist.errors import DataError
-from cai_dist.tracking.manifest import Manifest, read_manifest
+from cai_dist.tracking.lock import RunLock
+from cai_dist.tracking.manifest import Manifest, Standing, read_manifest, standings
 
 
 @pytest.fixture
@@ -85,3 +86,32 @@ def test_a_malformed_manifest_is_one_line(run_dir, text):
     assert len(str(caught.value).splitlines()) == 1
     with pytest.raises(DataError, match="no such file"):
         read_manifest(run_dir.parent)
+
+
+def states(run_dir: Path) -> dict[str, str]:
+    return {name: one.state for name, one in standings(run_dir, read_manifest(run_dir)).items()}
+
+
+def test_a_stage_runs_only_while_somebody_works_in_the_folder(run_dir):
+    manifest = Manifest(run_dir)
+    manifest.begin("ppo", "f", {})
+    with RunLock(run_dir):
+        assert states(run_dir) == {"ppo": "running"}
+    assert states(run_dir) == {"ppo": "interrupted"}
+    manifest.begin("sft", "f", {})
+    with RunLock(run_dir):
+        assert states(run_dir) == {"ppo": "interrupted", "sft": "running"}, "one stage runs at a time"
+    manifest.failed("sft", "boom")
+    assert standings(run_dir, read_manifest(run_dir))["sft"] == Standing("failed", "boom")
+
+
+def test_a_stage_is_not_done_where_its_result_is_gone(run_dir):
+    manifest = Manifest(run_dir)
+    manifest.begin("sft", "f", {})
+    (run_dir / "sft" / "model").mkdir(parents=True)
+    (run_dir / "sft" / "data").touch()
+    manifest.done("sft", [run_dir / "sft" / "model", run_dir / "sft" / "data"], 1.0)
+    assert standings(run_dir, read_manifest(run_dir)) == {"sft": Standing("done")}
+    (run_dir / "sft" / "model").rmdir()
+    found = standings(run_dir, read_manifest(run_dir))["sft"]
+    assert found.state == "missing" and found.why.startswith("sft/model: not there"), "and it says which"

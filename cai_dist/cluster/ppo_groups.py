@@ -24,6 +24,7 @@ from cai_dist.config.ppo import PpoConfig
 from cai_dist.config.run import TimeoutsConfig
 from cai_dist.config.training import Dtype, Layout
 from cai_dist.data.schedule import Plan, plan_items
+from cai_dist.data.thoughts import NO_THOUGHTS, ThoughtIds
 from cai_dist.errors import ConfigError
 from cai_dist.experience.lessons import LessonRequest, Sums
 from cai_dist.experience.moments import Whitening
@@ -47,7 +48,8 @@ __all__ = ["PpoGroups", "PpoModels"]
 class PpoGroups:
     """Starts the groups that the algorithm needs on `cluster`; a context manager that closes them.
 
-    `end_id`: the token that closes an answer in the preference model's training data. `threads`: CPU threads a worker.
+    `end_id`: the token that closes an answer in the preference model's training data. `thoughts`: how what is not
+    scored before an answer opens and closes. `threads`: CPU threads a worker.
     `policy_steps` and `value_steps`: lengths of the two learning-rate schedules.
 
     Raises: ConfigError for a greedy sampler (there is nothing to learn from) and what `Cluster.launch` raises.
@@ -62,6 +64,7 @@ class PpoGroups:
         dtype: Dtype,
         layout: Layout = "packed",
         end_id: int,
+        thoughts: ThoughtIds = NO_THOUGHTS,
         policy_steps: int,
         value_steps: int,
         seed: int,
@@ -80,6 +83,7 @@ class PpoGroups:
             dtype=dtype,
             layout=layout,
             end_id=end_id,
+            thoughts=thoughts,
             policy_steps=policy_steps,
             value_steps=value_steps,
             seed=seed,

@@ -10,6 +10,7 @@ from cai_dist.config.engine import EngineConfig
 from cai_dist.config.ppo import PpoConfig
 from cai_dist.config.run import TimeoutsConfig
 from cai_dist.config.training import Dtype, Layout
+from cai_dist.data.thoughts import NO_THOUGHTS, ThoughtIds
 from cai_dist.losses.policy import PolicyObjective
 from cai_dist.types import WorkerSpec
 
@@ -36,6 +37,7 @@ def ppo_specs(
     dtype: Dtype,
     layout: Layout,
     end_id: int,
+    thoughts: ThoughtIds = NO_THOUGHTS,
     policy_steps: int,
     value_steps: int,
     seed: int,
@@ -51,7 +53,7 @@ def ppo_specs(
         "policy": trained | _policy_kwargs(ppo, models, policy_steps),
         "value": trained | _value_kwargs(ppo, models, value_steps),
         "reference": scoring | {"model": models.reference},
-        "reward": scoring | {"model": models.reward, "end_id": end_id},
+        "reward": scoring | {"model": models.reward, "end_id": end_id, "thoughts": thoughts},
         "rollout": common | {"model": models.policy, "engine": engine, "require_sync": True},
     }
     return [role_spec(role, ppo, kwargs[role]) for role in ppo.roles]

@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from cai_dist.config.base import Section
+from cai_dist.config.chat_checks import chat_problems
 from cai_dist.config.data import DataConfig
 from cai_dist.config.engine import EngineConfig
 from cai_dist.config.evaluate import EvaluateConfig
@@ -45,8 +46,20 @@ class ModelsConfig(Section):
     a rectangle with a mask, for models that cannot be packed."""
     chat: Literal["template", "plain"] = "template"
     """`template`: the tokenizer's own chat template; `plain`: "\\n\\nHuman: … \\n\\nAssistant: …"."""
+    chat_arguments: dict[str, bool | int | float | str] = {}
+    """What the chat template of every model is given, such as `{enable_thinking: false}`. Answers stand where the
+    template puts them, behind closed thoughts where it has such a form."""
+    chat_date: str | None = None
+    """The day that a chat template is told which asks for the date, as YYYY-MM-DD. Default: the day on which the run
+    was begun, in UTC, as `manifest.json` has it."""
     context: int = Field(256, ge=16)
     """Longest sequence in tokens, prompt and response together."""
+
+    @model_validator(mode="after")
+    def _chat(self) -> ModelsConfig:
+        if problems := chat_problems(self.chat_arguments, self.chat_date):
+            raise ValueError("\n".join(problems))
+        return self
 
 
 class WorldConfig(Section):

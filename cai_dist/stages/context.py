@@ -90,7 +90,9 @@ def model_settings(config: RunConfig) -> dict[str, Any]:
     """The settings that affect the result of every stage that runs a model; engines draw their samples each in its own
     way."""
     models = config.models.model_dump(mode="json", include={"chat", "context", "dtype"})
-    return models | {"engine": config.engine.backend}
+    # Only where they are set: runs from before there were such settings go on.
+    told = config.models.model_dump(mode="json", include={"chat_arguments", "chat_date"}, exclude_defaults=True)
+    return models | told | {"engine": config.engine.backend}
 
 
 def stable_seed(*keys: object) -> int:

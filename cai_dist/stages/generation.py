@@ -31,6 +31,7 @@ TEXT_SCHEMA = pa.schema(
         ("text", pa.string()),
         ("response_ids", pa.list_(pa.int32())),
         ("finish", pa.string()),
+        ("thoughts", pa.string()),
     ]
 )
 Request = GenerateRequest | LabelRequest
@@ -47,11 +48,13 @@ class Ask:
 
 @dataclass(frozen=True)
 class Answer:
-    """What came back. `finish` is stop, length or too_long (the prompt left no room: `text` is empty)."""
+    """What came back. `finish` is stop, length or too_long (the prompt left no room: `text` is empty). `thoughts` is
+    what a reasoning model wrote before its answer; `text` is without it, and empty where no answer was reached."""
 
     key: str
     text: str
     finish: str
+    thoughts: str = ""
 
 
 def generate(
@@ -85,7 +88,7 @@ def generate(
         return [_text_row(a, next(found) if len(a.prompt_ids) <= room else None, chat) for a in piece]
 
     made = _sharded(run, group, folder, label, asks, "generate", request, rows, TEXT_SCHEMA, shard_size)
-    return [Answer(r["key"], r["text"], r["finish"]) for r in made]
+    return [Answer(r["key"], r["text"], r["finish"], r.get("thoughts") or "") for r in made]
 
 
 def score_labels(
@@ -173,10 +176,12 @@ def _prompts(piece: Sequence[Ask], room: int) -> tuple[tuple[int, ...], ...]:
 
 def _text_row(ask: Ask, generation: Generation | None, chat: ChatFormat) -> dict[str, Any]:
     if generation is None:
-        return {"key": ask.key, "text": "", "response_ids": [], "finish": "too_long"}
+        return {"key": ask.key, "text": "", "response_ids": [], "finish": "too_long", "thoughts": ""}
+    thoughts, text = chat.thoughts_and_answer(generation.response_ids)
     return {
         "key": ask.key,
-        "text": chat.response_text(generation.response_ids),
+        "text": text,
         "response_ids": list(generation.response_ids),
         "finish": generation.finish,
+        "thoughts": thoughts,
     }

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from cai_dist.config.training import TrainConfig
+from cai_dist.data.thoughts import ThoughtIds
 from cai_dist.stages.context import stable_seed
 from cai_dist.tracking.atomic import remove_leftovers, staging_dir, write_json
 from cai_dist.types import WorkerSpec
@@ -146,7 +147,7 @@ def _group(run: RunContext, role: str, spec: WorkerSpec, workers: int, *, distri
 
 
 @contextmanager
-def ppo_roles(run: RunContext, policy: str, preference: str, end_id: int) -> Iterator[PpoGroups]:
+def ppo_roles(run: RunContext, policy: str, preference: str, end_id: int, thoughts: ThoughtIds) -> Iterator[PpoGroups]:
     """The roles that PPO's algorithm needs, up and loaded: policy and reference from `policy`, reward from
     `preference`."""
     from cai_dist.cluster.ppo_groups import PpoGroups, PpoModels
@@ -162,6 +163,7 @@ def ppo_roles(run: RunContext, policy: str, preference: str, end_id: int) -> Ite
         dtype=config.models.dtype,
         layout=config.models.layout,
         end_id=end_id,
+        thoughts=thoughts,
         policy_steps=max(1, updates * (ppo.iterations - ppo.value_warmup)),
         value_steps=updates * ppo.iterations,
         seed=stable_seed(config.seed, "ppo workers") % 2**31,

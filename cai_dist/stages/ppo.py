@@ -78,7 +78,7 @@ def _train(run: RunContext, folder: Path, target: Path) -> None:
     run.tracker.rewind(NAME, done)
     timeline = Timeline(folder / "timeline.json", done)
     with (
-        ppo_roles(run, policy, str(run.run_dir / "preference" / "model"), chat.eos_id) as roles,
+        ppo_roles(run, policy, str(run.run_dir / "preference" / "model"), chat.eos_id, chat.thought_ids) as roles,
         shown_placement(run, folder, roles),
         run.console.task(NAME, total=run.config.ppo.iterations, unit="iterations") as task,
     ):
@@ -149,8 +149,9 @@ def _transcript(folder: Path, iteration: int, batch: Sequence[Trajectory], chat:
             {
                 "prompt_id": t.prompt_id,
                 "kind": t.prompt_kind,
-                "prompt": chat.response_text(t.prompt_ids),
-                "response": chat.response_text(t.response_ids),
+                "prompt": chat.plain_text(t.prompt_ids),
+                "response": answer,
+                **({"thoughts": thoughts} if thoughts else {}),
                 "score": round(t.score, 4),
                 "finish": t.finish,
                 "weight_version": t.weight_version,
@@ -158,5 +159,6 @@ def _transcript(folder: Path, iteration: int, batch: Sequence[Trajectory], chat:
             ensure_ascii=False,
         )
         for t in batch[:8]
+        for thoughts, answer in [chat.thoughts_and_answer(t.response_ids)]
     ]
     write_text(folder / f"iteration-{iteration:05d}.jsonl", "\n".join(lines) + "\n")

@@ -25,6 +25,7 @@ REVISIONS = pa.schema(
         ("critique", pa.string()),
         ("response", pa.string()),
         ("failure", pa.string()),
+        ("thoughts", pa.string()),
     ]
 )
 COMPARISONS = pa.schema(
@@ -66,6 +67,8 @@ class Revision:
     response: str
     failure: str
     """Empty, or why this round's text did not parse (the answer of the round before is then kept)."""
+    thoughts: str = ""
+    """What a reasoning model wrote before this round's text; nobody is shown it and nothing learns it."""
 
 
 @dataclass(frozen=True)
@@ -119,6 +122,7 @@ def write_revisions(path: Path, revisions: Sequence[Revision], note: Note | None
                 "critique": r.critique,
                 "response": r.response,
                 "failure": r.failure,
+                "thoughts": r.thoughts,
             }
             for r in revisions
         ],
@@ -129,7 +133,15 @@ def write_revisions(path: Path, revisions: Sequence[Revision], note: Note | None
 def read_revisions(path: Path) -> list[Revision]:
     """What `write_revisions` wrote. Raises DataError where the table is missing or unreadable."""
     return [
-        Revision(_prompt(r), r["round"], r["principle_id"], r["critique"], r["response"], r["failure"])
+        Revision(
+            _prompt(r),
+            r["round"],
+            r["principle_id"],
+            r["critique"],
+            r["response"],
+            r["failure"],
+            r.get("thoughts") or "",
+        )  # fmt: skip
         for r in read_rows(path)
     ]
 

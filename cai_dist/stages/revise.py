@@ -75,6 +75,7 @@ class _Drawn:
 
     text: str
     failure: str
+    thoughts: str = ""
 
 
 class _Reviser:
@@ -92,7 +93,7 @@ class _Reviser:
     def revise(self, prompts: Sequence[Prompt]) -> list[Revision]:
         """All rounds of all prompts, ordered by prompt, then round. A prompt that is left out has no further rounds."""
         first = self._draw("answer", [Ask(p.id, self.chat.prompt_ids(p.turns)) for p in prompts])
-        rounds = [[Revision(p, 0, "", "", x.text, x.failure) for p, x in zip(prompts, first, strict=True)]]
+        rounds = [[Revision(p, 0, "", "", x.text, x.failure, x.thoughts) for p, x in zip(prompts, first, strict=True)]]
         self._count(NAME, 0, rounds[0])
         for number in range(1, self.config.rounds + 1):
             before = [r for r in rounds[-1] if self._goes_on(r)]
@@ -113,7 +114,7 @@ class _Reviser:
             return []
         asks = [Ask(f"{p.id}/{i % per_prompt}", self.chat.prompt_ids(p.turns)) for i, p in enumerate(repeated)]
         drawn = self._draw("helpful", asks)
-        answers = [Revision(p, 0, "", "", x.text, x.failure) for p, x in zip(repeated, drawn, strict=True)]
+        answers = [Revision(p, 0, "", "", x.text, x.failure, x.thoughts) for p, x in zip(repeated, drawn, strict=True)]
         self._count(f"{NAME}_helpful", 0, answers)
         return answers
 
@@ -163,7 +164,7 @@ class _Reviser:
             failure = "too_long" if critique and critique.failure == "too_long" else "no_critique"
             return Revision(r.prompt, number, principle.id, "", r.response, failure)
         text = r.response if written.failure else written.text
-        return Revision(r.prompt, number, principle.id, said, text, written.failure)
+        return Revision(r.prompt, number, principle.id, said, text, written.failure, written.thoughts)
 
     def _principle(self, prompt_id: str, number: int) -> CritiquePrinciple:
         principles = self.run.constitution.critique_principles[: self.config.principles]
@@ -186,7 +187,7 @@ class _Reviser:
         if answer.finish == "too_long":
             return _Drawn("", "too_long")
         parsed = clean_answer(answer.text, self.labels, self.examples)
-        return _Drawn(parsed.text or "", str(parsed.failure or ""))
+        return _Drawn(parsed.text or "", str(parsed.failure or ""), answer.thoughts)
 
     def _ask(self, label: str, asks: Sequence[Ask]) -> list[Answer]:
         return generate(

@@ -1,6 +1,7 @@
 """`manifest.json`: how each stage of a run stands, what it read and wrote, with which versions. Always a whole file.
 
-    {"name": …, "constitution": sha256, "constitution_of": {"name": …, "version": …, "without": [principle id]},
+    {"name": …, "date": "YYYY-MM-DD",
+     "constitution": sha256, "constitution_of": {"name": …, "version": …, "without": [principle id]},
      "versions": {package: version},
      "stages": {NAME: {"status": "done|running|failed", "seconds": …, "inputs": {path: sha256}, "outputs": [path],
                        "fingerprint": sha256, "started": seconds since 1970, "error": one line, where it failed}}}
@@ -15,6 +16,7 @@ import platform
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
@@ -40,7 +42,14 @@ class Manifest:
         self._path = run_dir / "manifest.json"
         self._data = read_manifest(run_dir) if self._path.exists() else {"stages": {}}
         self._data.setdefault("name", run_dir.resolve().name)
+        # One date a run: what depends on the day must not change at midnight or when the run is gone on with.
+        self._data.setdefault("date", datetime.now(UTC).date().isoformat())
         self._data["versions"] = versions()
+
+    @property
+    def date(self) -> str:
+        """The day on which the run was begun, in UTC: YYYY-MM-DD. It never changes."""
+        return str(self._data["date"])
 
     def set_constitution(self, sha256: str, name: str = "", version: str = "", without: Sequence[str] = ()) -> None:
         """Note the constitution of this run: its hash, what it calls itself, and the ids of principles left out."""

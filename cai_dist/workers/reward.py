@@ -8,6 +8,7 @@ from dataclasses import replace
 from cai_dist.config.run import TimeoutsConfig
 from cai_dist.config.training import Dtype, Layout, ShardingConfig
 from cai_dist.data.batches import sample_batch
+from cai_dist.data.thoughts import NO_THOUGHTS, ThoughtIds
 from cai_dist.engines.scoring import build_scoring_engine
 from cai_dist.engines.train import Model
 from cai_dist.models.load import load_scalar
@@ -17,7 +18,8 @@ from cai_dist.workers.forward import last_token_scores
 
 
 class RewardWorker(Worker):
-    """A frozen scalar model. `end_id` is the token that closes an answer in the preference model's training data."""
+    """A frozen scalar model. `end_id` is the token that closes an answer in the preference model's training data;
+    `thoughts` are the marks of what a model may write before an answer, which is not scored."""
 
     def __init__(
         self,
@@ -26,13 +28,14 @@ class RewardWorker(Worker):
         model: str,
         dtype: Dtype,
         end_id: int,
+        thoughts: ThoughtIds = NO_THOUGHTS,
         layout: Layout = "packed",
         sharding: ShardingConfig | None = None,
         timeouts: TimeoutsConfig | None = None,
         threads: int = 1,
     ) -> None:
         super().__init__(info, threads=threads)
-        self._end_id = end_id
+        self._end_id, self._thoughts = end_id, thoughts
         timeout = (timeouts or TimeoutsConfig()).collective
         self._engine = build_scoring_engine(load_scalar(model, dtype, 0, layout), info, sharding, dtype, timeout)
 
@@ -40,7 +43,7 @@ class RewardWorker(Worker):
         """Raw score (logits) of each sample of this rank, in order, read at the last token of prompt + response.
 
         A response without the end token (cut off, or stopped by another token) gets it first: the model has only seen
-        answers that end with it.
+        answers that end with it, and none with thoughts before them: thoughts are cut off.
         """
         return [score for part in self._engine.infer(shard.micro_batches, self._scores) for score in part]
 
@@ -54,6 +57,8 @@ class RewardWorker(Worker):
         return scores[: len(items)]
 
     def _closed(self, item: Generation) -> Generation:
+        _, answer = self._thoughts.split(item.response_ids)
+        item = replace(item, response_ids=answer)
         if item.response_ids[-1:] == (self._end_id,):
             return item
         return replace(item, response_ids=(*item.response_ids, self._end_id))

@@ -13,7 +13,17 @@ from typing import Any
 
 from torch import Tensor
 
-_SAMPLING = ("temperature", "top_p", "min_p", "top_h", "typical_p", "top_k", "epsilon_cutoff", "eta_cutoff")
+_SAMPLING: dict[str, float | None] = {
+    "temperature": 1.0,
+    "top_p": 1.0,
+    "min_p": None,
+    "top_h": None,
+    "typical_p": 1.0,
+    "top_k": 50,
+    "epsilon_cutoff": 0.0,
+    "eta_cutoff": 0.0,
+}
+"""Settings that only sampling looks at, and the values that change nothing."""
 _SUSPECTS = ("early_stopping", "length_penalty", "cache_implementation")
 """What transformers takes as invalid beside some other setting, apart from sampling."""
 _KEPT = ("token_id", "_version", "_from_model_config")
@@ -21,8 +31,9 @@ _KEPT = ("token_id", "_version", "_from_model_config")
 
 
 def save_model(hf: Any, folder: Path, state: Mapping[str, Tensor] | None = None) -> tuple[str, ...]:
-    """Write weights (`state`; None: those of the model itself), config.json and generation_config.json of a transformers
-    model into `folder`. The generation configuration is repaired first, in place; returns what was changed in it."""
+    """Write weights (`state`; None: those of the model itself), config.json and generation_config.json of a
+    transformers model into `folder`. The generation configuration is repaired first, in place; returns what was changed
+    in it."""
     repaired = repair_generation(hf.generation_config) if hf.can_generate() else ()
     hf.save_pretrained(folder, state_dict=None if state is None else dict(state))
     return repaired

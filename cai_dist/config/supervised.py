@@ -64,4 +64,7 @@ class SftConfig(Section):
     """Which revisions to learn: every round's, the last, or rounds 1..n."""
     helpful_per_prompt: int = Field(1, ge=0)
     """Answers of the helpful-only model per helpful prompt mixed in (paper: 2)."""
+    dropout: Literal["model", "off"] = "model"
+    """`model`: training passes have the dropout of the model's own config.json (0.1 in GPT-2, OPT and GPT-J, 0 in most
+    models of today), as in TRL and OpenRLHF; `off`: none. Preference model, PPO and DPO never have any."""
     train: TrainConfig = TrainConfig()

@@ -30,7 +30,14 @@ from cai_dist.errors import CheckpointError
 from cai_dist.models.adapter import write_adapter
 from cai_dist.models.causal import CausalModel
 from cai_dist.models.export import save_model
-from cai_dist.models.lora import LoraFactors, adapters_off, lora_summary, merged, split_parameters
+from cai_dist.models.lora import (
+    LoraFactors,
+    adapter_dropouts,
+    adapters_off,
+    lora_summary,
+    merged,
+    split_parameters,
+)
 from cai_dist.models.scalar import ScalarHeadModel
 from cai_dist.models.tensors import from_numpy, to_numpy
 from cai_dist.types import Part
@@ -46,7 +53,9 @@ class DeepSpeedEngine:
     adapters trains these; its whole parameters are then the merged ones, under the plain model's names.
 
     `optimizer` None makes an engine that only scores. `total_steps` is the length of the learning-rate schedule,
-    `timeout` (seconds) bounds every collective. Raises ConfigError for a contradictory DeepSpeed file.
+    `timeout` (seconds) bounds every collective. `dropout`: training passes have the dropout of the model's own config,
+    and all else that architectures do in training alone; without it they compute what `infer` computes. Raises
+    ConfigError for a contradictory DeepSpeed file.
     """
 
     def __init__(
@@ -57,6 +66,7 @@ class DeepSpeedEngine:
         dtype: Dtype,
         total_steps: int,
         timeout: float,
+        dropout: bool = False,
     ) -> None:
         config = build_ds_config(sharding, optimizer, dtype)
         self.device = worker_device()
@@ -64,6 +74,7 @@ class DeepSpeedEngine:
         self.zero = sharding.zero
         self.rank, self.ranks = dist.get_rank(), dist.get_world_size()
         self._optimizer, self._total_steps = optimizer, total_steps
+        self._dropout = dropout
         self._model: Any = model.to(self.device)
         self._deepspeed = import_deepspeed(timeout)
         trained = {"model_parameters": [p for p in model.parameters() if p.requires_grad]} if optimizer else {}
@@ -92,7 +103,7 @@ class DeepSpeedEngine:
         lr = learning_rate(self._optimizer, self.steps, self._total_steps)
         for group in self._engine.optimizer.param_groups:
             group["lr"] = lr
-        self._engine.train()
+        self._enter_training()
         sums: dict[str, Tensor] = {}
         for index, batch in enumerate(micro_batches):
             self._engine.set_gradient_accumulation_boundary(index == len(micro_batches) - 1)
@@ -106,6 +117,14 @@ class DeepSpeedEngine:
         if norm is None:
             norm = float(self._engine.get_global_grad_norm())
         return {**self._summed(sums), "grad_norm": norm, "lr": lr}
+
+    def _enter_training(self) -> None:
+        """The model as a training pass needs it. Old log-probabilities, values and references come from `infer`:
+        dropout, jitter of routers and whatever else `.train()` switches on would make the first ratio another than 1.
+        A LoRA adapter's dropout is a setting of its own (`LoraConfig.dropout`)."""
+        self._engine.train(self._dropout)
+        for module in adapter_dropouts(self._model.hf):
+            module.train()
 
     def infer(self, micro_batches: Sequence[B], fn: Callable[[Model, B], R]) -> list[R]:
         """See :class:`~cai_dist.engines.train.TrainEngine`."""

@@ -16,6 +16,8 @@ from transformers.cache_utils import DynamicLayer
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from cai_dist.models.attention import refuse_swallowed, use_exact_attention
+
 NAME = "cai_dist_decode"
 """Under which transformers knows the attention, with the masks of its `sdpa`."""
 
@@ -51,8 +53,12 @@ class RoomyLayer(DynamicLayer):
         self._show(used + new)
         return self.keys, self.values  # type: ignore[return-value]
 
-    def batch_select_indices(self, indices: Tensor) -> None:
+    def reorder_cache(self, beam_idx: Tensor) -> None:
         """Keep these sequences, and their room."""
+        self.batch_select_indices(beam_idx)
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """As `reorder_cache`."""
         if self._buffers:
             width = self.get_seq_length()
             self._buffers = [buffer[indices] for buffer in self._buffers]
@@ -117,10 +123,18 @@ def roomy_layers(cache: DynamicCache) -> list[RoomyLayer]:
     return layers if len(layers) == len(cache.layers) else []
 
 
+def keep_sequences(cache: DynamicCache, rows: Tensor) -> None:
+    """Keep these sequences [n] in all that a cache holds of them.
+
+    Transformers' `batch_select_indices` would not do: layers with a state lack it, or keep the states of all sequences.
+    """
+    cache.reorder_cache(rows)
+
+
 def use_decode_attention(hf: Any) -> None:
-    """Give a model the attention of this file, if it would use transformers' `sdpa`."""
-    if hf.config._attn_implementation == "sdpa":
-        hf.set_attn_implementation(NAME)
+    """Give a model that would use transformers' `sdpa` the attention of this file, or `eager` where `sdpa` would ignore
+    what one of its layers asks for."""
+    use_exact_attention(hf, NAME)
 
 
 def decode_attention(
@@ -130,7 +144,10 @@ def decode_attention(
 
     With one new token and grouped heads, the query heads [B, heads, 1, d] that share a key-value head stand as rows
     [B, key-value heads, group, d] before it, and keys are read where they are.
+
+    Raises: SwallowedArgumentError for an argument that would be ignored.
     """
+    refuse_swallowed(kwargs)
     groups = query.shape[1] // key.shape[1]
     shared = attention_mask is None or attention_mask.shape[1] == 1
     if query.shape[2] != 1 or groups == 1 or not shared or kwargs.get("position_bias") is not None:

@@ -11,7 +11,8 @@ from cai_dist.config.training import Layout
 from cai_dist.data.batches import sequence_positions
 from cai_dist.errors import ConfigError
 from cai_dist.losses.logprobs import MAX_LOGITS, LogitScaling, hidden_logprobs
-from cai_dist.models.layout import close, trunk_of, trunk_states, use_layout
+from cai_dist.models.compare import close
+from cai_dist.models.layout import trunk_of, trunk_states, use_layout
 
 
 class CausalModel(nn.Module):

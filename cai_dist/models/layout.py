@@ -1,7 +1,8 @@
 """How flat sequences go through the trunk of a Hugging Face model: packed in one row, or padded to a rectangle.
 
 Not every architecture can be packed: some mix tokens outside attention, or have attention of their own. So what a model
-computes is compared at loading, on two short sequences, with what transformers computes for each alone.
+computes is compared at loading, on two short sequences, with what transformers computes for each alone with `eager`
+attention.
 """
 
 from __future__ import annotations
@@ -10,21 +11,24 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from cai_dist.config.training import Layout
 from cai_dist.data.batches import sequence_positions
 from cai_dist.errors import ConfigError
+from cai_dist.models.attention import eagerly, use_exact_attention
+from cai_dist.models.compare import close, one_line, probe_sequences
 from cai_dist.models.packed_attention import NAME, Packing, cannot_pack
-
-_PROBE = (5, 3)
-"""Lengths of the sequences of the check."""
-_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1}
-"""Largest difference that is rounding, relative to the largest number. Architectures that do not fit miss it widely."""
 
 
 def trunk_of(hf: Any) -> Any:
-    """The model without its head."""
-    return getattr(hf, hf.base_model_prefix)
+    """The language model without its head. Raises ConfigError where it has none that can be called by itself."""
+    trunk = hf.get_decoder()
+    if trunk is hf:  # transformers knows some trunks by an attribute that they do not have (Llama 4's text model)
+        trunk = next((part for part in hf.children() if isinstance(part, PreTrainedModel)), None)
+    if trunk is None:
+        raise ConfigError(f"{type(hf).__name__} has no trunk that can be called without its head: take another model")
+    return trunk
 
 
 def trunk_states(hf: Any, ids: Tensor, lengths: Tensor, layout: Layout) -> Tensor:
@@ -63,40 +67,39 @@ def attention_window(config: Any) -> float:
 
 
 def use_layout(hf: Any, layout: Layout) -> None:
-    """Make `hf` ready for `trunk_states` with this layout. Raises ConfigError for a model that cannot be packed."""
-    if layout == "padded":
-        return
-    expected = _alone(hf)
-    hf.set_attn_implementation(NAME)
-    if hf.config._attn_implementation != NAME:
-        raise ConfigError(cannot_pack(hf, "it does not use transformers' attention interface"))
+    """Make `hf` ready for `trunk_states` with this layout, and compare what that gives with each sequence alone.
+
+    Raises: ConfigError for a model that gives something else; it names the model and what to do.
+    """
+    refusal = cannot_pack if layout == "packed" else cannot_pad
+    with eagerly(hf):
+        expected = _alone(hf)
+    if layout == "packed":
+        hf.set_attn_implementation(NAME)
+        if hf.config._attn_implementation != NAME:
+            raise ConfigError(cannot_pack(hf, "it does not use transformers' attention interface"))
+    else:
+        use_exact_attention(hf)
+    sequences = probe_sequences(hf)
+    lengths = torch.tensor([len(ids) for ids in sequences], device=hf.device)
     try:
         with torch.no_grad():
-            found = trunk_states(hf, *_probe(hf), layout)
+            found = trunk_states(hf, torch.cat(sequences), lengths, layout)
     except ConfigError:
         raise
     except Exception as error:  # an architecture may refuse a position or an argument in its own way
-        line = " ".join(str(error).split())[:200]
-        raise ConfigError(cannot_pack(hf, f"{type(error).__name__}: {line}")) from error
+        raise ConfigError(refusal(hf, one_line(error))) from error
     if not close(found, expected):
-        raise ConfigError(cannot_pack(hf, "its results are then others"))
+        raise ConfigError(refusal(hf, "its results are then others"))
 
 
-def close(found: Tensor, expected: Tensor) -> bool:
-    """Whether two results of a model in its own precision differ by rounding alone."""
-    tolerance = _TOLERANCE.get(expected.dtype, 1e-3)
-    return found.shape == expected.shape and bool((found - expected).abs().max() <= tolerance * expected.abs().max())
-
-
-def _probe(hf: Any) -> tuple[Tensor, Tensor]:
-    """Flat ids and lengths of two sequences that share no token where the vocabulary allows it."""
-    ids = torch.arange(1, 1 + sum(_PROBE), device=hf.device) % hf.config.get_text_config().vocab_size
-    return ids, torch.tensor(_PROBE, device=hf.device)
+def cannot_pad(model: Any, why: str) -> str:
+    """The one line for a model to which no layout is left."""
+    return f"models.layout=padded: {type(model).__name__} cannot be padded ({why}); take another model"
 
 
 @torch.no_grad()
 def _alone(hf: Any) -> Tensor:
     """What transformers computes for each sequence of the check by itself, one after the other."""
-    ids, lengths = _probe(hf)
-    parts = ids.split(lengths.tolist())
-    return torch.cat([trunk_of(hf)(input_ids=part[None], use_cache=False).last_hidden_state[0] for part in parts])
+    sequences = probe_sequences(hf)
+    return torch.cat([trunk_of(hf)(input_ids=ids[None], use_cache=False).last_hidden_state[0] for ids in sequences])

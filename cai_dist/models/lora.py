@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from cai_dist.config.training import LoraConfig
 from cai_dist.errors import ConfigError
 from cai_dist.models.causal import CausalModel
+from cai_dist.models.layout import trunk_of
 from cai_dist.models.scalar import ScalarHeadModel
 
 ADAPTER = "default"
@@ -93,6 +94,11 @@ def adapters_off(hf: Any) -> Iterator[None]:
             layer.enable_adapters(True)
 
 
+def adapter_dropouts(hf: Any) -> list[nn.Module]:
+    """What stands before A in each adapted layer: a dropout, or nothing where `LoraConfig.dropout` is 0."""
+    return [layer.lora_dropout[ADAPTER] for _, layer in _adapted(hf)]
+
+
 def lora_summary(hf: Any) -> str:
     """Rank, alpha and layers in words; empty without adapters. Equal exactly where the adapters have one shape."""
     names = [name for name, _ in _adapted(hf)]
@@ -114,7 +120,7 @@ def _adapted(hf: Any) -> list[tuple[str, Any]]:
 
 def _target_names(hf: Any, config: LoraConfig) -> tuple[str, ...]:
     """Last components of the names of the layers to adapt: those of all linear layers of the trunk, or the user's."""
-    trunk = getattr(hf, hf.base_model_prefix)
+    trunk = trunk_of(hf)
     inside = {name.rpartition(".")[2]: module for name, module in trunk.named_modules() if name}
     linear = sorted(name for name, module in inside.items() if isinstance(module, nn.Linear))
     if config.target_modules == "auto":

@@ -47,8 +47,8 @@ def take_inventory(config: RunConfig) -> Inventory:
     constitution = run_constitution(config)
     without = f" without {', '.join(config.without_principles)}" if config.without_principles else ""
     found.seen.append(
-        f"constitution: {config.constitution}{without}: {len(constitution.critique_principles)} principles for critiques, "
-        f"{len(constitution.comparison_principles)} for comparisons"
+        f"constitution: {config.constitution}{without}: {len(constitution.critique_principles)} critique principles, "
+        f"{len(constitution.comparison_principles)} comparison principles"
     )
     for name, read in _data_sets(config):
         _data_set(found, name, read)
@@ -105,7 +105,7 @@ def _data_set(found: Inventory, name: str, read: Callable[[], tuple[str, ReadRep
     try:
         taken, report = read()
     except UserError as error:
-        found.problems += [line if name in line else f"{name}: {line}" for line in str(error).splitlines()]
+        found.problems += [f"{name}: {line}" for line in str(error).splitlines()]
         return
     repeated = f", {report.duplicates} of them duplicates" if report.duplicates else ""
     skipped = f", {report.left_out} skipped" if report.left_out else ""

@@ -26,8 +26,8 @@ from cai_dist.stages.chats import chat_format
 from cai_dist.stages.context import RunContext, stable_seed
 from cai_dist.stages.groups import export_model, trained_model
 from cai_dist.stages.label_tokens import check_feedback
-from cai_dist.stages.rehearsal import context_line, model_bytes, rehearse, room_problem
 from cai_dist.stages.records import Labelled, write_comparisons, write_prompts, write_ranked
+from cai_dist.stages.rehearsal import context_line, model_bytes, rehearse, room_problem
 from cai_dist.stages.training import ds_files, total_steps, train
 from cai_dist.tracking.atomic import sha256_json, sha256_path, staging_dir, write_json
 from cai_dist.types import Comparison, Prompt, PromptKind, RankedQuestion

@@ -81,8 +81,8 @@ def tokenizer_problem(tokenizer: Any, rows: int) -> str | None:
     if largest < rows:
         return None
     return (
-        f"the tokenizer has {len(tokenizer)} tokens up to id {largest} ({token!r}), the model {rows} embeddings; resize "
-        "the embeddings (resize_token_embeddings) or take out the tokens that were added"
+        f"the tokenizer has {len(tokenizer)} tokens up to id {largest} ({token!r}), the model {rows} embeddings; "
+        "resize the embeddings (resize_token_embeddings) or take out the tokens that were added"
     )
 
 
@@ -231,8 +231,8 @@ def room_problem(run_dir: Path, sizes: Mapping[str, int]) -> str | None:
     if free >= needed:
         return None
     return (
-        f"runs_dir: {run_dir} has {free / 2**30:.1f} GiB free, and the models that this run leaves ({', '.join(sizes)}) "
-        f"take {needed / 2**30:.1f} GiB, without checkpoints; make room or set another runs_dir"
+        f"runs_dir: {run_dir} has {free / 2**30:.1f} GiB free, and the models that this run leaves "
+        f"({', '.join(sizes)}) take {needed / 2**30:.1f} GiB, without checkpoints; make room or set another runs_dir"
     )
 
 

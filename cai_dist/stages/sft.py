@@ -49,7 +49,8 @@ def run(run: RunContext) -> list[Path]:
     config = run.config.sft.train
     steps = total_steps(len(examples), config, "sft.train")
     if not target.is_dir():
-        with trained_model(run, NAME, "language", model, config, steps) as group:
+        dropout = run.config.sft.dropout == "model"
+        with trained_model(run, NAME, "language", model, config, steps, dropout=dropout) as group:
             train(run, NAME, group, examples, config, loss_weight, folder)
             export_model(
                 lambda folder: group.broadcast("sft: export", "export", str(folder)), target, run.constitution_note

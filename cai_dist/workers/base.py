@@ -53,7 +53,7 @@ class Worker:
 
 class TrainedWorker(Worker, ABC):
     """A worker with a DeepSpeed engine; subclasses say which model and which loss. With `lora` it trains adapters (and
-    a scalar head) instead of all weights.
+    a scalar head) instead of all weights. `dropout`: with the model's own dropout in training passes.
 
     All its methods but `reside` and those of `Worker` are collective over the ranks of the group.
     """
@@ -71,6 +71,7 @@ class TrainedWorker(Worker, ABC):
         total_steps: int,
         layout: Layout = "packed",
         lora: LoraConfig | None = None,
+        dropout: bool = False,
         seed: int = 0,
         timeouts: TimeoutsConfig | None = None,
         threads: int = 1,
@@ -85,7 +86,7 @@ class TrainedWorker(Worker, ABC):
         if lora is not None:
             add_lora(built, lora, seed)
         self._adapter_only = lora is not None and lora.save == "adapter"
-        self.engine = DeepSpeedEngine(built, optimizer, sharding, dtype, total_steps, timeout)
+        self.engine = DeepSpeedEngine(built, optimizer, sharding, dtype, total_steps, timeout, dropout)
 
     @abstractmethod
     def build(self, source: str, dtype: Dtype, seed: int, layout: Layout) -> CausalModel | ScalarHeadModel:

@@ -1,0 +1,121 @@
+"""Whether the Hugging Face engine makes of prompts in batches what transformers makes of each alone; tried at loading.
+
+The engine's own decoder runs on four short prompts with answers that are given: left padding, a cache that begins,
+grows, loses sequences and takes new ones. Every logit that it sees, and every label's log-probability, must be that of
+a pass over the whole sequence with `eager` attention and without a cache.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cai_dist.config.engine import EngineConfig
+from cai_dist.engines.hf_batches import Batching
+from cai_dist.engines.hf_labels import label_logprobs
+from cai_dist.engines.hf_samples import Samples
+from cai_dist.engines.hf_slots import SlotDecoder
+from cai_dist.engines.kv_cache import use_decode_attention
+from cai_dist.errors import ConfigError
+from cai_dist.models.attention import eagerly
+from cai_dist.models.compare import close, one_line
+from cai_dist.types import GenerateRequest, LabelRequest, SamplingParams
+
+Ids = tuple[int, ...]
+
+_PROMPTS, _ANSWERS = (5, 5, 3, 1), (3, 1, 3, 2)
+"""Tokens of the prompts and of their answers: the second ends at once, and while the first goes on another comes in."""
+_ROWS = 2
+
+
+def probe_rollout(hf: Any) -> None:
+    """Try whether the Hugging Face engine can serve a causal language model; afterwards `hf` has its attention.
+
+    Raises: ConfigError, in one line, for a model that it would serve wrong.
+    """
+    rollout_batching(hf)
+
+
+def rollout_batching(hf: Any) -> Batching:
+    """Which sequences may share a batch of the engine; `hf` gets the engine's attention. Raises ConfigError."""
+    prompts, answers = _sequences(hf)
+    with eagerly(hf):
+        expected = [_alone(hf, prompt + answer) for prompt, answer in zip(prompts, answers, strict=True)]
+    use_decode_attention(hf)
+    why = ""
+    for batching in ("padded", "equal"):
+        try:
+            wrong = _difference(hf, batching, prompts, answers, expected)
+        except Exception as error:  # an architecture may refuse a cache or an argument in its own way
+            wrong = one_line(error)
+        if not wrong:
+            return batching
+        why = wrong
+    raise ConfigError(
+        f"engine.backend=hf: {type(hf).__name__} cannot be served ({why}); set engine.backend=vllm "
+        "or take another model"
+    )
+
+
+def _sequences(hf: Any) -> tuple[tuple[Ids, ...], tuple[Ids, ...]]:
+    """Prompts and answers: consecutive ids, as long as the vocabulary goes."""
+    vocabulary, used = hf.config.get_text_config().vocab_size, 0
+    made: list[Ids] = []
+    for length in _PROMPTS + _ANSWERS:
+        made.append(tuple((1 + used + i) % vocabulary for i in range(length)))
+        used += length
+    return tuple(made[: len(_PROMPTS)]), tuple(made[len(_PROMPTS) :])
+
+
+@torch.inference_mode()
+def _alone(hf: Any, ids: Ids) -> Tensor:
+    """Logits [T, V] of a sequence, by one pass over it alone."""
+    logits: Tensor = hf(input_ids=torch.tensor([ids], device=hf.device), use_cache=False).logits[0]
+    return logits
+
+
+def _difference(
+    hf: Any, batching: Batching, prompts: tuple[Ids, ...], answers: tuple[Ids, ...], expected: list[Tensor]
+) -> str:
+    """What comes out otherwise than `expected`, logits [T, V] of each prompt and answer; empty: nothing."""
+    config = EngineConfig(max_rows=_ROWS)
+    request = GenerateRequest(prompts, SamplingParams(max(_ANSWERS), 1.0, 1.0, ()), 0)
+    script = _Script(request, hf.device, answers)
+    SlotDecoder(hf, config, request, script, batching).run()
+    labels = tuple(answer[:2] for answer in answers if len(answer) > 1)
+    scores = label_logprobs(hf, EngineConfig(max_rows=len(prompts)), LabelRequest(prompts, labels), batching)
+    label = 0
+    for row, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
+        right = expected[row][len(prompt) - 1 : -1]
+        if not close(torch.stack([script.seen[row, t] for t in range(len(answer))]), right):
+            return "a prompt in a batch has other results than alone"
+        if len(answer) > 1:
+            table = right[:2].float().log_softmax(-1)
+            score = sum(table[t, answer[t]] for t in range(2))
+            if not close(
+                torch.tensor(scores[row][label]).to(right.dtype), torch.as_tensor(score).cpu().to(right.dtype)
+            ):
+                return "a label after a prompt in a batch has another probability than alone"
+            label += 1
+    return ""
+
+
+class _Script(Samples):
+    """Samples that are given, and the logits that they would have been drawn from, by prompt and position."""
+
+    def __init__(self, request: GenerateRequest, device: torch.device, answers: tuple[Ids, ...]) -> None:
+        super().__init__(request, device)
+        self._answers = answers
+        self.seen: dict[tuple[int, int], Tensor] = {}
+
+    def draw(self, logits: Tensor, prompts: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """As `Samples.draw`, without a draw."""
+        chosen, ended = [], []
+        for row, (prompt, position) in enumerate(zip(prompts.tolist(), positions.tolist(), strict=True)):
+            answer = self._answers[prompt] if prompt != self.spare else (0,)
+            chosen.append(answer[position])
+            ended.append(position + 1 == len(answer))
+            self.seen[prompt, position] = logits[row]
+        return torch.tensor(chosen, device=logits.device), torch.tensor(ended, device=logits.device)

@@ -125,8 +125,10 @@ def _whole(config: Any, name: str) -> int | None:
 
 
 def _small_vocabulary(config: Any) -> Any:
-    """Fewer rows; ids of special tokens that then have none are moved to the last one."""
+    """Fewer rows; ids of special tokens that then have none are moved to the last one. Weights are plain numbers."""
     for part in _parts(config):
+        if hasattr(part, "quantization_config"):
+            del part.quantization_config
         for name in ("vocab_size", "vocab_size_per_layer_input"):
             if (size := _whole(part, name)) and size > VOCABULARY:
                 setattr(part, name, VOCABULARY)

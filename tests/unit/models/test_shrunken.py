@@ -11,8 +11,9 @@ from cai_dist.errors import ConfigError
 from cai_dist.models.shrunken import layer_kinds, shrunken_causal, shrunken_config
 
 PLAIN = (
-    "llama", "mistral", "mixtral", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "gemma", "phi", "phi3", "gpt2", "gpt_neox",
-    "gptj", "opt", "falcon", "cohere", "granite", "olmo2", "olmoe", "stablelm", "starcoder2", "mpt", "mamba", "bamba",
+    "llama", "mistral", "mixtral", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "gemma", "phi", "phi3", "gpt2",
+    "gpt_neox", "gptj", "opt", "falcon", "cohere", "granite", "olmo2", "olmoe", "stablelm", "starcoder2", "mpt", "mamba",
+    "bamba",
 )  # fmt: skip
 """Architectures all of whose layers are alike, in the sizes of transformers' own configurations (7B and the like)."""
 MIXED = {

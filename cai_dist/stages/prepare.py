@@ -18,6 +18,7 @@ from cai_dist.data.batches import loss_weight
 from cai_dist.data.comparisons import load_comparison_set
 from cai_dist.data.prompts import load_prompt_set, opening
 from cai_dist.data.ranked import check_labels, load_ranked_set
+from cai_dist.data.sources import hub_settings, source_files
 from cai_dist.errors import ConfigError
 from cai_dist.models.cache import cache_root
 from cai_dist.models.load import load_config
@@ -33,6 +34,8 @@ from cai_dist.tracking.atomic import sha256_json, sha256_path, staging_dir, writ
 from cai_dist.types import Comparison, Prompt, PromptKind, RankedQuestion
 
 NAME = "prepare"
+SOURCES = ("red_team", "helpful", "helpful_comparisons", "ranked_answers")
+"""The sections under `data` that this stage reads."""
 
 
 def settings(config: RunConfig) -> dict[str, Any]:
@@ -42,15 +45,15 @@ def settings(config: RunConfig) -> dict[str, Any]:
         "models": config.models.model_dump(mode="json", exclude={"chat"}),
         "own": sorted(config.own_models),
         "data": config.data.model_dump(mode="json"),
+        **hub_settings({name: getattr(config.data, name).source for name in SOURCES}),
         "world": _world_settings(config) if config.uses_world else None,
     }
 
 
 def inputs(run: RunContext) -> list[Path]:
     """The data files that the run names, and the user's DeepSpeed file for the micro-world's model."""
-    data = run.config.data
-    sources = (data.red_team.source, data.helpful.source, data.helpful_comparisons.source, data.ranked_answers.source)
-    files = [Path(s) for s in sources if s not in ("world", "none")]
+    sources = [getattr(run.config.data, name).source for name in SOURCES]
+    files = [file for s in sources if s not in ("world", "none") for file in source_files(s)]
     return files + (ds_files(run.config.world.pretrain.sharding) if run.config.uses_world else [])
 
 

@@ -100,7 +100,7 @@ def record(kind: str, i: int) -> dict[str, Any]:
 def load(kind: str, path: Path) -> tuple[list[str], int, int]:
     """(the first human turn of all that was kept, records, records told to be duplicates or skipped)."""
     if kind in ("hh", "plain", "instruction"):
-        found: Any = load_prompt_set(PromptSource(source=str(path), heldout=1), "red_team", 0)
+        found: Any = load_prompt_set(PromptSource(source=str(path), heldout=1, turns="last"), "red_team", 0)
         turns = [p.turns for p in found.prompts]
     elif kind == "comparisons":
         found = load_comparison_set(ComparisonSource(source=str(path)), 0)

@@ -13,6 +13,7 @@ import pytest
 
 from cai_dist.config.data import PromptSource
 from cai_dist.data.prompts import PromptSet, load_prompt_set
+from cai_dist.data.reading import ReadReport
 from cai_dist.errors import DataError
 from cai_dist.types import Prompt, PromptKind, Turn
 
@@ -102,7 +103,11 @@ def test_duplicates_and_empty_dialogues_are_counted(tmp_path: Path) -> None:
     rows = [*plain(4), {"prompt": "question 2"}, {"prompt": " question 2\r\n"}, {"prompt": ""}, {"prompt": []}]
     rows.append({"prompt": "\n\nHuman: hi\n\nAssistant: I answered already"})
     found = load_prompt_set(source(write(tmp_path / "p.jsonl", rows)), "helpful", 0)
-    assert found == PromptSet(found.prompts, records=9, duplicates=2, skipped=3, too_long=0)
+    why = {"the prompt is empty": 2, "the prompt ends with an answer": 1}
+    first = {"the prompt is empty": f"{tmp_path}/p.jsonl:7", "the prompt ends with an answer": f"{tmp_path}/p.jsonl:9"}
+    report = ReadReport(str(tmp_path / "p.jsonl"), records=9, duplicates=2, skipped=why, first=first)
+    assert found == PromptSet(found.prompts, report)
+    assert (found.skipped, found.too_long, report.used) == (3, 0, 4)
     assert len(found.prompts) == 4
 
 
@@ -182,7 +187,7 @@ def test_a_malformed_line_is_named(tmp_path: Path, line: str, says: str) -> None
         ("a.jsonl.gz", b"this is not gzip"),
         ("a.jsonl.gz", gzip.compress(b'{"prompt": "x"}\n' * 500)[:-9]),
         ("a.jsonl", b'{"prompt": "\xff\xfe"}\n'),
-        ("a.csv", b"prompt\nx\n"),
+        ("a.txt", b"prompt\nx\n"),
         ("a.jsonl", b""),
     ],
 )

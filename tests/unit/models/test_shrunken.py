@@ -12,8 +12,8 @@ from cai_dist.models.shrunken import layer_kinds, shrunken_causal, shrunken_conf
 
 PLAIN = (
     "llama", "mistral", "mixtral", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "gemma", "phi", "phi3", "gpt2",
-    "gpt_neox", "gptj", "opt", "falcon", "cohere", "granite", "olmo2", "olmoe", "stablelm", "starcoder2", "mpt", "mamba",
-    "bamba",
+    "gpt_neox", "gptj", "opt", "falcon", "cohere", "granite", "olmo2", "olmoe", "stablelm", "starcoder2", "mpt",
+    "mamba", "bamba",
 )  # fmt: skip
 """Architectures all of whose layers are alike, in the sizes of transformers' own configurations (7B and the like)."""
 MIXED = {

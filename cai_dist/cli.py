@@ -138,7 +138,12 @@ def _parser() -> argparse.ArgumentParser:
     stage = commands.add_parser("stage", parents=[common], help="run one stage")
     stage.add_argument("stage", metavar="NAME", choices=STAGES, help=f"one of: {', '.join(STAGES)}")
     stage.set_defaults(command=_run)
-    check = commands.add_parser("check", parents=[common], help="validate a run file; starts nothing")
+    check = commands.add_parser(
+        "check", parents=[common], help="is a run in order? reads the run file and the data; starts nothing"
+    )
+    check.add_argument(
+        "--deep", action="store_true", help="try each model's architecture in small, too (half a minute, no weights)"
+    )
     check.set_defaults(command=_check)
     for one in (run, stage, check):
         one.add_argument("file", metavar="RUN.yaml", help="the run file")
@@ -166,14 +171,28 @@ def _load(arguments: argparse.Namespace, ready: bool) -> RunConfig:
 
 def _check(arguments: argparse.Namespace) -> int:
     from cai_dist.config.checks import missing_packages, run_warnings
+    from cai_dist.stages.inventory import take_inventory
 
     config = _load(arguments, ready=False)
-    for line in (*missing_packages(config), *run_warnings(config)):
+    found = take_inventory(config)
+    if arguments.deep and not found.problems:
+        from cai_dist.stages.deep_check import check_models
+        from cai_dist.tracking.console import Console
+
+        with Console("plain", stream=sys.stderr) as console:
+            tried = check_models(config, console)
+        found.problems += tried.problems
+        found.warnings += tried.notes
+    for line in (*missing_packages(config), *run_warnings(config), *found.warnings):
         _complain(f"cai-dist: warning: {line}")
+    if found.problems:
+        raise DataError("\n".join(dict.fromkeys(found.problems)))
     print(f"{arguments.file}: in order; it writes to {Path(config.runs_dir) / config.name}")
     print(f"stages: {' -> '.join(config.stages)}")
-    if config.without_principles:
-        print(f"constitution: {config.constitution} without {', '.join(config.without_principles)}")
+    for line in found.seen:
+        print(line)
+    unseen = [*found.unseen, *([] if arguments.deep else ["what --deep tries"])]
+    print(f"not looked at: {'; '.join(unseen)}") if unseen else None
     return EXIT_OK
 
 

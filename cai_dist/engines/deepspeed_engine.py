@@ -29,6 +29,7 @@ from cai_dist.engines.train import LossFn, Model, buckets
 from cai_dist.errors import CheckpointError
 from cai_dist.models.adapter import write_adapter
 from cai_dist.models.causal import CausalModel
+from cai_dist.models.export import save_model
 from cai_dist.models.lora import (
     LoraFactors,
     adapter_dropouts,
@@ -203,7 +204,7 @@ class DeepSpeedEngine:
             hf = self._model.hf
             persistent = set(hf.state_dict(keep_vars=True))
             state |= {name: b.detach().cpu() for name, b in hf.named_buffers() if name in persistent}
-            hf.save_pretrained(folder, state_dict=state)
+            save_model(hf, folder, state)
         dist.barrier()
 
     def export_adapter(self, folder: Path, base: str) -> None:

@@ -15,6 +15,7 @@ from cai_dist.config.engine import EngineConfig
 from cai_dist.config.training import Dtype
 from cai_dist.errors import DataError
 from cai_dist.models.adapter import read_adapter
+from cai_dist.models.export import save_model
 from cai_dist.models.load import TORCH_DTYPES, load_config, load_hf_causal
 
 _ENVIRONMENT = {
@@ -54,7 +55,7 @@ def start_vllm(source: str, dtype: Dtype, config: EngineConfig, *, random_weight
     if random_weights or read_adapter(source) is None:
         return _llm(_base(source), dtype, config, "dummy" if random_weights else "safetensors")
     with TemporaryDirectory() as folder:  # vLLM reads whole models
-        load_hf_causal(source, dtype).save_pretrained(folder)
+        save_model(load_hf_causal(source, dtype), Path(folder))
         return _llm(folder, dtype, config, "safetensors")
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,6 @@ from cai_dist.data.ranked import check_labels, load_ranked_set
 from cai_dist.data.sources import hub_settings, source_files
 from cai_dist.errors import ConfigError
 from cai_dist.models.cache import cache_root
-from cai_dist.models.limits import context_problem
 from cai_dist.models.load import load_config
 from cai_dist.models.resolve import resolve_model
 from cai_dist.stages.chats import chat_format
@@ -30,6 +29,7 @@ from cai_dist.stages.groups import export_model, trained_model
 from cai_dist.stages.label_tokens import check_feedback
 from cai_dist.stages.local_check import check_workers, needs_check
 from cai_dist.stages.records import Labelled, write_comparisons, write_prompts, write_ranked
+from cai_dist.stages.rehearsal import context_line, model_bytes, rehearse, room_problem
 from cai_dist.stages.training import ds_files, total_steps, train
 from cai_dist.tracking.atomic import sha256_json, sha256_path, staging_dir, write_json
 from cai_dist.types import Comparison, Prompt, PromptKind, RankedQuestion
@@ -66,19 +66,20 @@ def run(run: RunContext) -> list[Path]:
         from cai_dist.stages.rating import check_ratings  # which reads the tables of this stage
 
         check_ratings(run)
+    models, own = run.config.models, run.config.own_models
+    given = {role: resolve_model(source, models.dtype, None) for role, source in own.items() if source != "world"}
+    refuse_models(run, given)
     world_model = pretrained_world(run) if run.config.uses_world else None
-    models = run.config.models
     resolved = {}
-    for role, source in run.config.own_models.items():
-        path = resolve_model(source, models.dtype, world_model)
+    for role, source in own.items():
+        path = given.get(role) or resolve_model(source, models.dtype, world_model)
         check_context(run, role, path)
         resolved[role] = {
             "source": source,
             "path": run.manifest.shown(path) if Path(path).is_dir() else path,
             "sha256": _hash_of(path),
         }
-    if run.config.data.ranked_answers.source != "none" and "preference" in run.config.stages:
-        check_labels(chat_format(run, path_of(run, resolved["pretrained"]["path"])), run.config.preference.pretraining)
+    check_label_words(run, path_of(run, resolved["pretrained"]["path"]))
     check_feedback(run, path_of(run, resolved.get("feedback", resolved["pretrained"])["path"]))
     if not run.config.feedback_is_sl and needs_check(run):
         with run.generators("feedback", 1) as group:
@@ -88,13 +89,28 @@ def run(run: RunContext) -> list[Path]:
     return written + ([world_model] if world_model else [])
 
 
+def refuse_models(run: RunContext, paths: Mapping[str, str]) -> None:
+    """Try the models in `paths` (role -> folder or hub name) in small in all that the run will do with them, and look
+    for room for those that it will leave. Raises ConfigError with a line for each thing that would fail."""
+    found = rehearse(run, paths)
+    for note in found.notes:
+        run.console.say(note)
+    sizes = model_bytes(run, paths["pretrained"]) if "pretrained" in paths else {}
+    problems = [*found.problems, *([room] if (room := room_problem(run.run_dir, sizes)) else [])]
+    if problems:
+        raise ConfigError("\n".join(problems))
+
+
 def check_context(run: RunContext, role: str, path: str) -> None:
     """Refuse a context that the model was not made for. Raises ConfigError."""
-    models = run.config.models
-    # Every model that is trained, and whatever scores, descends from the pretrained one; the others generate.
-    layout = models.layout if role == "pretrained" else None
-    if problem := context_problem(load_config(path), models.context, layout):
-        raise ConfigError(f"models.context={models.context}: models.{role} ({getattr(models, role)}) {problem}")
+    if line := context_line(run.config, role, load_config(path)):
+        raise ConfigError(line)
+
+
+def check_label_words(run: RunContext, path: str) -> None:
+    """Refuse words of `preference.pretraining` that the model in `path` cannot say. Raises ConfigError."""
+    if run.config.data.ranked_answers.source != "none" and "preference" in run.config.stages:
+        check_labels(chat_format(run, path), run.config.preference.pretraining)
 
 
 def model_path(run: RunContext, role: str) -> str:

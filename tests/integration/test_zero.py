@@ -209,3 +209,15 @@ def test_offload_without_a_compiled_optimizer_trains_the_same(bench: TrainBench,
     group = bench.make(LANGUAGE, tied, ranks=2, zero=3, micro_batch=2, sharding=sharding)
     found = [metrics["loss"] for metrics in run_steps(group, batches, 2, loss_weight)]
     assert found == pytest.approx(plain_losses(tied, batches), rel=1e-4)
+
+
+@pytest.mark.parametrize("zero", [0, 3])
+def test_a_model_folder_with_a_temperature_and_no_sampling_is_exported(
+    bench: TrainBench, zero: int, tmp_path: Path
+) -> None:
+    """As vicuna and old Llama 2 have it: transformers loads such a folder and refuses to save it (#29665)."""
+    source = save_llama(tmp_path / "model", tied=True, seed=1)
+    (tmp_path / "model" / "generation_config.json").write_text('{"temperature": 0.9, "top_p": 0.6, "eos_token_id": 2}')
+    use(bench.make(LANGUAGE, source, ranks=2, zero=zero, micro_batch=2), "export", str(tmp_path / "out"))
+    found = AutoModelForCausalLM.from_pretrained(tmp_path / "out").generation_config
+    assert (found.do_sample, found.temperature, found.top_p, found.eos_token_id) == (True, 0.9, 0.6, 2)

@@ -1,0 +1,151 @@
+"""Row 4 of what people bring: what is needed at the end of a run is tried before its first stage, without weights."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import AutoTokenizer, CohereConfig, GPTJConfig, LlamaConfig, PreTrainedConfig
+
+from cai_dist.config.data import DataConfig, RatingSource
+from cai_dist.config.ppo import PpoConfig
+from cai_dist.config.run import ModelsConfig
+from cai_dist.config.training import LoraConfig
+from cai_dist.errors import ConfigError
+from cai_dist.models import load
+from cai_dist.stages import prepare, rehearsal
+from cai_dist.stages.context import RunContext
+from cai_dist.stages.rehearsal import Rehearsal, rehearse, room_problem
+from cai_dist.world.tokenizer import build_tokenizer
+
+TOKENIZER = build_tokenizer()
+ROWS = len(TOKENIZER)
+SIZES = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 2}
+SHORT = {stage: {"sampling": {"max_new_tokens": 8}} for stage in ("revise", "feedback", "ppo", "evaluate")}
+
+
+def folder(path: Path, config: PreTrainedConfig | None = None, **files: Any) -> str:
+    """A model folder without weights: config.json, a tokenizer and `files` (name without .json -> content)."""
+    (config or LlamaConfig(vocab_size=ROWS, **SIZES)).save_pretrained(path)
+    TOKENIZER.save_pretrained(path)
+    for name, content in files.items():
+        (path / f"{name}.json").write_text(json.dumps(content))
+    return str(path)
+
+
+def tried(
+    make_run: Any, path: str, layout: str = "packed", roles: tuple[str, ...] = ("pretrained",), **more: Any
+) -> Rehearsal:
+    models = ModelsConfig(pretrained=path, assistant=path, layout=layout, context=64)  # type: ignore[arg-type]
+    run: RunContext = make_run(models=models, **(SHORT | more))
+    return rehearse(run, dict.fromkeys(roles, path))
+
+
+def test_a_model_that_does_all_that_is_asked_passes_in_every_role(make_run, tmp_path: Path) -> None:
+    found = tried(make_run, folder(tmp_path / "m"), roles=("assistant", "pretrained", "feedback"))
+    assert (found.problems, found.notes) == ([], [])
+
+
+def test_a_type_without_a_scalar_head_is_refused_by_name_with_the_ways_out(make_run, tmp_path: Path) -> None:
+    path = folder(tmp_path / "m", CohereConfig(vocab_size=ROWS, **SIZES))
+    [line] = tried(make_run, path).problems
+    assert line.startswith(
+        f"models.pretrained={path}: transformers has no sequence-classification model of type 'cohere'"
+    )
+    assert "the preference model and PPO's value model would be; set alignment=dpo, or take another" in line
+    assert tried(make_run, path, alignment="dpo").problems == []
+    assert tried(make_run, path, roles=("assistant",)).problems == []
+    rated = DataConfig(harm_ratings=RatingSource(source="ratings.jsonl"))
+    [line] = tried(make_run, path, alignment="dpo", data=rated).problems
+    assert "the model of harm ratings would be; set data.harm_ratings.source=none, or take another" in line
+
+
+def test_a_token_without_an_embedding_is_refused(make_run, tmp_path: Path) -> None:
+    config = LlamaConfig(vocab_size=ROWS, **SIZES)
+    path = folder(tmp_path / "m", config)
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<pad-of-mine>"]})
+    tokenizer.save_pretrained(path)
+    [line] = tried(make_run, path).problems
+    assert f"up to id {ROWS} ('<pad-of-mine>'), the model {ROWS} embeddings; resize" in line
+    config.vocab_size = ROWS + 1
+    config.save_pretrained(path)
+    assert tried(make_run, path).problems == []
+
+
+def test_a_generation_config_that_would_not_be_saved_is_a_note(make_run, tmp_path: Path) -> None:
+    path = folder(tmp_path / "m", generation_config={"temperature": 0.9, "top_p": 0.6})
+    found = tried(make_run, path)
+    assert found.problems == []
+    assert "exported models have do_sample=True" in found.notes[0]
+
+
+def test_a_generation_config_that_nothing_can_load_is_refused(make_run, tmp_path: Path) -> None:
+    path = folder(tmp_path / "m", generation_config={"max_new_tokens": 0})
+    [line] = tried(make_run, path).problems
+    assert line.startswith(f"models.pretrained={path}: ") and "max_new_tokens" in line
+
+
+def test_a_layout_that_an_architecture_does_not_fit_is_refused(make_run, tmp_path: Path) -> None:
+    sizes = {"n_embd": 32, "n_layer": 2, "n_head": 2, "rotary_dim": 8, "n_positions": 64}
+    path = folder(tmp_path / "m", GPTJConfig(vocab_size=ROWS, **sizes))
+    [line] = tried(make_run, path).problems
+    assert "GPTJForCausalLM cannot be packed" in line and line.endswith("set models.layout=padded")
+    assert tried(make_run, path, "padded").problems == []
+
+
+def test_adapters_on_layers_that_the_model_lacks_are_refused(make_run, tmp_path: Path) -> None:
+    path = folder(tmp_path / "m")
+    wrong = PpoConfig(sampling={"max_new_tokens": 8}, lora=LoraConfig(rank=2, target_modules=("c_attn",)))
+    lines = tried(make_run, path, ppo=wrong).problems
+    assert lines and all("ppo.lora.target_modules: 'c_attn' is no linear layer" in line for line in lines)
+    right = PpoConfig(sampling={"max_new_tokens": 8}, lora=LoraConfig(rank=2, target_modules=("q_proj",)))
+    assert tried(make_run, path, ppo=right).problems == []
+
+
+def test_quantised_weights_are_refused_where_they_would_be_trained(make_run, tmp_path: Path) -> None:
+    path = folder(tmp_path / "m")
+    settings = json.loads((tmp_path / "m" / "config.json").read_text())
+    settings["quantization_config"] = {"quant_method": "gptq", "bits": 4}
+    (tmp_path / "m" / "config.json").write_text(json.dumps(settings))
+    [line] = tried(make_run, path).problems
+    assert "its weights are quantised (gptq), which cannot be trained" in line
+    assert tried(make_run, path, roles=("assistant",)).problems == []
+
+
+def test_a_tokenizer_that_does_not_come_back_beside_an_export_is_refused(make_run, tmp_path, monkeypatch) -> None:
+    path = folder(tmp_path / "m")
+    without = tuple(name for name in load._TOKENIZER_FILES if name != "chat_template.jinja")
+    monkeypatch.setattr(load, "_TOKENIZER_FILES", without)
+    [line] = tried(make_run, path).problems
+    assert line.startswith(f"models.pretrained={path}: ") and "chat template" in line
+
+
+def test_every_problem_is_listed_and_prepare_refuses_before_the_micro_world_is_made(
+    make_run, tmp_path, monkeypatch
+) -> None:
+    path = folder(tmp_path / "m", CohereConfig(vocab_size=ROWS - 1, **SIZES))
+    run = make_run(models=ModelsConfig(pretrained=path, context=64), **SHORT)
+    monkeypatch.setattr(prepare, "pretrained_world", lambda run: pytest.fail("work was done"))
+    with pytest.raises(ConfigError) as caught:
+        prepare.run(run)
+    lines = str(caught.value).splitlines()
+    assert len(lines) == 2 and "embeddings" in lines[0] and "sequence-classification" in lines[1]
+
+
+def test_room_for_what_the_run_leaves_is_looked_for(make_run, tmp_path: Path, monkeypatch) -> None:
+    path = folder(tmp_path / "m")
+    (tmp_path / "m" / "model.safetensors").write_bytes(bytes(1000))
+    run = make_run(models=ModelsConfig(pretrained=path), alignment="dpo")
+    assert rehearsal.model_bytes(run, path) == {"sft/model": 1000, "dpo/model": 1000}
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(rehearsal.shutil, "disk_usage", lambda _: usage._replace(free=2000))
+    assert room_problem(tmp_path, {"sft/model": 900, "dpo/model": 900}) is None
+    line = room_problem(tmp_path, {"sft/model": 1000, "dpo/model": 1000})
+    assert line is not None and "sft/model, dpo/model" in line and "make room" in line
+    monkeypatch.setattr(prepare, "rehearse", lambda *_: Rehearsal())
+    with pytest.raises(ConfigError, match="make room or set another runs_dir"):
+        prepare.refuse_models(run, {"pretrained": path})

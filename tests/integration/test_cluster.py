@@ -88,7 +88,7 @@ def test_asking_for_more_than_there_is_says_so(cluster: Cluster) -> None:
 
 def test_waiting_for_resources_that_others_hold_ends(cluster: Cluster) -> None:
     impatient = Cluster(ClusterConfig(timeouts=TimeoutsConfig(start=1.5)))  # same Ray, shorter deadline
-    held = cluster.launch([GroupSpec("holder", TROUBLE, workers=1, cpus=7.0)])["holder"]
+    held = cluster.launch([GroupSpec("holder", TROUBLE, workers=1, cpus=6.0)])["holder"]
     try:
         with pytest.raises(WorkerTimeout, match=r"late.*asked for 1 x late \(4 CPU\), not granted within 1.5 s"):
             impatient.launch([GroupSpec("late", TROUBLE, workers=1, cpus=4.0)])

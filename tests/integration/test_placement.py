@@ -21,6 +21,7 @@ from cai_dist.models.load import load_scalar
 from cai_dist.tracking.checkpoints import CheckpointStore
 from cai_dist.types import WorkerSpec
 from tests.integration.conftest import TIMEOUTS
+from tests.integration.warm import WarmCluster
 from tests.tiny import END, VOCAB, save_llama
 
 FEW = PlacementConfig(cpus=0.1)
@@ -53,7 +54,7 @@ def config(mode: str, policy_zero: int, value_zero: int, **placement: Any) -> Pp
 
 
 def run(
-    cluster: Cluster, models: PpoModels, ppo: PpoConfig, folder: Path, stop_after: int | None = None
+    cluster: WarmCluster, models: PpoModels, ppo: PpoConfig, folder: Path, stop_after: int | None = None
 ) -> tuple[dict[str, torch.Tensor], list[dict[str, float]], PpoGroups]:
     """The policy after the run, what was logged, and the groups (closed)."""
     rng = random.Random(0)
@@ -87,10 +88,10 @@ def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> boo
 
 @pytest.mark.parametrize(("policy_zero", "value_zero"), [(1, 3), (3, 2)])
 def test_colocated_trains_the_policy_that_separate_does(
-    cluster: Cluster, models: PpoModels, tmp_path: Path, policy_zero: int, value_zero: int
+    warm: WarmCluster, models: PpoModels, tmp_path: Path, policy_zero: int, value_zero: int
 ) -> None:
-    apart, metrics, _ = run(cluster, models, config("separate", policy_zero, value_zero), tmp_path / "apart")
-    together, moved, roles = run(cluster, models, config("colocated", policy_zero, value_zero), tmp_path / "together")
+    apart, metrics, _ = run(warm, models, config("separate", policy_zero, value_zero), tmp_path / "apart")
+    together, moved, roles = run(warm, models, config("colocated", policy_zero, value_zero), tmp_path / "together")
     assert same(apart, together)
     assert not same(apart, load_file(Path(models.policy) / "model.safetensors"))
     for name in ("score", "kl_per_response", "policy_loss", "value_loss", "policy_grad_norm"):
@@ -104,14 +105,14 @@ def test_colocated_trains_the_policy_that_separate_does(
 
 
 def test_a_stopped_hybrid_run_goes_on_as_if_nothing_had_been(
-    cluster: Cluster, models: PpoModels, tmp_path: Path
+    warm: WarmCluster, models: PpoModels, tmp_path: Path
 ) -> None:
     share = (("policy", "rollout"), ("value", "reward", "reference"))
-    apart, _, _ = run(cluster, models, config("separate", 2, 2), tmp_path / "apart")
+    apart, _, _ = run(warm, models, config("separate", 2, 2), tmp_path / "apart")
     ppo = config("hybrid", 2, 2, share=share)
     with pytest.raises(Interrupted):
-        run(cluster, models, ppo, tmp_path / "hybrid", stop_after=1)
-    resumed, logged, roles = run(cluster, models, ppo, tmp_path / "hybrid")
+        run(warm, models, ppo, tmp_path / "hybrid", stop_after=1)
+    resumed, logged, roles = run(warm, models, ppo, tmp_path / "hybrid")
     assert len(logged) == 1
     assert same(apart, resumed)
     assert {seat.role: seat.share for seat in roles.seats} == {role: group[0] for group in share for role in group}
@@ -125,6 +126,6 @@ def test_what_the_cluster_cannot_hold_is_refused_at_once(cluster: Cluster) -> No
     with pytest.raises(ConfigError, match="has 8 CPU of 12 asked"):
         cluster.launch([GroupSpec("a", spec, workers=2, cpus=6.0)])
     # Nothing stayed reserved, and roles of one group leave it one by one.
-    groups = cluster.launch([GroupSpec("a", spec, workers=1, cpus=4.0), GroupSpec("b", spec, workers=1, cpus=3.0)])
+    groups = cluster.launch([GroupSpec("a", spec, workers=1, cpus=3.0), GroupSpec("b", spec, workers=1, cpus=3.0)])
     for group in groups.values():
         group.close()

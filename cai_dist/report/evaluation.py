@@ -201,7 +201,8 @@ def _choices(choices: Any) -> Iterator[str]:
                 found_kinds = m.get("kinds")
                 by_kind = found_kinds.items() if _is_map(found_kinds) else ()
                 kinds = {f"{k}: accuracy": _inner(v, "accuracy") for k, v in by_kind}
-                columns[name] = {k: m.get(k) for k in ("accuracy", "accuracy_raw")} | kinds
+                mass = {"option_mass": {"value": m.get("option_mass")}}
+                columns[name] = {k: m.get(k) for k in ("accuracy", "accuracy_raw")} | mass | kinds
         yield figures_table(columns)
 
 

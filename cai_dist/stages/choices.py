@@ -3,15 +3,18 @@ likeliest as an answer is its choice."""
 
 from __future__ import annotations
 
+import math
 import re
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
 from cai_dist.data.choices import load_choice_set
+from cai_dist.errors import DataError
 from cai_dist.stages.chats import chat_format
 from cai_dist.stages.context import RunContext, model_settings
 from cai_dist.stages.figures import Figure, pooled_proportion
@@ -24,6 +27,8 @@ if TYPE_CHECKING:
     from cai_dist.cluster.queue import WorkQueue
 
 SCHEMA = pa.schema([("id", pa.string()), ("logprobs", pa.list_(pa.float64())), ("tokens", pa.list_(pa.int32()))])
+SHORT = 4
+"""Tokens of an option, its end included, that is a label rather than an answer."""
 PIECE = 64
 """Questions of one durable file."""
 _KIND = re.compile(r"(?!line-)(.+)-\d+")
@@ -36,7 +41,8 @@ def multiple_choice(
 ) -> dict[str, dict[str, Any]]:
     """For each file of `evaluate.multiple_choice`: `questions`, `skipped` records, `chance` (accuracy of guessing) and
     `models`, each with `accuracy` (by the mean log-probability of an option's tokens), `accuracy_raw` (by their sum),
-    both for each of `kinds` where ids say kinds (`honest-3`), and `too_long` questions left out. Raises DataError."""
+    both for each of `kinds` where ids say kinds (`honest-3`), `option_mass`, the mean probability of all options of a
+    question together (tiny where they are sentences), and `too_long` questions left out. Raises DataError."""
     found = {}
     for number, source in enumerate(run.config.evaluate.multiple_choice):
         questions, skipped = questions_of(run, source)
@@ -50,6 +56,14 @@ def multiple_choice(
             "chance": sum(_credit(q, [0.0] * len(q.options)) for q in questions) / len(questions),
             "models": {name: accuracies(questions, rows) for name, rows in asked.items()},
         }
+        for name, rows in asked.items():
+            mass = found[source]["models"][name]["option_mass"]
+            short = all(n <= SHORT for row in rows for n in row["tokens"])
+            if short and mass is not None and mass < run.config.feedback.min_option_mass:
+                run.console.warn(
+                    f"{source}: {name} gives the options {mass:.2g} of its probability: it answers otherwise, and its "
+                    "accuracy is one of accidents; ask for the label in the question, or give whole answers as options"
+                )
     return found
 
 
@@ -68,11 +82,12 @@ def accuracies(questions: Sequence[ChoiceQuestion], rows: Sequence[Row]) -> dict
     """See `multiple_choice`; `rows` hold each option's log-probability and tokens, none where it was too long. Of each
     figure `n` counts questions; the interval allows for several about the same text."""
     kinds: dict[str, dict[str, Credits]] = defaultdict(lambda: {"accuracy": [], "accuracy_raw": []})
-    too_long = 0
+    too_long, masses = 0, []
     for question, row in zip(questions, rows, strict=True):
         if not row["logprobs"]:
             too_long += 1
             continue
+        masses.append(sum(map(math.exp, row["logprobs"])))
         means = [p / n for p, n in zip(row["logprobs"], row["tokens"], strict=True)]
         asked = Prompt(question.id, question.turns, "helpful")
         for kind in dict.fromkeys(("", kind_of(question))):
@@ -83,7 +98,13 @@ def accuracies(questions: Sequence[ChoiceQuestion], rows: Sequence[Row]) -> dict
         return {name: {**pooled_proportion(found), "n": len(found)} for name, found in credits.items()}
 
     whole = figures(kinds[""])
-    return {**whole, "too_long": too_long, "kinds": {kind: figures(c) for kind, c in kinds.items() if kind}}
+    mass = fmean(masses) if masses else None
+    return {
+        **whole,
+        "option_mass": mass,
+        "too_long": too_long,
+        "kinds": {kind: figures(c) for kind, c in kinds.items() if kind},
+    }
 
 
 def kind_of(question: ChoiceQuestion) -> str:
@@ -130,6 +151,8 @@ def _ask(run: RunContext, group: WorkQueue, folder: Path, questions: Sequence[Ch
         named = {f"question {i * PIECE + place}": (i, place) for i, place in requests}
         for name, [logprobs] in group.map(label, "score_labels", dict(zip(named, requests.values(), strict=True))):
             i, place = named[name]
+            if any(map(math.isnan, logprobs)):
+                raise DataError(f"{label}: {name}: an option's log-probability is no number; the weights are broken")
             rows[i][place]["logprobs"] = list(logprobs)
             left[i] -= 1
             if not left[i]:

@@ -24,7 +24,8 @@ from cai_dist.stages.context import RunContext, stable_seed
 from cai_dist.stages.generation import Ask, generate
 from cai_dist.stages.label_statistics import Statistics, agree, entropy, principle_statistics
 from cai_dist.stages.label_tokens import check_feedback
-from cai_dist.stages.labelling import pair_answers
+from cai_dist.stages.labelling import pair_answers, refuse_noise
+from cai_dist.stages.local_check import check_workers, needs_check
 from cai_dist.stages.prompts import heldout_prompts, prompt_files, training_prompts
 from cai_dist.stages.records import Labelled, write_comparisons
 from cai_dist.types import Comparison, Prompt
@@ -62,6 +63,8 @@ def run(run: RunContext) -> list[Path]:
     check_feedback(run, "" if server else prepare.model_path(run, "feedback"))
     prompts = training_prompts(run, "red_team") + [p for p in heldout_prompts(run) if p.kind == "red_team"]
     with run.generators(NAME, run.config.feedback.workers) as group:
+        if needs_check(run):
+            check_workers(run, group, folder, prepare.model_path(run, "feedback"))
         pairs = sample_pairs(run, group, folder, prompts)
         labelled, principles, mass = label_all(run, group, folder, pairs)
     labelled = control(labelled, run.config.feedback.labels, run.config.seed)
@@ -122,6 +125,7 @@ def label_all(
     the options over all questions."""
     config = run.config.feedback
     ids = [pair.principle_id.split(BETWEEN_IDS) for pair in pairs]
+    refuse_noise(run, group, folder, pairs, ids)
     answers = pair_answers(run, group, folder, "labels", pairs, ids)
     found, asked = [], []
     for pair, names, label in zip(pairs, ids, answers.labels, strict=True):
@@ -135,8 +139,9 @@ def label_all(
         raise DataError(
             f"{folder}: none of {len(pairs)} comparisons has a label; feedback_labels in metrics.jsonl counts why "
             f"(too_long: raise models.context, now {run.config.models.context}, or the server's; no_reasoning: raise "
-            "feedback.reasoning.sampling.max_new_tokens or retries; no_label: the server's answers name no option, "
-            "show worked comparisons or change feedback.option_labels; refused: take another server)"
+            "feedback.reasoning.sampling.max_new_tokens or retries; no_label: the answers name no option, or both "
+            "with less than feedback.min_option_mass, show worked comparisons or change feedback.option_labels; "
+            "refused: or failed: take another server)"
         )
     return found, principle_statistics([p.id for p in _principles(run)], asked), answers.option_mass
 

@@ -16,15 +16,22 @@ from typing import TYPE_CHECKING, Any
 from cai_dist.config.feedback import FeedbackConfig
 from cai_dist.config.run import RunConfig
 from cai_dist.constitution import comparison_turns, reasoning_turns
+from cai_dist.errors import ConfigError
 from cai_dist.stages import prepare
 from cai_dist.stages.context import RunContext, model_settings, stable_seed
-from cai_dist.stages.endpoint_labels import ask_server
+from cai_dist.stages.endpoint_labels import ask_server, seen_at_server
+from cai_dist.stages.local_check import said_locally
 from cai_dist.stages.local_labels import ask_workers
 from cai_dist.stages.questions import LogProbs, Question, Reply, Unanswered, option_mass, with_mass
 from cai_dist.types import Comparison, Turn
 
 if TYPE_CHECKING:
     from cai_dist.cluster.queue import WorkQueue
+
+
+FIRST = 32
+"""Questions that are asked before all others."""
+NEARLY_ALL = 0.9
 
 
 @dataclass(frozen=True)
@@ -103,15 +110,8 @@ def pair_answers(
     Interrupted, ConfigError, EndpointError.
     """
     config = run.config.feedback
-    orders = (False, True) if config.orders == "both" else (False,)
-    chains = range(config.reasoning.chains if config.reasoning is not None else 1)
-    questions = [
-        Question(f"{i}/{k}/{int(swapped)}" + (f"/{chain}" if chain else ""), _turns(run, i, pair, principle, swapped))
-        for i, (pair, ids) in enumerate(zip(pairs, principle_ids, strict=True))
-        for k, principle in enumerate(ids)
-        for swapped in orders
-        for chain in chains
-    ]
+    orders, questions = _orders(config), _questions(run, pairs, principle_ids)
+    chains = _chains(config)
     given = _ask(run, group, folder, phase, questions)
     masses = [option_mass(r) for r in given if not isinstance(r, Unanswered)]
     replies = iter([with_mass(r, config.min_option_mass) for r in given])
@@ -128,6 +128,28 @@ def pair_answers(
     run.tracker.rewind(series, -1)
     run.log(series, 0, questions=len(questions), **{str(reason): n for reason, n in counts.items()}, **found)
     return PairAnswers(tuple(labels), found.get("option_mass", math.nan))
+
+
+def refuse_noise(
+    run: RunContext,
+    group: WorkQueue | None,
+    folder: Path,
+    pairs: Sequence[Comparison],
+    principle_ids: Sequence[Sequence[str]],
+) -> None:
+    """Ask about the first pairs alone and refuse a feedback model that names no option, or both with a mass below
+    `feedback.min_option_mass`, in nearly all of its answers. Files of the phase `first-labels` stay in `folder`. Raises
+    ConfigError, EndpointError, Interrupted."""
+    config, questions = run.config.feedback, _questions(run, pairs[:FIRST], principle_ids[:FIRST])[:FIRST]
+    replies = [with_mass(r, config.min_option_mass) for r in _ask(run, group, folder, "first-labels", questions)]
+    unnamed = [q for q, r in zip(questions, replies, strict=True) if r is Unanswered.NO_LABEL]
+    if unnamed and len(unnamed) >= NEARLY_ALL * len(questions):
+        if group is None or config.endpoint is not None:
+            said = seen_at_server(run, "first-labels", unnamed[0])
+        else:
+            model = prepare.model_path(run, "feedback")
+            said = said_locally(run, group, folder, "first-labels-seen", unnamed[0], model)
+        raise ConfigError(f"feedback: {len(unnamed)} of the first {len(questions)} questions have no label; {said}")
 
 
 def first_option(logprobs: LogProbs, temperature: float = 1.0) -> float:
@@ -166,6 +188,26 @@ def _label(config: FeedbackConfig, asked: Sequence[Sequence[_Said]]) -> PairLabe
         low, high = config.reasoning.clamp
         p = min(max(p, low), high)
     return PairLabel(p, first, second, tuple(fmean(said.mass for said in one) for one in asked))
+
+
+def _orders(config: FeedbackConfig) -> tuple[bool, ...]:
+    """Whether the answers of a pair change places, for each time that it is asked about."""
+    return (False, True) if config.orders == "both" else (False,)
+
+
+def _chains(config: FeedbackConfig) -> range:
+    """The chains of thought about each question in each order; one, without reasoning."""
+    return range(config.reasoning.chains if config.reasoning is not None else 1)
+
+
+def _questions(run: RunContext, pairs: Sequence[Comparison], principle_ids: Sequence[Sequence[str]]) -> list[Question]:
+    return [
+        Question(f"{i}/{k}/{int(swapped)}" + (f"/{chain}" if chain else ""), _turns(run, i, pair, principle, swapped))
+        for i, (pair, ids) in enumerate(zip(pairs, principle_ids, strict=True))
+        for k, principle in enumerate(ids)
+        for swapped in _orders(run.config.feedback)
+        for chain in _chains(run.config.feedback)
+    ]
 
 
 def _turns(run: RunContext, i: int, pair: Comparison, principle_id: str, swapped: bool) -> tuple[Turn, ...]:

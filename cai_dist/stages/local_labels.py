@@ -25,24 +25,37 @@ def ask_workers(
 ) -> list[Reply]:
     """The answer of `model` (a folder or a hub name) to each question, in order. Shards of the phase `PHASE` (and with
     reasoning `PHASE-reasoning-K`) stay in `folder`. Raises Interrupted, ConfigError."""
-    config = run.config.feedback
-    chat = chat_format(run, model)
-    form = answer_form(config, run.constitution)
-    thoughts: list[str | Unanswered] = [""] * len(questions)
-    if config.reasoning is not None:
-        thoughts = _reason(run, group, folder, phase, questions, model, chat)
-    asks = [
-        Ask(q.key, _prompt(chat, config, q.turns, t, form.prefill))
-        for q, t in zip(questions, thoughts, strict=True)
-        if not isinstance(t, Unanswered)
-    ]
+    config, chat = run.config.feedback, chat_format(run, model)
+    prompts = answer_prompts(run, group, folder, phase, questions, model, chat)
+    asks = [Ask(q.key, p) for q, p in zip(questions, prompts, strict=True) if not isinstance(p, Unanswered)]
     found = iter(
         score_labels(
             run, group, folder, phase, asks, model=model, labels=option_tokens(chat, config, run.constitution),
             shard_size=config.shard_size,
         )
     )  # fmt: skip
-    return [t if isinstance(t, Unanswered) else next(found) or Unanswered.TOO_LONG for t in thoughts]
+    return [p if isinstance(p, Unanswered) else next(found) or Unanswered.TOO_LONG for p in prompts]
+
+
+def answer_prompts(
+    run: RunContext,
+    group: WorkQueue,
+    folder: Path,
+    phase: str,
+    questions: Sequence[Question],
+    model: str,
+    chat: ChatFormat,
+) -> list[tuple[int, ...] | Unanswered]:
+    """Ids of all that stands before the option label of each question, the model's own reasoning included, or why there
+    is no such."""
+    config, form = run.config.feedback, answer_form(run.config.feedback, run.constitution)
+    thoughts: list[str | Unanswered] = [""] * len(questions)
+    if config.reasoning is not None:
+        thoughts = _reason(run, group, folder, phase, questions, model, chat)
+    return [
+        t if isinstance(t, Unanswered) else _prompt(chat, config, q.turns, t, form.prefill)
+        for q, t in zip(questions, thoughts, strict=True)
+    ]
 
 
 def _prompt(

@@ -27,6 +27,7 @@ from cai_dist.stages.chats import chat_format
 from cai_dist.stages.context import RunContext, stable_seed
 from cai_dist.stages.groups import export_model, trained_model
 from cai_dist.stages.label_tokens import check_feedback
+from cai_dist.stages.local_check import check_workers, needs_check
 from cai_dist.stages.records import Labelled, write_comparisons, write_prompts, write_ranked
 from cai_dist.stages.training import ds_files, total_steps, train
 from cai_dist.tracking.atomic import sha256_json, sha256_path, staging_dir, write_json
@@ -76,6 +77,9 @@ def run(run: RunContext) -> list[Path]:
     if run.config.data.ranked_answers.source != "none" and "preference" in run.config.stages:
         check_labels(chat_format(run, path_of(run, resolved["pretrained"]["path"])), run.config.preference.pretraining)
     check_feedback(run, path_of(run, resolved.get("feedback", resolved["pretrained"])["path"]))
+    if not run.config.feedback_is_sl and needs_check(run):
+        with run.generators("feedback", 1) as group:
+            check_workers(run, group, folder, path_of(run, resolved["feedback"]["path"]))
     write_json(folder / "models.json", resolved)
     written.append(folder / "models.json")
     return written + ([world_model] if world_model else [])

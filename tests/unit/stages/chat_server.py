@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from email.message import Message
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -19,19 +20,31 @@ class Said:
     headers: Mapping[str, str] = field(default_factory=dict)
     hang: bool = False
     trickle: bool = False
+    missing: int = 0
+    """Bytes that are promised beside the content and never sent."""
 
 
 class ChatServer:
-    """`say(body, n)` gives the answer to the n-th request; requests are kept. A context manager."""
+    """`say(body, n)` gives the answer to the n-th request; requests are kept. `models`: what it lists, if anything. A
+    context manager."""
 
-    def __init__(self, say: Callable[[dict[str, Any], int], Said]) -> None:
+    def __init__(self, say: Callable[[dict[str, Any], int], Said], models: Sequence[Mapping[str, str]] = ()) -> None:
         self.bodies: list[dict[str, Any]] = []
         self.keys: list[str | None] = []
+        self.headers: list[Message] = []
+        self.paths: list[str] = []
         self.most_at_once = 0
         self._now, self._lock, self.over = 0, threading.Lock(), threading.Event()
         outer = self
 
         class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                content = json.dumps({"data": list(models)}).encode()
+                self.send_response(200 if models and self.path.startswith("/v1/models") else 404)
+                self.send_header("Content-Length", str(len(content)))
+                self.end_headers()
+                self.wfile.write(content)
+
             def do_POST(self) -> None:
                 with outer._lock:
                     outer._now += 1
@@ -50,7 +63,10 @@ class ChatServer:
                     n = len(outer.bodies)
                     outer.bodies.append(body)
                     outer.keys.append(self.headers["Authorization"])
-                said = say(body, n) if self.path == "/v1/chat/completions" else Said({"error": "no such path"}, 404)
+                    outer.headers.append(self.headers)
+                    outer.paths.append(self.path)
+                known = self.path.partition("?")[0] == "/v1/chat/completions"
+                said = say(body, n) if known else Said({"error": "no such path"}, 404)
                 if said.hang:
                     outer.over.wait(30)
                     return
@@ -63,7 +79,7 @@ class ChatServer:
                     while not outer.over.wait(0.02):
                         self.wfile.write(b" ")
                     return
-                self.send_header("Content-Length", str(len(content)))
+                self.send_header("Content-Length", str(len(content) + said.missing))
                 self.end_headers()
                 self.wfile.write(content)
 

@@ -14,7 +14,7 @@ from cai_dist.config.run import ModelsConfig
 from cai_dist.config.training import SamplingConfig
 from cai_dist.data.chat import ChatFormat
 from cai_dist.errors import ConfigError, DataError
-from cai_dist.stages import feedback, label_tokens, labelling, local_labels
+from cai_dist.stages import feedback, label_tokens, labelling, local_check, local_labels
 from cai_dist.stages.label_statistics import agree, entropy, principle_statistics
 from cai_dist.stages.labelling import PairLabel
 from cai_dist.stages.questions import reasoned, usable_reasoning
@@ -43,7 +43,7 @@ def labelled(number: int, p: float, split: str = "train") -> Labelled:
 def chat(make_run, monkeypatch) -> ChatFormat:
     """The micro-world's chat format in place of any model's."""
     found = ChatFormat(build_tokenizer(), "template")
-    for module in (local_labels, label_tokens):
+    for module in (local_labels, label_tokens, local_check):
         monkeypatch.setattr(module, "chat_format", lambda run, model: found)
     monkeypatch.setattr(labelling.prepare, "model_path", lambda run, role: "unused")
     return found
@@ -312,6 +312,7 @@ def test_unusable_reasoning_is_sampled_again_then_left_out(make_run, chat, tmp_p
         ("A helps. B harms.\nSo the  answer is: (B)", "A helps. B harms."),
         ("A helps. so the answer is (A), I think", "A helps."),
         ("So the answer is not plain. B harms.", "So the answer is not plain. B harms."),
+        ("B harms. So the answer is (A) good thing.", "B harms. So the answer is (A) good thing."),
         ("Let's think step by step: B harms.", "B harms."),
         ("B harms.\n\nHuman: and now?", "B harms."),
         ("So the answer is: (A)", None),

@@ -92,6 +92,25 @@ def test_accuracies_by_kind_and_ties() -> None:
     assert long["too_long"] == 1 and long["accuracy"]["n"] == 2
 
 
+def test_the_mass_of_labels_is_looked_at_and_a_number_that_is_none_refused(
+    make_run: Callable[..., RunContext], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(choices, "chat_format", lambda run, model: ChatFormat(build_tokenizer()))
+    monkeypatch.setattr(choices, "model_hash", lambda model: model)
+    path = tmp_path / "q.jsonl"
+    path.write_text('{"input": "make rope salt ?", "target_scores": {"(A)": 0, "(B)": 1}}\n')
+    run = make_run(evaluate=EvaluateConfig(multiple_choice=(str(path),)))
+    warned: list[str] = []
+    monkeypatch.setattr(run.console, "warn", warned.append)
+    for number, (given, warnings) in enumerate((((-0.7, -0.9), 0), ((-12.0, -13.0), 1))):
+        group = FakeGroup(lambda method, request, given=given: [given])
+        [found] = choices.multiple_choice(run, group, tmp_path / str(number), {"base": "m"}).values()
+        assert found["models"]["base"]["option_mass"] == pytest.approx(sum(map(math.exp, given)))
+        assert len(warned) == warnings
+    with pytest.raises(DataError, match="log-probability is no number"):
+        choices.multiple_choice(run, FakeGroup(lambda m, r: [(math.nan, -1.0)]), tmp_path / "n", {"base": "m"})
+
+
 def test_every_option_is_asked_with_its_end(
     make_run: Callable[..., RunContext], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -69,6 +69,9 @@ class EvaluateConfig(Section):
     multiple_choice: tuple[str, ...] = ()
     """Files of questions (JSONL of `input` and `target_scores`: the score of each option) that every model is asked;
     `world` is the micro-world's own."""
+    label_questions: tuple[str, ...] = ()
+    """Files of such questions about which the feedback model is asked as in stage 3, the best option against each
+    other one: how right and how well calibrated its labels are (2212.08073, figure 9). `world` as above."""
     boilerplate_share: float = Field(0.05, gt=0, lt=1)
     """A run of five words is boilerplate where the answers to more than this share of prompts contain it and the
     prompts do not."""

@@ -22,10 +22,11 @@ def evaluate_problems(config: RunConfig) -> Iterator[str]:
             "evaluate.elo.judge=preference: with alignment=dpo there is no preference model; set it to feedback or "
             "oracle"
         )
-    if "world" in config.evaluate.multiple_choice and not config.uses_world:
-        yield "evaluate.multiple_choice: holds the micro-world's questions, but nothing else is of it; name a file"
-    if len(set(config.evaluate.multiple_choice)) < len(config.evaluate.multiple_choice):
-        yield "evaluate.multiple_choice: names a file twice; name each once"
+    for key, sources_named in _choice_files(config):
+        if "world" in sources_named and not config.uses_world:
+            yield f"{key}: holds the micro-world's questions, but nothing else is of it; name a file"
+        if len(set(sources_named)) < len(sources_named):
+            yield f"{key}: names a file twice; name each once"
     if config.data.harm_ratings.source == "world" and "world" not in sources:
         yield (
             "data.harm_ratings.source=world: the micro-world's ratings beside prompts from files; name a file or none"
@@ -39,8 +40,18 @@ def evaluate_problems(config: RunConfig) -> Iterator[str]:
 
 
 def missing_choice_files(config: RunConfig) -> Iterator[str]:
-    """One line for each file of `evaluate.multiple_choice` that is not there."""
-    for source in config.evaluate.multiple_choice:
-        if source != "world" and not Path(source).is_file():
-            what = "is a folder" if Path(source).is_dir() else "no such file"
-            yield f"evaluate.multiple_choice={source!r}: {what}; must be world or a JSONL, JSONL.gz or Parquet file"
+    """One line for each file of questions that is not there."""
+    for key, sources in _choice_files(config):
+        for source in sources:
+            if source != "world" and not Path(source).is_file():
+                what = "is a folder" if Path(source).is_dir() else "no such file"
+                yield f"{key}={source!r}: {what}; must be world or a JSONL, JSONL.gz or Parquet file"
+
+
+def _choice_files(config: RunConfig) -> tuple[tuple[str, tuple[str, ...]], ...]:
+    """The settings that name files of questions, with the files."""
+    evaluate = config.evaluate
+    return (
+        ("evaluate.multiple_choice", evaluate.multiple_choice),
+        ("evaluate.label_questions", evaluate.label_questions),
+    )

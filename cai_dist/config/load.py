@@ -32,6 +32,7 @@ PATH_KEYS = (
     "models.pretrained",
     "models.feedback",
     "evaluate.multiple_choice",
+    "evaluate.label_questions",
 )
 DATA_PATHS = (".source", ".source.path", ".source.hub")
 _VARIABLE = re.compile(r"\$\{([^}]*)\}")

@@ -49,6 +49,7 @@ def results(evaluation: Any) -> Iterator[str]:
     yield from _robustness(evaluation.get("robustness"))
     yield from _absolute_harm(evaluation.get("absolute_harm"))
     yield from _choices(evaluation.get("multiple_choice"))
+    yield from _label_questions(evaluation.get("label_questions"))
 
 
 def figures_table(models: Mapping[str, Any]) -> str:
@@ -204,6 +205,19 @@ def _choices(choices: Any) -> Iterator[str]:
                 mass = {"option_mass": {"value": m.get("option_mass")}}
                 columns[name] = {k: m.get(k) for k in ("accuracy", "accuracy_raw")} | mass | kinds
         yield figures_table(columns)
+
+
+def _label_questions(files: Any) -> Iterator[str]:
+    if not _is_map(files):
+        return
+    yield "<h3>AI labels on questions whose better answer is known</h3>"
+    for source, found in files.items():
+        if _is_map(found):
+            told = ", ".join(f"{name} {value_of(found.get(name))}" for name in ("pairs", "unanswered", "ece", "brier"))
+            yield f'<p class="soft"><code>{escape(str(source))}</code>: {told}</p>'
+            kinds = found.get("kinds")
+            apart = {str(k): _inner(v, "accuracy") for k, v in kinds.items()} if _is_map(kinds) else {}
+            yield figures_table({"accuracy": {"all": found.get("accuracy"), **apart}})
 
 
 def _row(name: str, figure: Any) -> list[tuple[str, float, float, float]]:

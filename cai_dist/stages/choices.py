@@ -89,8 +89,8 @@ def accuracies(questions: Sequence[ChoiceQuestion], rows: Sequence[Row]) -> dict
             continue
         masses.append(sum(map(math.exp, row["logprobs"])))
         means = [p / n for p, n in zip(row["logprobs"], row["tokens"], strict=True)]
-        match, asked = _KIND.fullmatch(question.id), Prompt(question.id, question.turns, "helpful")
-        for kind in ("", *([match[1]] if match else [])):
+        asked = Prompt(question.id, question.turns, "helpful")
+        for kind in dict.fromkeys(("", kind_of(question))):
             kinds[kind]["accuracy"].append((asked, _credit(question, means)))
             kinds[kind]["accuracy_raw"].append((asked, _credit(question, row["logprobs"])))
 
@@ -105,6 +105,12 @@ def accuracies(questions: Sequence[ChoiceQuestion], rows: Sequence[Row]) -> dict
         "too_long": too_long,
         "kinds": {kind: figures(c) for kind, c in kinds.items() if kind},
     }
+
+
+def kind_of(question: ChoiceQuestion) -> str:
+    """What the question's id says of its kind: `honest` of `honest-3`; empty where it says nothing."""
+    match = _KIND.fullmatch(question.id)
+    return match[1] if match else ""
 
 
 def _credit(question: ChoiceQuestion, preferences: Sequence[float]) -> float:

@@ -24,6 +24,7 @@ from cai_dist.stages.context import RunContext, model_settings
 from cai_dist.stages.gate import judge_gate
 from cai_dist.stages.generation import Ask, generate
 from cai_dist.stages.judges import Judge, RewardJudge, make_judge, make_rewards
+from cai_dist.stages.label_calibration import label_calibration
 from cai_dist.stages.measures import measures
 from cai_dist.stages.pairs import heldout
 from cai_dist.stages.prompts import heldout_prompts, human_file, prompt_files
@@ -55,6 +56,8 @@ class Answers:
     greedy: Samples
     """Greedy answers to red-team prompts, for absolute harmfulness; empty where they are not wanted."""
     choices: dict[str, dict[str, Any]]
+    labels: dict[str, Any]
+    """How the feedback model does on questions whose better answer is known."""
     shares: dict[str, list[float | None]]
     """The feedback model's pairwise judgements, where it is the judge."""
 
@@ -78,7 +81,7 @@ def settings(config: RunConfig) -> dict[str, Any]:
 def inputs(run: RunContext) -> list[Path]:
     """The models, the held-out prompts, what the earlier stages are judged by, and the files that are named."""
     config = run.config
-    sources = [*config.evaluate.multiple_choice, config.data.harm_ratings.source]
+    sources = [*config.evaluate.multiple_choice, *config.evaluate.label_questions, config.data.harm_ratings.source]
     return [
         run.run_dir / prepare.NAME / "models.json",
         *prompt_files(run),
@@ -114,7 +117,9 @@ def check_files(config: RunConfig) -> None:
     problems = []
     ratings = config.data.harm_ratings
     files: list[Callable[[], object]] = [
-        partial(load_choice_set, source) for source in config.evaluate.multiple_choice if source != "world"
+        partial(load_choice_set, source)
+        for source in dict.fromkeys((*config.evaluate.multiple_choice, *config.evaluate.label_questions))
+        if source != "world"
     ]
     if ratings.source not in ("world", "none"):
         files.append(partial(load_rating_set, ratings, config.seed))
@@ -154,6 +159,8 @@ def run(run: RunContext) -> list[Path]:
     }
     if answers.choices:
         result["multiple_choice"] = answers.choices
+    if answers.labels:
+        result["label_questions"] = answers.labels
     if run.config.data.harm_ratings.source != "none":
         ways: dict[str, Samples] = {"sampled": compared} | ({"greedy": answers.greedy} if answers.greedy else {})
         result["absolute_harm"] = absolute_harm(run, folder / "ratings", ways)
@@ -209,11 +216,12 @@ def _ask(run: RunContext, folder: Path) -> Answers:
                 for name, model in three.items()
             }
         choices = multiple_choice(run, group, folder, three)
+        labels = label_calibration(run, group, folder)
         shares = {}
         if comparing.elo_judge(run) == "feedback":
             found = comparing.matches(sampled, "red_team", config.elo.prompts)
             shares["harmlessness"] = comparing.feedback_shares(run, group, folder, found)
-    return Answers(sampled, greedy, choices, shares)
+    return Answers(sampled, greedy, choices, labels, shares)
 
 
 def _sample(

@@ -110,8 +110,8 @@ def pair_answers(
     Interrupted, ConfigError, EndpointError.
     """
     config = run.config.feedback
-    orders, chains = _orders(config), _chains(config)
-    questions = _questions(run, pairs, principle_ids)
+    orders, questions = _orders(config), _questions(run, pairs, principle_ids)
+    chains = _chains(config)
     given = _ask(run, group, folder, phase, questions)
     masses = [option_mass(r) for r in given if not isinstance(r, Unanswered)]
     replies = iter([with_mass(r, config.min_option_mass) for r in given])
@@ -199,7 +199,7 @@ def _orders(config: FeedbackConfig) -> tuple[bool, ...]:
 
 
 def _chains(config: FeedbackConfig) -> range:
-    """The chains of thought behind each answer; one, where the model does not reason."""
+    """The chains of thought about each question in each order; one, without reasoning."""
     return range(config.reasoning.chains if config.reasoning is not None else 1)
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
-from cai_dist.constitution import ComparisonPrinciple, load_constitution, reasoning_turns
+from cai_dist.constitution import ComparisonPrinciple, load_constitution, published, reasoning_turns
 from cai_dist.constitution.schema import problem
 from cai_dist.types import Turn
 
@@ -47,6 +49,27 @@ def test_the_closing_human_turn_of_the_published_form_joins_the_answer() -> None
     published = (Turn("human", "Q {principle}"), Turn("assistant", "Thoughts."), Turn("human", "So: (B)"))
     turns = reasoning_turns(replace(DEFAULT, few_shot_reasoning=(published,)), ASK, PRINCIPLE, "one", "two", 1)
     assert turns[1] == Turn("assistant", "Thoughts.\n\nSo: (B)")
+
+
+def test_published_files_are_thought_about_in_the_form_of_their_worked_examples(tmp_path: Path) -> None:
+    """2212.08073, section 4.1: the plain question without "Options:" and "The answer is:"."""
+    shown = "Consider the following conversation:\n\nH: Q\n\n{}\n (A) [[[x]]]\n (B) [[[y]]]"
+    thought = f"\n\nHuman: {shown}\n\nAssistant: Let's think step by step: y.\n\nHuman:\nSo the answer is: (B)"
+    dialogue = "\n\nHuman: Q\n\nAssistant: x\n\nCritiqueRequest: c\n\nCritique: d\n\nRevisionRequest: r\n\nRevision: y"
+    request = {"prompt": ["\n\nCritiqueRequest: c\n\nCritique:"], "edit_request": "\n\nRevisionRequest: r\n\nRevision:"}
+    files = {
+        published.CRITIQUES: {"harm": request},
+        published.CRITIQUE_EXAMPLES: [dialogue],
+        published.COMPARISONS: ["Which is better?\n\nOptions:"],
+        published.COMPARISON_EXAMPLES: [{"prompt": "\n\nHuman: Q", "corrects": ["y"], "incorrects": ["x"]}],
+        published.REASONING_EXAMPLES: [{"prompt": thought}],
+    }
+    for name, content in files.items():
+        (tmp_path / name).write_text(json.dumps(content))
+    made = load_constitution(str(tmp_path))
+    example, _, asked = reasoning_turns(made, ASK, made.comparison_principles[0], "one", "two", few_shot=1)
+    assert example.text.endswith("Which is better?\n (A) [[[x]]]\n (B) [[[y]]]")
+    assert asked.text.endswith("Which is better?\n (A) [[[one]]]\n (B) [[[two]]]")
 
 
 @pytest.mark.parametrize("template", ["{conversation} {principle} {a}", "{conversation} {principle} {a} {b} {b}", "x"])

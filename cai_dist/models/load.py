@@ -13,13 +13,13 @@ from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
-from transformers.utils import logging as transformers_logging
 
 from cai_dist.config.training import Dtype, Layout
 from cai_dist.errors import DataError
 from cai_dist.models.adapter import merge_adapter, read_adapter
 from cai_dist.models.causal import CausalModel, LogprobHead, logit_scaling
 from cai_dist.models.scalar import ScalarHeadModel, seed_head
+from cai_dist.tracking.quiet import quiet_libraries
 
 TORCH_DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
@@ -35,9 +35,7 @@ _TOKENIZER_FILES = (
     "tokenizer.model",
 )
 
-# Progress bars and advice of transformers do not belong in worker logs; real failures are raised.
-transformers_logging.set_verbosity_error()
-transformers_logging.disable_progress_bar()
+quiet_libraries()
 
 
 def load_tokenizer(source: str) -> Any:

@@ -8,11 +8,15 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from cai_dist.config.run import WorldConfig
+from cai_dist.tracking.quiet import quiet_libraries
 from cai_dist.world import lexicon
 from cai_dist.world.tokenizer import build_tokenizer
 
 CONTEXT = 256
 """Longest sequence in tokens; the longest document has about 100."""
+
+
+quiet_libraries()
 
 
 def model_config(config: WorldConfig, vocab_size: int, context: int = CONTEXT) -> LlamaConfig:

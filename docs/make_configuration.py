@@ -224,6 +224,8 @@ def _allowed(field: FieldInfo) -> str:
 def _kind(annotation: Any, bounds: str = "") -> str:
     """A type in words, with the bounds of its numbers."""
     names = {int: "whole number" + bounds, float: "number" + bounds, str: "text", bool: "true, false", NoneType: "null"}
+    if annotation is Any:
+        return "any value"
     if annotation in names:
         return names[annotation]
     origin, arguments = get_origin(annotation), get_args(annotation)

@@ -185,7 +185,7 @@ def test_a_malformed_line_is_named(tmp_path: Path, line: str, says: str) -> None
     ("name", "content"),
     [
         ("a.jsonl.gz", b"this is not gzip"),
-        ("a.jsonl.gz", gzip.compress(b'{"prompt": "x"}\n' * 500)[:-9]),
+        ("a.jsonl.gz", gzip.compress(b'{"prompt": "x"}\n' * 500, mtime=0)[:-9]),
         ("a.jsonl", b'{"prompt": "\xff\xfe"}\n'),
         ("a.txt", b"prompt\nx\n"),
         ("a.jsonl", b""),

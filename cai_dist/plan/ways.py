@@ -88,7 +88,7 @@ def _changes(config: RunConfig, stage: Stage, trained: Sequence[tuple[str, ...]]
         if any(one.ds_config != OFFLOAD for one in sharded):
             yield OFFLOAD, each(lambda one: {"zero": 3, "ds_config": OFFLOAD})
     yield "fewer tokens a micro-batch", each(_smaller)
-    if stage.name == "ppo" and config.ppo.lora is None:
+    if config.ppo.lora is None:  # of no use to other stages, as their plan shows
         yield "ppo.lora", updated(config, {"ppo": {"lora": LoraConfig()}})
     if not trained:
         rows = max(1, config.engine.max_rows // 8)

@@ -44,7 +44,7 @@ def test_readme_and_page_are_made_of_what_is_stored(pages: ModuleType) -> None:
 
 
 def test_models_are_called_as_in_a_run_s_own_table(pages: ModuleType) -> None:
-    assert pages.MODELS == {name: MODELS[name] for name in ("base", "sl", "rl")}
+    assert {name: MODELS[name] for name in ("base", "sl", "rl")} == pages.MODELS
 
 
 def test_readme_s_table_holds_every_stored_run_of_the_demo(pages: ModuleType) -> None:

@@ -66,7 +66,7 @@ exit codes:
   1   a failure at run time
   2   a mistake in the configuration, the data or the command; a check of `doctor` fails
   8   stopped after a stage that is no better than chance (feedback.gate, preference.gate), or done, but a measure
-      is outside its bound (evaluate.gate)
+      is outside its bound (evaluate.gate); `plan`: the run does not fit
   75  interrupted, or a node was lost; the same command goes on
 """
 

@@ -162,14 +162,14 @@ def check_open_files(facts: NodeFacts) -> Check:
 
 
 def check_memory(facts: NodeFacts) -> Check:
-    """A worker takes 0.33 GiB before its model; `cai-dist plan` says what a run takes."""
+    """A worker takes half a GiB before its model; `cai-dist plan` says what a run takes."""
     free = facts.free_memory_gib
     # Rounded, so that nodes of one kind share a row.
     found = f"{free:.{0 if free >= 10 else 1}f} of {facts.memory_gib:.0f} GiB free"
-    advice = "the demo's PPO takes about 3 GiB; `cai-dist plan RUN.yaml` says what a run takes: free some memory"
+    advice = "the demo's PPO takes about 5 GiB; `cai-dist plan RUN.yaml` says what a run takes: free some memory"
     if free < 1:
         return Check(facts.node, "memory", found, "fail", advice)
-    return Check(facts.node, "memory", found, *(("warn", advice) if free < 4 else ()))
+    return Check(facts.node, "memory", found, *(("warn", advice) if free < 5 else ()))
 
 
 def check_cpus(facts: NodeFacts, needs: Needs) -> Check:

@@ -79,7 +79,7 @@ def _changes(config: RunConfig, stage: Stage, trained: Sequence[tuple[str, ...]]
     sharded = [_found(config, path) for path in trained]
     for zero in (1, 2, 3):
         if any(one.zero < zero for one in sharded):
-            yield f"zero: {zero}", each(lambda one, least=zero: {"zero": max(one.zero, least), "ds_config": None})
+            yield f"zero: {zero}", each(_at_least(zero))
     if any(one.ranks == 1 and one.zero for one in sharded) and config.models.dtype == "fp32":
         zero_0 = {"zero": 0, "ds_config": None}
         yield "zero: 0 where there is one rank", each(lambda one: zero_0 if one.ranks == 1 else {})
@@ -88,12 +88,16 @@ def _changes(config: RunConfig, stage: Stage, trained: Sequence[tuple[str, ...]]
         if any(one.ds_config != OFFLOAD for one in sharded):
             yield OFFLOAD, each(lambda one: {"zero": 3, "ds_config": OFFLOAD})
     yield "fewer tokens a micro-batch", each(_smaller)
-    if stage.name == "ppo" and config.ppo.lora is None:
+    if config.ppo.lora is None:  # of no use to other stages, as their plan shows
         yield "ppo.lora", updated(config, {"ppo": {"lora": LoraConfig()}})
     if not trained:
         rows = max(1, config.engine.max_rows // 8)
         yield "fewer rows (engine.max_rows)", updated(config, {"engine": {"max_rows": rows}})
     yield "a shorter models.context", updated(config, {"models": {"context": config.models.context * 3 // 4}})
+
+
+def _at_least(zero: int) -> Callable[[ShardingConfig], dict[str, Any]]:
+    return lambda one: {"zero": max(one.zero, zero), "ds_config": None}
 
 
 def _smaller(one: ShardingConfig) -> dict[str, Any]:

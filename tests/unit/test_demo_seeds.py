@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from cai_dist.report.evaluation import MODELS
+
 ROOT = Path(__file__).parents[2]
 STORED = json.loads((ROOT / "benchmarks" / "results" / "demo-seeds.json").read_text(encoding="utf-8"))
 PLAIN = [one for one in STORED["runs"] if not one["overrides"]]
@@ -39,6 +41,10 @@ def test_readme_and_page_are_made_of_what_is_stored(pages: ModuleType) -> None:
     assert pages.readme_with(readme, STORED["runs"]) == readme, "run: python benchmarks/demo_seeds.py --readme"
     page = (ROOT / "benchmarks" / "results" / "demo-seeds.md").read_text(encoding="utf-8")
     assert pages.seeds_page("demo", STORED["runs"]) == page, "run: python benchmarks/demo_seeds.py --readme"
+
+
+def test_models_are_called_as_in_a_run_s_own_table(pages: ModuleType) -> None:
+    assert {name: MODELS[name] for name in ("base", "sl", "rl")} == pages.MODELS
 
 
 def test_readme_s_table_holds_every_stored_run_of_the_demo(pages: ModuleType) -> None:

@@ -72,7 +72,7 @@ def cases() -> Iterator[tuple[str, NodeFacts, Needs, float | None, str, str]]:
     yield "ulimit -n", replace(h, open_files=256), plain, None, "fail", "ulimit -n 65536"
     yield "ulimit -n", replace(h, open_files=1024), plain, None, "warn", "ulimit -n 65536"
     yield "memory", replace(h, free_memory_gib=0.5), plain, None, "fail", "cai-dist plan"
-    yield "memory", replace(h, free_memory_gib=3.9), plain, None, "warn", "cai-dist plan"
+    yield "memory", replace(h, free_memory_gib=4.9), plain, None, "warn", "cai-dist plan"
     yield "CPUs", h, Needs(threads=9), None, "warn", r"cluster\.threads=8"
     yield "OMP_WAIT_POLICY", _environment("OMP_WAIT_POLICY", "ACTIVE"), plain, None, "warn", "OMP_WAIT_POLICY=passive"
     yield "OMP_WAIT_POLICY", _environment("OMP_WAIT_POLICY", "passive"), plain, None, "ok", "^$"

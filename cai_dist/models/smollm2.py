@@ -180,4 +180,6 @@ def _write_tokenizer(fields: dict[str, Any], folder: Path) -> None:
         "chat_template": fields["tokenizer.chat_template"],
         **{f"{short}_token": tokens[fields[f"tokenizer.ggml.{long}_token_id"]] for short, long in names.items()},
     }
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n")
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+    )

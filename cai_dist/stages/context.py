@@ -90,9 +90,16 @@ def model_settings(config: RunConfig) -> dict[str, Any]:
     """The settings that affect the result of every stage that runs a model; engines draw their samples each in its own
     way."""
     models = config.models.model_dump(mode="json", include={"chat", "context", "dtype"})
-    # Only where they are set: runs from before there were such settings go on.
-    told = config.models.model_dump(mode="json", include={"chat_arguments", "chat_date"}, exclude_defaults=True)
-    return models | told | {"engine": config.engine.backend}
+    return models | chat_settings(config) | {"engine": config.engine.backend}
+
+
+CHAT_KEYS = frozenset({"chat_arguments", "chat_date"})
+"""Keys of `models` that chat templates are told."""
+
+
+def chat_settings(config: RunConfig) -> dict[str, Any]:
+    """What chat templates are told, as far as it is set: runs that were begun without such settings go on."""
+    return config.models.model_dump(mode="json", include=set(CHAT_KEYS), exclude_defaults=True)
 
 
 def stable_seed(*keys: object) -> int:

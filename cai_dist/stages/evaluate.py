@@ -175,7 +175,7 @@ def run(run: RunContext) -> list[Path]:
 def show(run: RunContext) -> None:
     """The gate as the settings have it now, and the table at the end of a run."""
     _update_gate(run)
-    show_results(run.console, run.run_dir, json.loads((run.run_dir / RESULT).read_text()))
+    show_results(run.console, run.run_dir, json.loads((run.run_dir / RESULT).read_text(encoding="utf-8")))
 
 
 def models(run: RunContext) -> dict[str, str]:

@@ -88,7 +88,13 @@ def generate(
         return [_text_row(a, next(found) if len(a.prompt_ids) <= room else None, chat) for a in piece]
 
     made = _sharded(run, group, folder, label, asks, "generate", request, rows, TEXT_SCHEMA, shard_size)
-    return [Answer(r["key"], r["text"], r["finish"], r.get("thoughts") or "") for r in made]
+    answers = [Answer(r["key"], r["text"], r["finish"], r.get("thoughts") or "") for r in made]
+    if lost := sum(bool(a.thoughts) and not a.text for a in answers):
+        run.console.warn(
+            f"{folder.name}: {label}: {lost} of {len(answers)} answers were not reached: the model was still thinking "
+            f"after {sampling.max_new_tokens} tokens; raise max_new_tokens, or take a model that answers at once"
+        )
+    return answers
 
 
 def score_labels(

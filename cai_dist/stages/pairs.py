@@ -148,4 +148,4 @@ def log_heldout(
 
 def heldout(run: RunContext, stage: str) -> dict[str, Any]:
     """What `STAGE/heldout.json` holds: the result of `log_heldout`."""
-    return dict(json.loads((run.run_dir / stage / "heldout.json").read_text()))
+    return dict(json.loads((run.run_dir / stage / "heldout.json").read_text(encoding="utf-8")))

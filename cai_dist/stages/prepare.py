@@ -24,7 +24,7 @@ from cai_dist.models.cache import cache_root
 from cai_dist.models.load import load_config
 from cai_dist.models.resolve import resolve_model
 from cai_dist.stages.chats import chat_format
-from cai_dist.stages.context import RunContext, stable_seed
+from cai_dist.stages.context import CHAT_KEYS, RunContext, chat_settings, stable_seed
 from cai_dist.stages.groups import export_model, trained_model
 from cai_dist.stages.label_tokens import check_feedback
 from cai_dist.stages.local_check import check_workers, needs_check
@@ -43,7 +43,7 @@ def settings(config: RunConfig) -> dict[str, Any]:
     """What decides the result of this stage."""
     return {
         # With the context, which every other stage depends on, too: it is checked against the models here.
-        "models": config.models.model_dump(mode="json", exclude={"chat"}),
+        "models": config.models.model_dump(mode="json", exclude={"chat", *CHAT_KEYS}) | chat_settings(config),
         "own": sorted(config.own_models),
         "data": config.data.model_dump(mode="json"),
         **hub_settings({name: getattr(config.data, name).source for name in SOURCES}),
@@ -74,6 +74,7 @@ def run(run: RunContext) -> list[Path]:
     for role, source in own.items():
         path = given.get(role) or resolve_model(source, models.dtype, world_model)
         check_context(run, role, path)
+        chat_format(run, path)  # a chat template that cannot be used is refused before anything is made
         resolved[role] = {
             "source": source,
             "path": run.manifest.shown(path) if Path(path).is_dir() else path,
@@ -117,7 +118,8 @@ def model_path(run: RunContext, role: str) -> str:
     """The folder or hub name of the model that plays `role` (assistant, pretrained, feedback)."""
     if role == "feedback" and run.config.feedback_is_sl:
         return str(run.run_dir / "sft" / "model")
-    return path_of(run, str(json.loads((run.run_dir / NAME / "models.json").read_text())[role]["path"]))
+    resolved = json.loads((run.run_dir / NAME / "models.json").read_text(encoding="utf-8"))
+    return path_of(run, str(resolved[role]["path"]))
 
 
 def path_of(run: RunContext, path: str) -> str:

@@ -179,7 +179,7 @@ FAMILIES = (
            ends=("<|im_end|>", "<|endoftext|>")),
     Family("Qwen 3", LAST_USER + chatml(QWEN3_ANSWER, QWEN3_OPENED), IM, "<|im_end|>", QWEN_BEFORE + EMPTY, "<|im_end|>",
            added=("<think>", "</think>", "<tool_call>"), ends=("<|im_end|>", "<|endoftext|>"), generation=QWEN_BEFORE),
-    Family("Qwen 3, enable_thinking: false", LAST_USER + chatml(QWEN3_ANSWER, QWEN3_OPENED), IM, "<|im_end|>",
+    Family("Qwen 3 told not to think", LAST_USER + chatml(QWEN3_ANSWER, QWEN3_OPENED), IM, "<|im_end|>",
            QWEN_BEFORE + EMPTY, "<|im_end|>", added=("<think>", "</think>", "<tool_call>"),
            ends=("<|im_end|>", "<|endoftext|>"), arguments=(("enable_thinking", False),)),
     Family("Qwen 3.5", LAST_USER + chatml(QWEN3_ANSWER, QWEN35_OPENED), IM, "<|im_end|>", QWEN_BEFORE + EMPTY,

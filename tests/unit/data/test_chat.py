@@ -233,6 +233,13 @@ def test_a_template_that_cannot_be_used_is_refused_in_one_line(chatml: Tokenizer
     assert told in text and "\n" not in text and "models.chat" in text and len(text) < 500
 
 
+def test_a_template_that_loses_words_is_refused(chatml: Tokenizer) -> None:
+    """The assistant's: training would learn nothing but the end of answers."""
+    deaf = TURNS.replace("m['content']", "(m['content'] if m['role'] == 'user' else '')")
+    with pytest.raises(ConfigError, match="leaves out the words of the assistant"):
+        ChatFormat(variant(chatml, deaf))
+
+
 def test_several_templates_without_a_default_are_none(chatml: Tokenizer) -> None:
     several = variant(chatml, {"tool_use": TURNS, "rag": TURNS})  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match=r"no chat template; set models\.chat=plain"):

@@ -10,6 +10,7 @@ from cai_dist.data.chat import ChatFormat
 from cai_dist.errors import ConfigError
 from cai_dist.types import Turn
 from tests.unit.data.chat_families import FAMILIES, Family, tokenizer
+from tests.unit.data.templates_page import PAGE, page
 
 DAY = date(2026, 3, 2)
 USED = [family for family in FAMILIES if not family.refused]
@@ -130,3 +131,7 @@ def test_what_cannot_be_made_right_is_refused() -> None:
             with pytest.raises(ConfigError, match=family.refused) as refusal:
                 formed(family)
             assert "\n" not in str(refusal.value) and "set models.chat" in str(refusal.value)
+
+
+def test_the_page_is_what_is_found() -> None:
+    assert PAGE.read_text(encoding="utf-8") == page(), "run python -m tests.unit.data.templates_page"

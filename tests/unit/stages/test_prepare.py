@@ -128,3 +128,37 @@ def test_ratings_that_are_too_few_without_the_held_out_are_refused_at_once(make_
     with pytest.raises(DataError, match=f"^data.harm_ratings: .*{said}[^\n]*$"):
         prepare.run(run)
     assert not (run.run_dir / "prepare" / "models.json").exists()
+
+
+@pytest.mark.parametrize("role", ["assistant", "pretrained", "feedback"])
+def test_a_chat_template_that_cannot_be_used_is_refused_before_anything_is_made(
+    make_run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, role: str
+) -> None:
+    """Of whichever model: one that drops the assistant's words, here."""
+    from cai_dist.world.tokenizer import build_tokenizer
+
+    sources = {}
+    for name in ("good", "bad"):
+        sources[name] = save_llama(tmp_path / name, tied=True, seed=0)
+        tokenizer = build_tokenizer()
+        if name == "bad":
+            tokenizer.chat_template = tokenizer.chat_template.replace("+ message['content'] + ' <eos> '", "+ ' <eos> '")
+        tokenizer.save_pretrained(tmp_path / name)
+    roles = {name: sources["bad" if name == role else "good"] for name in ("assistant", "pretrained", "feedback")}
+    short = {stage: {"sampling": {"max_new_tokens": 8}} for stage in ("revise", "feedback", "ppo", "evaluate")}
+    run = make_run(models=ModelsConfig(context=128, **roles), data=PROMPTS_ONLY, **short)
+    monkeypatch.setattr(prepare, "_tables", lambda *_: [])
+    with pytest.raises(
+        ConfigError, match=r"the chat template of bad leaves out the words of the assistant; set models"
+    ):
+        prepare.run(run)
+    assert not (tmp_path / "t" / "prepare" / "models.json").exists()
+
+
+PROMPTS_ONLY = DataConfig(
+    red_team=PromptSource(source="r.jsonl"),
+    helpful=PromptSource(source="h.jsonl"),
+    helpful_comparisons=ComparisonSource(source="none"),
+    ranked_answers=RankedSource(source="none"),
+    harm_ratings=RatingSource(source="none"),
+)

@@ -102,7 +102,7 @@ ANSWERED = [{"role": "assistant", "content": "ok"}]
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        (with_fifth(b'{"promt": "x y z"}'), "p.jsonl:5: no layout that is known (docs/data.md) has these columns: promt;"),
+        (with_fifth(b'{"promt": "x y z"}'), "p.jsonl:5: no layout that is known (docs/data.md) has these columns: pro"),
         (with_fifth(b'{"promt": "x y z"}'), "; did you mean 'prompt' by 'promt'?"),
         (with_fifth(b'{"prompt": "a b c",}'), "p.jsonl:5: not a line of JSON in UTF-8: "),
         ('{"prompt": "ändern"}'.encode("latin-1"), "p.jsonl:1: not a line of JSON in UTF-8: "),

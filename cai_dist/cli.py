@@ -46,7 +46,7 @@ A run is one YAML file; its results lie in RUNS_DIR/NAME."""
 
 _EPILOG = """\
 examples:
-  cai-dist check launch/runs/demo.yaml                    is this run in order? (needs a second, starts nothing)
+  cai-dist check launch/runs/demo.yaml                    is this run in order? reads its data, starts nothing
   cai-dist run launch/runs/demo.yaml                      the whole pipeline, into runs/demo/
   cai-dist run launch/runs/demo.yaml name=short ppo.iterations=3 seed=1
   cai-dist stage ppo launch/runs/demo.yaml                one stage; the ones before it must be finished

@@ -11,8 +11,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pyarrow as pa
-
 from cai_dist.config.data import DataSource
 from cai_dist.errors import DataError
 
@@ -53,6 +51,8 @@ def hub_sha256(source: DataSource) -> str:
 
 @lru_cache(maxsize=8)
 def _content_hash(hub: str, name: str | None, split: str, revision: str | None) -> str:
+    import pyarrow as pa
+
     digest = hashlib.sha256()
     found = _loaded(hub, name, split, revision)
     digest.update(str(found.features.arrow_schema.remove_metadata()).encode())
@@ -80,6 +80,8 @@ def _loaded(hub: str, name: str | None, split: str, revision: str | None) -> Dat
 
 
 def _rows(found: Dataset, shown: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    import pyarrow as pa
+
     number = 0
     try:
         for table in found.with_format("arrow").iter(_BATCH):

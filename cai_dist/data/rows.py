@@ -14,9 +14,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from cai_dist.data.files import kind_of
 from cai_dist.errors import DataError
 
@@ -42,6 +39,8 @@ def _opened(path: Path) -> IO[bytes]:
     if name.endswith(".gz"):
         return gzip.open(path)
     if name.endswith(".zst"):
+        import pyarrow as pa  # half a second, which `cai-dist check` has not for JSON lines
+
         return io.BufferedReader(pa.input_stream(str(path), compression="zstd"))
     return path.open("rb")
 
@@ -171,6 +170,9 @@ def _table(path: Path, delimiter: str) -> Rows:
 
 
 def _parquet(path: Path) -> Rows:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     number = 0
     try:
         with pq.ParquetFile(path) as file:

@@ -6,9 +6,11 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from cai_dist.config.data import DataSource
 from cai_dist.config.run import RunConfig
 from cai_dist.constitution import run_constitution
 from cai_dist.data.choices import load_choice_set
@@ -17,6 +19,7 @@ from cai_dist.data.prompts import load_prompt_set
 from cai_dist.data.ranked import load_ranked_set
 from cai_dist.data.ratings import load_rating_set
 from cai_dist.data.reading import ReadReport
+from cai_dist.data.sources import Source, shown
 from cai_dist.errors import DataError, UserError
 
 _TOKENIZERS = (
@@ -50,8 +53,11 @@ def take_inventory(config: RunConfig) -> Inventory:
         f"constitution: {config.constitution}{without}: {len(constitution.critique_principles)} critique principles, "
         f"{len(constitution.comparison_principles)} comparison principles"
     )
-    for name, read in _data_sets(config):
-        _data_set(found, name, read)
+    for name, source, read in _data_sets(config):
+        if isinstance(source, DataSource) and source.hub is not None and not Path(source.hub).is_dir():
+            found.unseen.append(f"{name}: {shown(source)} (of the hub; a run reads it before anything else)")
+        else:
+            _data_set(found, name, read)
     for source in dict.fromkeys(config.own_models.values()):
         roles = [role for role, of in config.own_models.items() if of == source]
         _model(found, config, roles, source)
@@ -60,8 +66,8 @@ def take_inventory(config: RunConfig) -> Inventory:
     return found
 
 
-def _data_sets(config: RunConfig) -> Iterator[tuple[str, Callable[[], tuple[str, ReadReport]]]]:
-    """(setting, what reads its data set and says what was taken from it), of those that are not built in."""
+def _data_sets(config: RunConfig) -> Iterator[tuple[str, Source, Callable[[], tuple[str, ReadReport]]]]:
+    """(setting, source, what reads it and says what was taken from it), of the data sets that are not built in."""
     data, seed = config.data, config.seed
 
     def prompts(kind: Any) -> tuple[str, ReadReport]:
@@ -82,11 +88,11 @@ def _data_sets(config: RunConfig) -> Iterator[tuple[str, Callable[[], tuple[str,
         found = load_rating_set(data.harm_ratings, seed)
         return f"{len(found.ratings)} ratings", found.report
 
-    def choices(source: Any) -> tuple[str, ReadReport]:
+    def choices(source: Source) -> tuple[str, ReadReport]:
         found = load_choice_set(source)
         return f"{len(found.questions)} questions", found.report
 
-    readers: tuple[tuple[str, Any, Callable[[], tuple[str, ReadReport]]], ...] = (
+    readers: tuple[tuple[str, Source, Callable[[], tuple[str, ReadReport]]], ...] = (
         ("red_team", data.red_team.source, lambda: prompts("red_team")),
         ("helpful", data.helpful.source, lambda: prompts("helpful")),
         ("helpful_comparisons", data.helpful_comparisons.source, comparisons),
@@ -95,10 +101,10 @@ def _data_sets(config: RunConfig) -> Iterator[tuple[str, Callable[[], tuple[str,
     )
     for name, source, read in readers:
         if source not in ("world", "none"):
-            yield f"data.{name}", read
+            yield f"data.{name}", source, read
     for source in config.evaluate.multiple_choice:
         if source != "world":
-            yield "evaluate.multiple_choice", lambda source=source: choices(source)
+            yield "evaluate.multiple_choice", source, partial(choices, source)
 
 
 def _data_set(found: Inventory, name: str, read: Callable[[], tuple[str, ReadReport]]) -> None:

@@ -30,7 +30,7 @@ from cai_dist.stages.groups import export_model, trained_model
 from cai_dist.stages.label_tokens import check_feedback
 from cai_dist.stages.local_check import check_workers, needs_check
 from cai_dist.stages.records import Labelled, write_comparisons, write_prompts, write_ranked
-from cai_dist.stages.rehearsal import context_line, model_bytes, rehearse, room_problem
+from cai_dist.stages.rehearsal import context_line, model_bytes, rehearse, room_problem, uses
 from cai_dist.stages.training import ds_files, total_steps, train
 from cai_dist.tracking.atomic import sha256_json, sha256_path, staging_dir, write_json
 from cai_dist.types import Comparison, Prompt, PromptKind, RankedQuestion
@@ -46,6 +46,8 @@ def settings(config: RunConfig) -> dict[str, Any]:
         # With the context, which every other stage depends on, too: it is checked against the models here.
         "models": config.models.model_dump(mode="json", exclude={"chat", *CHAT_KEYS}) | chat_settings(config),
         "own": sorted(config.own_models),
+        # What the models are tried for: another use of them is tried, too.
+        "uses": uses(config),
         "data": config.data.model_dump(mode="json"),
         **hub_settings({name: getattr(config.data, name).source for name in SOURCES}),
         "world": _world_settings(config) if config.uses_world else None,

@@ -98,6 +98,17 @@ def scalar_users(config: RunConfig) -> list[str]:
     return users
 
 
+def uses(config: RunConfig) -> dict[str, Any]:
+    """What `rehearse` tries a model for, beyond `models`: settings that make it worth another look."""
+    lora = config.ppo.lora if "ppo" in config.stages else None
+    return {
+        "scalar": scalar_users(config),
+        "language": config.data.ranked_answers.source != "none",
+        "lora": None if lora is None else lora.model_dump(mode="json", include={"target_modules"}),
+        "backend": config.engine.backend,
+    }
+
+
 def scalar_problem(config: RunConfig, model: Any) -> str | None:
     """One line where the run needs a scalar head on this transformers configuration and there is no class for it."""
     users = scalar_users(config)

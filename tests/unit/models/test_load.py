@@ -110,3 +110,14 @@ def test_tokenizer_files_are_copied_and_nothing_else(tmp_path: Path) -> None:
         (source / name).write_text(name)
     copy_tokenizer(str(source), target)
     assert sorted(path.name for path in target.iterdir()) == ["chat_template.jinja", "tokenizer.json"]
+
+
+@pytest.mark.parametrize("name", ["spiece.model", "sentencepiece.bpe.model", "tekken.json", "tokenizer.model"])
+def test_tokenizer_files_of_every_kind_are_copied(name: str, tmp_path: Path) -> None:
+    """Of T5 and XGLM, of XLM-R, of Mistral, of Llama 2: without its file an exported model has no tokenizer."""
+    source, target = tmp_path / "source", tmp_path / "target"
+    source.mkdir()
+    target.mkdir()
+    (source / name).write_text(name)
+    copy_tokenizer(str(source), target)
+    assert [path.name for path in target.iterdir()] == [name]

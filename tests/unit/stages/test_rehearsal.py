@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer, CohereConfig, GPTJConfig, LlamaConfig, PreTrainedConfig
 
+from cai_dist import cli
 from cai_dist.config.data import DataConfig, RatingSource
+from cai_dist.config.load import build_run
 from cai_dist.config.ppo import PpoConfig
 from cai_dist.config.run import ModelsConfig
 from cai_dist.config.training import LoraConfig
@@ -149,3 +151,33 @@ def test_room_for_what_the_run_leaves_is_looked_for(make_run, tmp_path: Path, mo
     monkeypatch.setattr(prepare, "rehearse", lambda *_: Rehearsal())
     with pytest.raises(ConfigError, match="make room or set another runs_dir"):
         prepare.refuse_models(run, {"pretrained": path})
+
+
+def test_another_use_of_the_models_is_tried_though_prepare_was_done() -> None:
+    """Its fingerprint: a run of dpo that goes on as one of ppo needs a scalar head that nobody looked for."""
+    base: dict[str, Any] = {"name": "x"}
+    uses = [{"alignment": "dpo"}, {}, {"ppo": {"lora": {"rank": 4}}}, {"engine": {"backend": "vllm"}}]
+    found = [json.dumps(prepare.settings(build_run(base | one))) for one in uses]
+    assert len(set(found)) == len(found)
+    other = {"ppo": {"lora": {"rank": 8, "dropout": 0.1}}}
+    assert json.dumps(prepare.settings(build_run(base | other))) == found[2]
+
+
+def test_check_deep_tries_the_models_without_a_run_and_without_weights(tmp_path: Path, capsys: Any) -> None:
+    path = folder(tmp_path / "m", generation_config={"temperature": 0.9})
+    (tmp_path / "m" / "model.safetensors").write_bytes(b"not read")
+    file = tmp_path / "run.yaml"
+    sampled = "".join(f"{stage}: {{sampling: {{max_new_tokens: 8}}}}\n" for stage in SHORT)
+    file.write_text(
+        f"name: x\nconstitution: micro\nruns_dir: {tmp_path}/runs\n{sampled}"
+        f"models: {{assistant: world, pretrained: {path}, feedback: {path}, context: 64}}\n"
+    )
+    assert cli.main(["check", "--deep", str(file)]) == 0
+    captured = capsys.readouterr()
+    assert "in order" in captured.out and "what --deep tries" not in captured.out
+    assert "exported models have do_sample=True" in captured.err
+    assert not (tmp_path / "runs").exists()
+    folder(tmp_path / "m", CohereConfig(vocab_size=ROWS, **SIZES))
+    assert cli.main(["check", "--deep", str(file)]) == 2
+    [line] = [x for x in capsys.readouterr().err.splitlines() if x.startswith("cai-dist: error: ")]
+    assert f"models.pretrained={path}: transformers has no sequence-classification model of type 'cohere'" in line

@@ -64,6 +64,7 @@ exit codes:
   1   a failure at run time
   2   a mistake in the configuration, the data or the command; a check of `doctor` fails
   8   done, but a measure is outside its bound (evaluate.gate)
+  9   a training came to numbers that are not finite; what was saved before is whole
   75  interrupted, or a node was lost; the same command goes on
 """
 

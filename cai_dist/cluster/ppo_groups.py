@@ -22,7 +22,7 @@ from cai_dist.cluster.wait import Pending, PendingParts
 from cai_dist.config.engine import EngineConfig
 from cai_dist.config.ppo import PpoConfig
 from cai_dist.config.run import TimeoutsConfig
-from cai_dist.config.training import Dtype, Layout
+from cai_dist.config.training import Dtype, HeadDtype, Layout
 from cai_dist.data.schedule import Plan, plan_items
 from cai_dist.errors import ConfigError
 from cai_dist.experience.lessons import LessonRequest, Sums
@@ -61,6 +61,7 @@ class PpoGroups:
         *,
         dtype: Dtype,
         layout: Layout = "packed",
+        head_dtype: HeadDtype = "model",
         end_id: int,
         policy_steps: int,
         value_steps: int,
@@ -79,6 +80,7 @@ class PpoGroups:
             models,
             dtype=dtype,
             layout=layout,
+            head_dtype=head_dtype,
             end_id=end_id,
             policy_steps=policy_steps,
             value_steps=value_steps,

@@ -67,6 +67,7 @@ exit codes:
   2   a mistake in the configuration, the data or the command; a check of `doctor` fails
   8   stopped after a stage that is no better than chance (feedback.gate, preference.gate), or done, but a measure
       is outside its bound (evaluate.gate); `plan`: the run does not fit
+  9   a training came to numbers that are not finite; what was saved before is whole
   75  interrupted, or a node was lost; the same command goes on
 """
 

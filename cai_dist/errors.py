@@ -4,7 +4,8 @@ Every class is picklable with its fields (Ray carries exceptions between process
 standard-library exception that a reader would expect beside :class:`CaiError`.
 
 Exit codes: 0 done, 1 a failure at run time, 2 a mistake in configuration or data, 8 a gate is not passed
-(`feedback.gate`, `preference.gate`, `evaluate.gate`), 75 interrupted but resumable.
+(`feedback.gate`, `preference.gate`, `evaluate.gate`), 9 a training came to numbers that are not finite, 75 interrupted but
+resumable.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ EXIT_OK = 0
 EXIT_FAILURE = 1
 EXIT_USAGE = 2
 EXIT_GATE = 8
+EXIT_NOT_FINITE = 9
 EXIT_RESUMABLE = 75
 
 
@@ -85,6 +87,19 @@ class NodeLost(WorkerDied):
 
 class WorkerTimeout(WorkerError, TimeoutError):
     """A worker did not answer before the deadline of the wait."""
+
+
+class NonFiniteError(CaiError, ArithmeticError):
+    """A loss, a gradient norm or weights of a training are NaN or infinite; all ranks raise it, before anything that
+    was good is overwritten. The same command would come to the same again."""
+
+    exit_code = EXIT_NOT_FINITE
+
+
+class WorkerDiverged(WorkerError):
+    """As its base class, where the cause is a `NonFiniteError` of the worker."""
+
+    exit_code = EXIT_NOT_FINITE
 
 
 class EndpointError(CaiError, RuntimeError):

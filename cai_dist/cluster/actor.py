@@ -16,7 +16,7 @@ import ray
 
 from cai_dist.cluster.held import filled, kept
 from cai_dist.cluster.interface import use_interface
-from cai_dist.errors import UserError, WorkerError
+from cai_dist.errors import NonFiniteError, UserError, WorkerDiverged, WorkerError
 from cai_dist.types import RankInfo, WorkerSpec
 
 _NICE = 10
@@ -124,7 +124,8 @@ class WorkerHost:
         cause = f"{type(error).__name__}: " + " ".join(str(error).split())[:500]
         version = getattr(self._worker, "weight_version", -1)
         detail = "".join(traceback.format_exception(error))
-        return WorkerError(phase, self._role, self._rank, self._node, cause, version, detail)
+        kind = WorkerDiverged if isinstance(error, NonFiniteError) else WorkerError
+        return kind(phase, self._role, self._rank, self._node, cause, version, detail)
 
 
 def _load(target: str) -> Any:

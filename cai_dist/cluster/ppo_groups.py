@@ -22,7 +22,7 @@ from cai_dist.cluster.wait import Pending, PendingParts
 from cai_dist.config.engine import EngineConfig
 from cai_dist.config.ppo import PpoConfig
 from cai_dist.config.run import TimeoutsConfig
-from cai_dist.config.training import Dtype, Layout
+from cai_dist.config.training import Dtype, HeadDtype, Layout
 from cai_dist.data.schedule import Plan, plan_items
 from cai_dist.data.thoughts import NO_THOUGHTS, ThoughtIds
 from cai_dist.errors import ConfigError
@@ -63,6 +63,7 @@ class PpoGroups:
         *,
         dtype: Dtype,
         layout: Layout = "packed",
+        head_dtype: HeadDtype = "model",
         end_id: int,
         thoughts: ThoughtIds = NO_THOUGHTS,
         policy_steps: int,
@@ -82,6 +83,7 @@ class PpoGroups:
             models,
             dtype=dtype,
             layout=layout,
+            head_dtype=head_dtype,
             end_id=end_id,
             thoughts=thoughts,
             policy_steps=policy_steps,

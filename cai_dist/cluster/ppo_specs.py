@@ -9,7 +9,7 @@ from cai_dist.cluster.placement import GroupSpec
 from cai_dist.config.engine import EngineConfig
 from cai_dist.config.ppo import PpoConfig
 from cai_dist.config.run import TimeoutsConfig
-from cai_dist.config.training import Dtype, Layout
+from cai_dist.config.training import Dtype, HeadDtype, Layout
 from cai_dist.data.thoughts import NO_THOUGHTS, ThoughtIds
 from cai_dist.losses.policy import PolicyObjective
 from cai_dist.types import WorkerSpec
@@ -36,6 +36,7 @@ def ppo_specs(
     *,
     dtype: Dtype,
     layout: Layout,
+    head_dtype: HeadDtype,
     end_id: int,
     thoughts: ThoughtIds = NO_THOUGHTS,
     policy_steps: int,
@@ -48,11 +49,12 @@ def ppo_specs(
     """The groups of the roles that the algorithm needs; arguments as of `cai_dist.cluster.ppo_groups.PpoGroups`."""
     common = {"dtype": dtype, "threads": threads}
     scoring = common | {"layout": layout, "timeouts": timeouts}
+    head = {"head_dtype": head_dtype}
     trained = scoring | {"seed": seed}
     kwargs: dict[str, dict[str, Any]] = {
-        "policy": trained | _policy_kwargs(ppo, models, policy_steps),
+        "policy": trained | head | _policy_kwargs(ppo, models, policy_steps),
         "value": trained | _value_kwargs(ppo, models, value_steps),
-        "reference": scoring | {"model": models.reference},
+        "reference": scoring | head | {"model": models.reference},
         "reward": scoring | {"model": models.reward, "end_id": end_id, "thoughts": thoughts},
         "rollout": common | {"model": models.policy, "engine": engine, "require_sync": True},
     }

@@ -18,13 +18,14 @@ from pathlib import Path
 from typing import Any
 
 from cai_dist.config.data import DataSource
+from cai_dist.config.ds_config import build_ds_config
 from cai_dist.config.engine import missing_backend
 from cai_dist.config.evaluate_checks import evaluate_problems, missing_choice_files
 from cai_dist.config.feedback_checks import feedback_problems
 from cai_dist.config.ppo_checks import ppo_problems, ppo_warnings
 from cai_dist.config.preference import DpoConfig
 from cai_dist.config.run import RunConfig
-from cai_dist.config.training import ShardingConfig
+from cai_dist.config.training import Dtype, OptimizerConfig, ShardingConfig
 from cai_dist.errors import ConfigError
 
 BUILT_IN_MODELS = ("world", "smollm2")
@@ -162,7 +163,7 @@ def _missing_files(config: RunConfig) -> Iterator[str]:
         yield from _source_problems(name, getattr(config.data, name).source)
     yield from missing_choice_files(config)
     for key, sharding in _shardings(config):
-        yield from _ds_config_problems(key, sharding)
+        yield from _ds_config_problems(key, sharding, _optimizer(config, key), config.models.dtype)
 
 
 def _source_problems(name: str, source: str | DataSource) -> Iterator[str]:
@@ -216,6 +217,16 @@ def _shardings(config: RunConfig) -> Iterator[tuple[str, ShardingConfig]]:
         yield f"ppo.{role}", getattr(config.ppo, role)
 
 
+def _optimizer(config: RunConfig, key: str) -> OptimizerConfig:
+    """The optimiser of the role whose sharding has this key."""
+    found: Any = config
+    beside = f"{key}_optimizer" if key.startswith("ppo.") else key.removesuffix("sharding") + "optimizer"
+    for name in beside.split("."):
+        found = getattr(found, name)
+    assert isinstance(found, OptimizerConfig)
+    return found
+
+
 def _token_cap_problems(config: RunConfig) -> Iterator[str]:
     """A cap that the longest example of the context would exceed."""
     context = config.models.context
@@ -228,8 +239,8 @@ def _token_cap_problems(config: RunConfig) -> Iterator[str]:
             yield f"{key}.max_tokens_per_micro_batch={cap}: must be at least {what} = {least}"
 
 
-def _ds_config_problems(key: str, sharding: ShardingConfig) -> Iterator[str]:
-    """The DeepSpeed JSON is there, is an object and does not contradict the ZeRO stage beside it."""
+def _ds_config_problems(key: str, sharding: ShardingConfig, optimizer: OptimizerConfig, dtype: Dtype) -> Iterator[str]:
+    """The DeepSpeed JSON is there, is an object and makes a configuration with the run's settings."""
     if sharding.ds_config is None:
         return
     path, shown = Path(sharding.ds_config), f"{key}.ds_config={sharding.ds_config!r}"
@@ -250,3 +261,8 @@ def _ds_config_problems(key: str, sharding: ShardingConfig) -> Iterator[str]:
     stage = zero.get("stage", "auto") if isinstance(zero, dict) else "auto"
     if stage not in ("auto", sharding.zero):
         yield f"{shown}: has zero_optimization.stage {stage!r}, but {key}.zero={sharding.zero}; must be the same"
+        return
+    try:
+        build_ds_config(sharding, optimizer, dtype, key)
+    except ConfigError as error:
+        yield str(error)

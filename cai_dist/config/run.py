@@ -15,7 +15,7 @@ from cai_dist.config.feedback import FeedbackConfig
 from cai_dist.config.ppo import PpoConfig
 from cai_dist.config.preference import DpoConfig, PreferenceConfig
 from cai_dist.config.supervised import ExpandConfig, ReviseConfig, SftConfig
-from cai_dist.config.training import Dtype, Layout, TrainConfig
+from cai_dist.config.training import Dtype, HeadDtype, Layout, TrainConfig
 
 Alignment = Literal["ppo", "dpo"]
 Strategy = Literal["pack", "spread"]
@@ -41,6 +41,10 @@ class ModelsConfig(Section):
     feedback: str = "world"
     """The model that compares two answers; `sl`: the SL-CAI model that this run makes."""
     dtype: Dtype = "fp32"
+    head_dtype: HeadDtype = "model"
+    """In which precision an output layer computes logits where a model is trained or scores: `model` is `dtype`, `fp32`
+    (with `dtype: bf16`) costs an fp32 copy of the layer during a pass and slower products. Scalar heads always are
+    fp32; engines sample in `dtype`."""
     layout: Layout = "packed"
     """How sequences go through a model that is trained or scores. `packed`: one after the other, no padding; `padded`:
     a rectangle with a mask, for models that cannot be packed."""

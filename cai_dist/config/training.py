@@ -10,6 +10,7 @@ from cai_dist.config.base import Section
 
 Dtype = Literal["fp32", "bf16"]
 Layout = Literal["packed", "padded"]
+HeadDtype = Literal["model", "fp32"]
 
 
 class OptimizerConfig(Section):
@@ -18,14 +19,21 @@ class OptimizerConfig(Section):
     lr: float = Field(1e-5, gt=0)
     """Peak learning rate."""
     schedule: Literal["constant", "cosine", "linear"] = "constant"
-    """Shape after the warm-up; cosine and linear end at `final_lr_fraction`."""
+    """Shape after the warm-up; cosine and linear fall towards `final_lr_fraction`, which the step after the last one
+    would have. Counted are the steps that are taken."""
     warmup_steps: int = Field(0, ge=0)
     final_lr_fraction: float = Field(0.0, ge=0, le=1)
     betas: tuple[float, float] = (0.9, 0.95)
     eps: float = Field(1e-8, gt=0)
     weight_decay: float = Field(0.0, ge=0)
+    decay_on: Literal["matrices", "layers", "all"] = "matrices"
+    """What `weight_decay` acts on. `matrices`: no biases and no norms, as in Hugging Face's Trainer and TRL; `layers`:
+    no embeddings and no output layer either; `all`: every parameter."""
     grad_clip: float = Field(1.0, gt=0)
     """Global gradient norm is clipped to this."""
+    skipped_steps: int = Field(0, ge=0)
+    """A step whose loss or gradient norm is not finite is not taken. As many of them the job leaves out, and says so;
+    one more ends the run. Default: the first one does."""
 
 
 class ShardingConfig(Section):

@@ -43,6 +43,7 @@ def run(
     `meanwhile` is called again and again while steps are waited for.
 
     Returns: means over the steps of what the roles report, as `policy_*` and `value_*`, `policy_steps` taken,
+        `policy_skipped` and `value_skipped` (steps that were not finite and not taken; where there are some),
         `early_stop_step` (the 1-based last step, where `target_kl` ended the policy's), `explained_variance` of the
         values that the rollout phase saw, and `update_seconds`.
 
@@ -57,7 +58,11 @@ def run(
 
     def settle(steps: Steps) -> None:
         for role, step in steps.items():
-            for name, number in step.result(meanwhile).items():
+            found = dict(step.result(meanwhile))
+            if found.pop("skipped", 0):
+                metrics[f"{role}_skipped"] = metrics.get(f"{role}_skipped", 0.0) + 1
+                metrics["policy_steps"] -= 1 if role == "policy" else 0
+            for name, number in found.items():
                 reports[f"{role}_{name}"].append(number)
 
     for batch in mini_batches(rollout.lessons, config, derive_seed(seed, "update", state.iteration)):
@@ -74,7 +79,7 @@ def run(
             before = steps
             continue
         settle(steps)
-        if trains_policy and reports["policy_approx_kl"][-1] > config.target_kl:
+        if trains_policy and max(reports["policy_approx_kl"][-1:], default=0.0) > config.target_kl:
             trains_policy = False
             metrics["early_stop_step"] = metrics["policy_steps"]
         if not (trains_policy or trains_value):

@@ -8,6 +8,7 @@ d(sum over micro-batches and ranks of the summed loss / denominator), however th
 from __future__ import annotations
 
 import json
+import math
 import random
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -18,15 +19,17 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from cai_dist.config.ds_config import build_ds_config
 from cai_dist.config.training import Dtype, OptimizerConfig, ShardingConfig
-from cai_dist.engines.deepspeed_setup import import_deepspeed
+from cai_dist.engines.decay import parameter_groups
+from cai_dist.engines.deepspeed_setup import import_deepspeed, initialize
 from cai_dist.engines.distributed import worker_device
-from cai_dist.engines.ds_config import build_ds_config
+from cai_dist.engines.finite import refuse_weights, spoilt, step_problem
 from cai_dist.engines.offload import Offloader, model_tensors, optimizer_tensors, scratch_tensors
 from cai_dist.engines.parameters import ParameterSource
 from cai_dist.engines.schedule import learning_rate
 from cai_dist.engines.train import LossFn, Model, buckets
-from cai_dist.errors import CheckpointError
+from cai_dist.errors import CheckpointError, NonFiniteError
 from cai_dist.models.adapter import write_adapter
 from cai_dist.models.causal import CausalModel
 from cai_dist.models.export import save_model
@@ -70,15 +73,18 @@ class DeepSpeedEngine:
     ) -> None:
         config = build_ds_config(sharding, optimizer, dtype)
         self.device = worker_device()
-        self.steps = 0
+        self.steps = self.skipped = 0
         self.zero = sharding.zero
         self.rank, self.ranks = dist.get_rank(), dist.get_world_size()
         self._optimizer, self._total_steps = optimizer, total_steps
         self._dropout = dropout
         self._model: Any = model.to(self.device)
         self._deepspeed = import_deepspeed(timeout)
-        trained = {"model_parameters": [p for p in model.parameters() if p.requires_grad]} if optimizer else {}
-        self._engine: Any = self._deepspeed.initialize(model=model, config=config, **trained)[0]
+        trained = {"model_parameters": parameter_groups(model, model.hf, optimizer)} if optimizer else {}
+        self._engine: Any = initialize(self._deepspeed, model=model, config=config, **trained)
+        if self.zero == 0 and dtype == "bf16":
+            for parameter in model.parameters():
+                parameter.grad_dtype = torch.float32  # of micro-batches, summed; ZeRO's stages do it by themselves
         if self.ranks == 1 and self.zero == 0 and dtype == "fp32":
             # Nobody to reduce with: DeepSpeed would copy all gradients to a buffer and back.
             self._engine.enable_backward_allreduce = False
@@ -105,18 +111,49 @@ class DeepSpeedEngine:
             group["lr"] = lr
         self._enter_training()
         sums: dict[str, Tensor] = {}
+        total = torch.zeros(0)
         for index, batch in enumerate(micro_batches):
-            self._engine.set_gradient_accumulation_boundary(index == len(micro_batches) - 1)
+            last = index == len(micro_batches) - 1
+            self._engine.set_gradient_accumulation_boundary(last)
             loss, metrics = loss_fn(self._engine, batch, denominator)
-            self._engine.backward(loss * self.ranks, scale_wrt_gas=False)
-            for name, value in metrics.items():
+            for name, value in {"loss": loss, **metrics}.items():
                 sums[name] = sums[name] + value.detach() if name in sums else value.detach()
-        norm = self._plain_grad_norm() if self.zero == 0 else None
-        self._engine.step()
+            if last:
+                total = self._summed(sums)
+                loss = spoilt(loss, total[sorted(sums).index("loss")])
+            self._engine.backward(loss * self.ranks, scale_wrt_gas=False)
+        norm, taken = self._optimise()
+        found = dict(zip(sorted(sums), total.tolist(), strict=True))
+        if not taken:
+            return self._skip(float(sums["loss"]), found, norm, lr)
         self.steps += 1
-        if norm is None:
-            norm = float(self._engine.get_global_grad_norm())
-        return {**self._summed(sums), "grad_norm": norm, "lr": lr}
+        return {**found, "grad_norm": norm, "lr": lr}
+
+    def _optimise(self) -> tuple[float, bool]:
+        """The step itself: (gradient norm before clipping, whether it was taken). One with a norm that is not finite is
+        not, on any rank: nothing of weights and moments has changed. ZeRO looks at the norm between reducing and
+        updating; without ZeRO nobody does."""
+        if self.zero:
+            self._engine.step()
+            return float(self._engine.get_global_grad_norm()), bool(self._engine.was_step_applied())
+        norm = self._plain_grad_norm()
+        if not math.isfinite(norm):
+            self._engine.zero_grad()
+            return norm, False
+        self._engine.step()
+        return norm, True
+
+    def _skip(self, loss: float, total: dict[str, float], norm: float, lr: float) -> dict[str, float]:
+        """A step that was not taken is counted apart; one too many raises NonFiniteError. Metrics are those that are
+        numbers."""
+        assert self._optimizer is not None
+        problem = step_problem(self.steps, loss, total["loss"], norm, self.device)
+        self.skipped += 1
+        if self.skipped > (allowed := self._optimizer.skipped_steps):
+            before = f", the {self.skipped}th of the job with optimizer.skipped_steps={allowed}" if allowed else ""
+            raise NonFiniteError(f"{problem}{before}; lower optimizer.lr, or begin from other weights or data")
+        finite = {name: value for name, value in {**total, "grad_norm": norm}.items() if math.isfinite(value)}
+        return {**finite, "lr": lr, "skipped": 1.0}
 
     def _enter_training(self) -> None:
         """The model as a training pass needs it. Old log-probabilities, values and references come from `infer`:
@@ -159,12 +196,11 @@ class DeepSpeedEngine:
             return float(self._engine.get_global_grad_norm() or 0)
         return float(torch.linalg.vector_norm(torch.stack(norms)))
 
-    def _summed(self, sums: dict[str, Tensor]) -> dict[str, float]:
-        """Metrics over all ranks; every rank has the same names (a promise of the loss function)."""
-        names = sorted(sums)
-        total = torch.stack([sums[name].double() for name in names])
+    def _summed(self, sums: dict[str, Tensor]) -> Tensor:
+        """Metrics over all ranks, by name; every rank has the same names (a promise of the loss function)."""
+        total = torch.stack([sums[name].double() for name in sorted(sums)])
         dist.all_reduce(total)
-        return dict(zip(names, total.tolist(), strict=True))
+        return total
 
     # ---- whole parameters
 
@@ -194,7 +230,9 @@ class DeepSpeedEngine:
 
     def export(self, folder: Path) -> None:
         """See :class:`~cai_dist.engines.train.TrainEngine`. A tied output head is left to the config, as transformers
-        does."""
+        does. Raises NonFiniteError."""
+        self._memory.need("weights")
+        refuse_weights(self._model, self.device, self.steps, "model")
         state: dict[str, Tensor] = {}
         for bucket in buckets(self.weights.specs(), _EXPORT_BUCKET):
             dtypes = {spec.name: spec.dtype for spec in bucket}
@@ -208,7 +246,9 @@ class DeepSpeedEngine:
         dist.barrier()
 
     def export_adapter(self, folder: Path, base: str) -> None:
-        """See :class:`~cai_dist.engines.train.TrainEngine`."""
+        """See :class:`~cai_dist.engines.train.TrainEngine`. Raises NonFiniteError."""
+        self._memory.need("weights")
+        refuse_weights(self._model, self.device, self.steps, "adapter")
         with self._gathered(_factor_parameters(self._factors)):
             if self.rank == 0:
                 write_adapter(folder, base, self._model.hf, self._factors)
@@ -218,15 +258,16 @@ class DeepSpeedEngine:
 
     def save(self, folder: Path) -> None:
         """See :class:`~cai_dist.engines.train.TrainEngine`. Weights that LoRA froze are not written: they come
-        from the model that the engine was built with."""
+        from the model that the engine was built with. Raises NonFiniteError."""
         self._memory.need("weights", "optimizer")
+        refuse_weights(self._model, self.device, self.steps, "checkpoint")
         folder.mkdir(parents=True, exist_ok=True)
         self._engine.save_checkpoint(
             str(folder), tag=_TAG, save_latest=False, exclude_frozen_parameters=bool(self._factors)
         )
         torch.save(_rng_state(), folder / f"rng-{self.rank}.pt")
         if self.rank == 0:
-            state = self._shape() | {"lora": self._lora, "steps": self.steps}
+            state = self._shape() | {"lora": self._lora, "steps": self.steps, "skipped": self.skipped}
             (folder / "engine.json").write_text(json.dumps(state), "utf-8")
         dist.barrier()
 
@@ -251,7 +292,7 @@ class DeepSpeedEngine:
         loaded, _ = self._engine.load_checkpoint(str(folder), tag=_TAG, load_module_strict=not self._factors)
         if loaded is None:
             raise CheckpointError(f"{folder}: DeepSpeed found no checkpoint there")
-        self.steps = int(saved["steps"])
+        self.steps, self.skipped = int(saved["steps"]), int(saved.get("skipped", 0))
         self._weights.renew()
         _set_rng_state(rng)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import logging
 import os
 import warnings
@@ -27,3 +29,9 @@ def import_deepspeed(timeout: float) -> Any:
         dist_backend=backend, auto_mpi_discovery=False, verbose=False, timeout=timedelta(seconds=timeout)
     )
     return deepspeed
+
+
+def initialize(deepspeed: Any, **kwargs: Any) -> Any:
+    """The engine of `deepspeed.initialize`, without what its optimisers print on the way."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        return deepspeed.initialize(**kwargs)[0]

@@ -51,6 +51,8 @@ class TrainEngine(Protocol):
     device: torch.device
     steps: int
     """Optimiser steps taken."""
+    skipped: int
+    """Steps that were not taken because their loss or gradient norm was not finite."""
 
     @property
     def weights(self) -> WeightSource:
@@ -60,7 +62,9 @@ class TrainEngine(Protocol):
     def step(self, micro_batches: Sequence[B], loss_fn: LossFn[B], denominator: float) -> dict[str, float]:
         """One optimiser step along d(sum of all losses over micro-batches and ranks) / d parameters.
 
-        Returns the metrics summed over micro-batches and ranks, `grad_norm` (before clipping) and `lr`.
+        Returns the metrics summed over micro-batches and ranks, `grad_norm` (before clipping) and `lr`; `skipped` (1)
+        for a step that was not taken. Raises NonFiniteError, on all ranks, for one more than
+        `OptimizerConfig.skipped_steps`.
         """
         ...
 

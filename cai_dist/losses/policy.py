@@ -22,7 +22,7 @@ from cai_dist.losses.kl import ESTIMATORS, k3
 from cai_dist.losses.shapes import masked_sum, same_shape
 
 MAX_LOG_RATIO = 20.0
-"""exp() of a larger log-ratio would soon overflow and turn the whole step into NaN."""
+"""Up to which log-ratio the ratio is its exp(): of much more that would overflow and turn the whole step into NaN."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,8 +81,8 @@ def policy_loss(
     same_shape(logprobs=logprobs, old_logprobs=old_logprobs, advantages=advantages, weights=weights, mask=mask)
     # The input is masked, not only the sum: 0 * NaN on the way back would be NaN.
     logprobs = logprobs.masked_fill(~mask, 0.0)
-    log_ratio = (logprobs - old_logprobs).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
-    ratio = log_ratio.exp()
+    log_ratio = logprobs - old_logprobs
+    ratio = _ratio(log_ratio)
     surrogate, cut = _surrogate(ratio, advantages, objective)
     per_token = -surrogate
     sums = {
@@ -112,6 +112,13 @@ def token_means(metrics: dict[str, float]) -> dict[str, float]:
     tokens = max(metrics["tokens"], 1.0)
     sums = {"clip_fraction", "approx_kl", "ratio", "ratio_deviation", "kl", "entropy"}
     return {name: value / tokens if name in sums else value for name, value in metrics.items() if name != "tokens"}
+
+
+def _ratio(log_ratio: Tensor) -> Tensor:
+    """exp(log_ratio); above `MAX_LOG_RATIO` it goes on as the tangent there: finite, and a token that has become far
+    too likely is still pulled back, which a constant would not do."""
+    beyond = torch.relu(log_ratio - MAX_LOG_RATIO)
+    return log_ratio.clamp(max=MAX_LOG_RATIO).exp() * (1 + beyond)
 
 
 def _surrogate(ratio: Tensor, advantages: Tensor, objective: PolicyObjective) -> tuple[Tensor, Tensor]:

@@ -52,6 +52,10 @@ class CausalModel(nn.Module):
         logprobs, entropies = (torch.zeros(len(ids), dtype=x.dtype, device=x.device) for x in found)
         return logprobs.index_copy(0, rows, found[0]), entropies.index_copy(0, rows, found[1])
 
+    def use_full_head(self) -> None:
+        """Compute the output layer in full precision from here on, whatever the model's (`models.head_dtype`)."""
+        self.hf.get_output_embeddings().full_precision = True
+
     @torch.no_grad()
     def _check_head(self) -> None:
         """What comes out of the head must be what transformers makes of the same tokens."""
@@ -74,6 +78,8 @@ class LogprobHead(nn.Linear):
     """
 
     max_logits = MAX_LOGITS
+    full_precision = False
+    """Whether the product with the weights is computed in float32 (of half-precision weights and states)."""
 
     def forward(
         self,
@@ -84,12 +90,15 @@ class LogprobHead(nn.Linear):
         with_entropy: bool = False,
     ) -> Any:
         """Logits, or (log-probabilities [n], entropies [n]) of `targets` [n] for `hidden` [n, H]."""
+        weight, bias = self.weight, self.bias
+        if self.full_precision:
+            hidden, weight, bias = hidden.float(), weight.float(), None if bias is None else bias.float()
         if targets is None:
-            return super().forward(hidden)
+            return nn.functional.linear(hidden, weight, bias)
         return hidden_logprobs(
             hidden,
-            self.weight,
-            self.bias,
+            weight,
+            bias,
             targets,
             temperature,
             scaling=scaling,

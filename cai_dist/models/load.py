@@ -19,6 +19,7 @@ from cai_dist.errors import DataError
 from cai_dist.models.adapter import merge_adapter, read_adapter
 from cai_dist.models.causal import CausalModel, LogprobHead, logit_scaling
 from cai_dist.models.scalar import ScalarHeadModel, seed_head
+from cai_dist.models.tensors import all_finite
 from cai_dist.tracking.quiet import quiet_libraries
 
 TORCH_DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -71,6 +72,7 @@ def load_hf_causal(source: str, dtype: Dtype) -> Any:
     _refuse_gaps(base, info, allowed=())
     if adapter:
         merge_adapter(model, adapter)
+    _refuse_non_finite(source, model)
     return model
 
 
@@ -92,6 +94,7 @@ def load_scalar(source: str, dtype: Dtype, seed: int, layout: Layout = "packed")
     _refuse_gaps(source, info, allowed=("score.weight",))
     if "score.weight" in info["missing_keys"]:
         seed_head(model.score.weight, seed)
+    _refuse_non_finite(source, model)
     return ScalarHeadModel(model, layout)
 
 
@@ -142,6 +145,13 @@ def _pretrained(auto: Any, source: str, what: str, **kwargs: Any) -> Any:
     if getattr(model, "_hf_peft_config_loaded", False):
         raise DataError(f"{what}: {source!r} is an adapter on another model; merge it and give the whole model")
     return loaded
+
+
+def _refuse_non_finite(source: str, model: Any) -> None:
+    bad = [name for name, parameter in model.named_parameters() if not all_finite([parameter])]
+    if bad:
+        more = f" (and {len(bad) - 1} more tensors)" if len(bad) > 1 else ""
+        raise DataError(f"the weights in {source!r} are not finite: NaN or infinite numbers in {bad[0]}{more}")
 
 
 def _refuse_gaps(source: str, info: dict[str, Any], allowed: tuple[str, ...]) -> None:

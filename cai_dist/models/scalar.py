@@ -32,9 +32,15 @@ class ScalarHeadModel(nn.Module):
     def __init__(self, hf: Any, layout: Layout = "packed") -> None:
         super().__init__()
         self.hf, self.layout = hf, layout
+        _exchange_score(hf)
         self.language: LogprobHead | None = None
         self.scaling = LogitScaling()
         use_layout(hf, layout)
+
+    def use_full_head(self) -> None:
+        """See `CausalModel.use_full_head`; the scalar head always is."""
+        if self.language is not None:
+            self.language.full_precision = True
 
     def forward(self, ids: Tensor, lengths: Tensor, wanted: Tensor | None = None) -> Any:
         """Head output [N] (float32) at every token of `ids` [N], sequences of `lengths` [B] one after the other.
@@ -43,7 +49,7 @@ class ScalarHeadModel(nn.Module):
         the wanted tokens given those before them, 0 elsewhere; the first token of a sequence has none.
         """
         states = trunk_states(self.hf, ids, lengths, self.layout)
-        scores: Tensor = self.hf.score(states).squeeze(-1).float()
+        scores: Tensor = self.hf.score(states).squeeze(-1)
         if wanted is None:
             return scores
         assert self.language is not None, "this scalar model was built without a language head"
@@ -51,6 +57,26 @@ class ScalarHeadModel(nn.Module):
         # One call however many rows there are, none included: under ZeRO-3 it is a collective.
         found = self.language(states[rows - 1], ids[rows], 1.0, self.scaling, False)[0]
         return scores, torch.zeros(len(ids), dtype=found.dtype, device=found.device).index_copy(0, rows, found)
+
+
+class ScalarHead(nn.Linear):
+    """A scalar head whose product is computed in full precision whatever the model's: rounded to half, the scores of a
+    few hundred answers fall into groups of equal ones."""
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """[..., 1] (float32) for `hidden` [..., H]."""
+        bias = None if self.bias is None else self.bias.float()
+        return nn.functional.linear(hidden.float(), self.weight.float(), bias)
+
+
+def _exchange_score(hf: Any) -> None:
+    """Put a `ScalarHead` with the same parameters, under the same names, in the place of the head."""
+    linear = hf.score
+    if type(linear) is not nn.Linear:
+        return
+    head = ScalarHead(linear.in_features, linear.out_features, bias=linear.bias is not None, device="meta")
+    head.weight, head.bias = linear.weight, linear.bias
+    hf.score = head.train(linear.training)
 
 
 def seed_head(weight: Tensor, seed: int) -> None:

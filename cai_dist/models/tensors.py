@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Iterable
 
 import numpy as np
 import torch
@@ -74,3 +75,13 @@ def copy_elements(target: Tensor, data: np.ndarray | Tensor) -> None:
 def flat_bytes(tensor: Tensor) -> Tensor:
     """The elements of a contiguous tensor as uint8 [bytes], sharing its memory."""
     return tensor.detach().view(-1).view(torch.uint8)
+
+
+def all_finite(tensors: Iterable[Tensor]) -> bool:
+    """Whether every element is a number; no copies are made."""
+    for tensor in tensors:
+        if tensor.is_floating_point() and tensor.numel():
+            low, high = torch.aminmax(tensor.detach())  # NaN wins over every number
+            if not (math.isfinite(low.item()) and math.isfinite(high.item())):
+                return False
+    return True

@@ -20,8 +20,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from cai_dist.config.ds_config import build_ds_config
 from cai_dist.config.training import Dtype, OptimizerConfig, ShardingConfig
-from cai_dist.engines.ds_config import build_ds_config
 
 ITEM: Mapping[Dtype, int] = {"fp32": 4, "bf16": 2}
 """Bytes of an element."""

@@ -89,7 +89,7 @@ class RunContext:
 def model_settings(config: RunConfig) -> dict[str, Any]:
     """The settings that affect the result of every stage that runs a model; engines draw their samples each in its own
     way."""
-    models = config.models.model_dump(mode="json", include={"chat", "context", "dtype"})
+    models = config.models.model_dump(mode="json", include={"chat", "context", "dtype", "head_dtype"})
     return models | chat_settings(config) | {"engine": config.engine.backend}
 
 

@@ -52,6 +52,7 @@ def trained_model(
         "model": model,
         "dtype": run.config.models.dtype,
         "layout": run.config.models.layout,
+        "head_dtype": run.config.models.head_dtype,
         "optimizer": config.optimizer,
         "sharding": config.sharding,
         "total_steps": steps,
@@ -107,6 +108,7 @@ def reference_group(run: RunContext, model: str, workers: int) -> Iterator[WorkQ
         "model": model,
         "dtype": run.config.models.dtype,
         "layout": run.config.models.layout,
+        "head_dtype": run.config.models.head_dtype,
         "threads": run.config.cluster.threads,
         "timeouts": run.config.cluster.timeouts,
     }
@@ -162,6 +164,7 @@ def ppo_roles(run: RunContext, policy: str, preference: str, end_id: int, though
         PpoModels(policy=policy, reference=policy, reward=preference, value=value),
         dtype=config.models.dtype,
         layout=config.models.layout,
+        head_dtype=config.models.head_dtype,
         end_id=end_id,
         thoughts=thoughts,
         policy_steps=max(1, updates * (ppo.iterations - ppo.value_warmup)),

@@ -45,28 +45,37 @@ def train(
     """Train from the newest checkpoint under `folder` (or from the start) to the end; returns the number of steps.
 
     The data cursor is the step: which examples a step sees is a pure function of (seed, step). `denominator` counts,
-    over the whole batch, what the loss is averaged over.
+    over the whole batch, what the loss is averaged over. A step that is not taken (`OptimizerConfig.skipped_steps`) is
+    told and not counted: the next batch takes its place.
     """
     steps = total_steps(len(examples), config, stage)
     store = CheckpointStore(folder / "checkpoints")
-    start = 0
+    start = skipped = 0
     if latest := store.latest():
         start, saved = latest
-        group.broadcast(f"{stage}: resume", "load", str(saved))
+        skipped = group.broadcast(f"{stage}: resume", "load", str(saved))[0]
     run.tracker.rewind(stage, start)
+    run.tracker.rewind(f"{stage}_skipped", skipped)
     seed = stable_seed(run.config.seed, stage, "order")
     sharding = config.sharding
     with run.console.task(stage, total=steps, unit="steps") as task:
         task.advance(start)
-        for step in range(start, steps):
-            batch = [examples[i] for i in step_indices(len(examples), config.batch_size, seed, step)]
+        done = start
+        while done < steps:
+            chosen = step_indices(len(examples), config.batch_size, seed, done + skipped)
+            batch = [examples[i] for i in chosen]
             total = denominator(batch)
             plan = plan_items(batch, sharding.ranks, sharding, run.config.models.layout)
             shards = [StepShard(micro, total) for micro in plan.split(batch)]
-            metrics = group.scatter(f"{stage}: step {step + 1}", "train_step", shards)[0]
-            run.log(stage, step + 1, **metrics)
+            metrics = group.scatter(f"{stage}: step {done + 1}", "train_step", shards)[0]
+            if metrics.get("skipped"):
+                skipped += 1
+                run.console.warn(f"{stage}: step {done + 1} was not finite and is left out ({skipped} so far)")
+                run.log(f"{stage}_skipped", skipped, step=done + 1, **metrics)
+                continue
+            done += 1
+            run.log(stage, done, **metrics)
             task.advance(1, loss=metrics["loss"])
-            done = step + 1
             if done < steps and (done % config.checkpoint_every == 0 or run.should_stop()):
                 with store.write(done) as target:
                     group.broadcast(f"{stage}: checkpoint {done}", "save", str(target))

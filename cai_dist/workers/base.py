@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from cai_dist.config.run import TimeoutsConfig
-from cai_dist.config.training import Dtype, Layout, LoraConfig, OptimizerConfig, ShardingConfig
+from cai_dist.config.training import Dtype, HeadDtype, Layout, LoraConfig, OptimizerConfig, ShardingConfig
 from cai_dist.engines.distributed import init_process_group, prepare_device
 from cai_dist.engines.train import TrainEngine
 from cai_dist.models.causal import CausalModel
@@ -70,6 +70,7 @@ class TrainedWorker(Worker, ABC):
         sharding: ShardingConfig,
         total_steps: int,
         layout: Layout = "packed",
+        head_dtype: HeadDtype = "model",
         lora: LoraConfig | None = None,
         dropout: bool = False,
         seed: int = 0,
@@ -83,6 +84,8 @@ class TrainedWorker(Worker, ABC):
         init_process_group(info, timeout)
         self.source = model
         built = self.build(model, dtype, seed, layout)
+        if head_dtype == "fp32":
+            built.use_full_head()
         if lora is not None:
             add_lora(built, lora, seed)
         self._adapter_only = lora is not None and lora.save == "adapter"
@@ -100,9 +103,11 @@ class TrainedWorker(Worker, ABC):
         """Write this rank's part of a checkpoint into `folder`."""
         self.engine.save(Path(folder))
 
-    def load(self, folder: str) -> None:
-        """Go on from a checkpoint. Raises CheckpointError."""
+    def load(self, folder: str) -> int:
+        """Go on from a checkpoint; returns the number of steps that the job has left out so far. Raises
+        CheckpointError."""
         self.engine.load(Path(folder))
+        return self.engine.skipped
 
     def export(self, folder: str) -> None:
         """Write the model in the Hugging Face layout, or the adapter alone in PEFT's (`lora.save`), with the tokenizer
@@ -115,5 +120,5 @@ class TrainedWorker(Worker, ABC):
             copy_tokenizer(self.source, Path(folder))
 
     def status(self) -> dict[str, Any]:
-        """As in `Worker`, with the number of optimiser steps taken."""
-        return super().status() | {"steps": self.engine.steps}
+        """As in `Worker`, with the number of optimiser steps taken and of those left out."""
+        return super().status() | {"steps": self.engine.steps, "skipped": self.engine.skipped}

@@ -6,7 +6,7 @@ import math
 from collections.abc import Collection, Sequence
 
 from cai_dist.config.run import TimeoutsConfig
-from cai_dist.config.training import Dtype, Layout, ShardingConfig
+from cai_dist.config.training import Dtype, HeadDtype, Layout, ShardingConfig
 from cai_dist.data.batches import response_rows, sample_batch
 from cai_dist.engines.scoring import build_scoring_engine
 from cai_dist.engines.train import Model
@@ -26,6 +26,7 @@ class ReferenceWorker(Worker):
         *,
         model: str,
         dtype: Dtype,
+        head_dtype: HeadDtype = "model",
         layout: Layout = "packed",
         sharding: ShardingConfig | None = None,
         timeouts: TimeoutsConfig | None = None,
@@ -33,7 +34,10 @@ class ReferenceWorker(Worker):
     ) -> None:
         super().__init__(info, threads=threads)
         timeout = (timeouts or TimeoutsConfig()).collective
-        self._engine = build_scoring_engine(load_causal(model, dtype, layout), info, sharding, dtype, timeout)
+        built = load_causal(model, dtype, layout)
+        if head_dtype == "fp32":
+            built.use_full_head()
+        self._engine = build_scoring_engine(built, info, sharding, dtype, timeout)
 
     def logprobs(self, shard: StepShard[Generation], temperature: float) -> Kept[Sequence[float]]:
         """Log-probabilities (nats) of the response tokens of each sample of this rank, in order; kept."""

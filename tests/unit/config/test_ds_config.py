@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 
+from cai_dist.config.ds_config import PACKAGED, build_ds_config
 from cai_dist.config.training import OptimizerConfig, ShardingConfig
-from cai_dist.engines.ds_config import PACKAGED, build_ds_config
 from cai_dist.errors import ConfigError
 
 OPTIMIZER = OptimizerConfig(lr=0.5, betas=(0.8, 0.9), eps=1e-6, weight_decay=0.1, grad_clip=2.0)

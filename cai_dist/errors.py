@@ -4,8 +4,8 @@ Every class is picklable with its fields (Ray carries exceptions between process
 standard-library exception that a reader would expect beside :class:`CaiError`.
 
 Exit codes: 0 done, 1 a failure at run time, 2 a mistake in configuration or data, 8 a gate is not passed
-(`feedback.gate`, `preference.gate`, `evaluate.gate`), 9 a training came to numbers that are not finite, 75 interrupted but
-resumable.
+(`feedback.gate`, `preference.gate`, `evaluate.gate`), 9 a training came to numbers that are not finite, 75 interrupted
+but resumable.
 """
 
 from __future__ import annotations

@@ -39,6 +39,8 @@ class Architecture:
     name: str
     config_class: str
     settings: dict[str, Any] = field(repr=False)
+    attention: str = "eager"
+    """Transformers' attention that it is compared with."""
 
     def config(self) -> PreTrainedConfig:
         """Its configuration, a new one each time."""
@@ -61,6 +63,9 @@ class Architecture:
 def _row(name: str, config_class: str, base: dict[str, Any] = _GROUPED, **extra: Any) -> Architecture:
     return Architecture(name, config_class, base | extra)
 
+
+_MAMBA = {"mamba_n_heads": 4, "mamba_d_head": 16, "mamba_d_state": 8, "mamba_n_groups": 1}
+_ALIBI = _BASE | {"alibi": True, "multi_query": False, "new_decoder_architecture": False}
 
 ARCHITECTURES = (
     _row("Llama 3", "Llama"),
@@ -88,8 +93,23 @@ ARCHITECTURES = (
         **_MOE,
     ),
     _row("Gemma", "Gemma", head_dim=8),
-    _row("Gemma 2", "Gemma2", head_dim=8, query_pre_attn_scalar=8, sliding_window=8, attn_logit_softcapping=2.0),
-    _row("Gemma 3 (text)", "Gemma3Text", head_dim=8, query_pre_attn_scalar=8, sliding_window=8),
+    _row(
+        "Gemma 2",
+        "Gemma2",
+        head_dim=8,
+        query_pre_attn_scalar=8,
+        sliding_window=8,
+        attn_logit_softcapping=2.0,
+        final_logit_softcapping=5.0,
+    ),
+    _row(
+        "Gemma 3 (text)",
+        "Gemma3Text",
+        head_dim=8,
+        query_pre_attn_scalar=8,
+        sliding_window=8,
+        final_logit_softcapping=2.0,
+    ),
     _row("Phi 2", "Phi"),
     _row("Phi 3, Phi 4", "Phi3"),
     _row("GPT-2", "GPT2", _GPT2),
@@ -102,7 +122,8 @@ ARCHITECTURES = (
     _row("CodeGen", "CodeGen", _GPT2, rotary_dim=4),
     _row("OPT", "OPT", _BASE, ffn_dim=48, word_embed_proj_dim=32),
     _row("Falcon (rotary)", "Falcon", _BASE, num_kv_heads=2, new_decoder_architecture=True),
-    _row("Falcon (ALiBi)", "Falcon", _BASE, alibi=True, multi_query=False, new_decoder_architecture=False),
+    # With `eager` transformers 5.19 adds the bias twice: it is in the mask already.
+    Architecture("Falcon (ALiBi)", "Falcon", _ALIBI, attention="sdpa"),
     _row("Bloom", "Bloom", _IDS, hidden_size=32, n_layer=2, n_head=4, initializer_range=0.2),
     _row("MPT", "Mpt", _IDS, d_model=32, n_heads=4, n_layers=2, max_seq_len=64, initializer_range=0.2),
     _row("Cohere", "Cohere", logit_scale=0.5),
@@ -154,6 +175,9 @@ ARCHITECTURES = (
     _row("StableLM", "StableLm"),
     _row("Nemotron", "Nemotron"),
     _row("SmolLM 3", "SmolLM3"),
+    _row("EXAONE 4", "Exaone4", sliding_window=8),
+    _row("ERNIE 4.5", "Ernie4_5"),
+    _row("ModernBERT decoder", "ModernBertDecoder", _BASE, local_attention=8),
     _row("LFM2", "Lfm2", layer_types=["conv", "full_attention"]),
     _row(
         "Jamba",
@@ -168,7 +192,16 @@ ARCHITECTURES = (
         mamba_dt_rank=4,
         use_mamba_kernels=False,
     ),
-    _row("Falcon-H1", "FalconH1", mamba_d_ssm=32, mamba_n_heads=4, mamba_d_head=8, mamba_d_state=8, mamba_n_groups=1),
+    _row(
+        "Falcon-H1",
+        "FalconH1",
+        mamba_d_ssm=32,
+        lm_head_multiplier=0.5,
+        mamba_n_heads=4,
+        mamba_d_head=8,
+        mamba_d_state=8,
+        mamba_n_groups=1,
+    ),
     _row("Mamba", "Mamba", _BASE, state_size=8, time_step_rank=4),
     _row("Mamba 2", "Mamba2", _BASE, state_size=8, num_heads=8, head_dim=8, n_groups=1, chunk_size=8),
     _row(
@@ -177,6 +210,7 @@ ARCHITECTURES = (
         head_dim=8,
         lru_width=32,
         attention_window_size=8,
+        logits_soft_cap=2.0,
         block_types=["recurrent", "attention"],
     ),
     _row(
@@ -188,5 +222,24 @@ ARCHITECTURES = (
         attention_hidden_size=32,
         intermediate_size=48,
         context_length=64,
+    ),
+    _row("Bamba", "Bamba", attn_layer_indices=[1], **_MAMBA),
+    _row(
+        "Nemotron-H",
+        "NemotronH",
+        layers_block_type=["mamba", "attention"],
+        mamba_num_heads=4,
+        mamba_head_dim=16,
+        ssm_state_size=8,
+        n_groups=1,
+        head_dim=8,
+    ),
+    _row(
+        "MiniMax",
+        "MiniMax",
+        head_dim=8,
+        num_local_experts=2,
+        layer_types=["linear_attention", "full_attention"],
+        block_size=4,
     ),
 )

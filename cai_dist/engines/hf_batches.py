@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from cai_dist.errors import DataError
-
-Batching = Literal["padded", "equal"]
-"""Which sequences may share a batch: all, padded on the left, or those of one length. Padding enters the state of some
-recurrent models."""
 
 PREFILL_TOKENS = 8192
 """Rows x columns of one pass over prompts."""
@@ -34,15 +29,14 @@ def longest_first(sequences: Sequence[tuple[int, ...]]) -> list[int]:
     return sorted(range(len(sequences)), key=lambda i: (-len(sequences[i]), i))
 
 
-def cut_by_cost(lengths: Sequence[int], rows: int, tokens: int, batching: Batching = "padded") -> Iterator[slice]:
+def cut_by_cost(lengths: Sequence[int], rows: int, tokens: int) -> Iterator[slice]:
     """Consecutive batches of sequences, longest first: at most `rows` of them and `tokens` rows x columns (but at least
-    one), and no more padding than 256 tokens or a quarter of what is real; with `equal` none at all."""
+    one), and no more padding than 256 tokens or a quarter of what is real."""
     start, real = 0, 0
     for i, length in enumerate(lengths):
         area = (i - start + 1) * lengths[start]
         padding = area - real - length
-        allowed = max(_PADDING, (real + length) // 4) if batching == "padded" else 0
-        if i > start and (i - start == rows or area > tokens or padding > allowed):
+        if i > start and (i - start == rows or area > tokens or padding > max(_PADDING, (real + length) // 4)):
             yield slice(start, i)
             start, real = i, 0
         real += length

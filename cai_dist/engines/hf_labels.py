@@ -9,15 +9,13 @@ import torch
 from torch import Tensor
 
 from cai_dist.config.engine import EngineConfig
-from cai_dist.engines.hf_batches import PREFILL_TOKENS, Batching, cut_by_cost, left_padded, longest_first
+from cai_dist.engines.hf_batches import PREFILL_TOKENS, cut_by_cost, left_padded, longest_first
 from cai_dist.engines.hf_forward import forward_arguments
 from cai_dist.types import LabelRequest
 
 
 @torch.inference_mode()
-def label_logprobs(
-    model: Any, config: EngineConfig, request: LabelRequest, batching: Batching = "padded"
-) -> list[tuple[float, ...]]:
+def label_logprobs(model: Any, config: EngineConfig, request: LabelRequest) -> list[tuple[float, ...]]:
     """For each prompt, the summed log-probability (nats) of each label's tokens after it. No prompt or label is empty.
 
     At most `config.max_rows` sequences in a pass, and `config.max_tokens` (default 8192) rows x columns.
@@ -30,7 +28,7 @@ def label_logprobs(
     keep = max((len(label) for label in request.labels), default=1)
     found: dict[tuple[int, tuple[int, ...]], float] = {}
     lengths = [len(sequences[i]) for i in order]
-    for batch in cut_by_cost(lengths, config.max_rows, config.max_tokens or PREFILL_TOKENS, batching):
+    for batch in cut_by_cost(lengths, config.max_rows, config.max_tokens or PREFILL_TOKENS):
         part = order[batch]
         tails = _tail_logprobs(model, [sequences[i] for i in part], keep)
         for i, tail in zip(part, tails, strict=True):

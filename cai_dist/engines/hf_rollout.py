@@ -12,10 +12,10 @@ from typing import Any
 from cai_dist.config.engine import EngineConfig
 from cai_dist.config.training import Dtype
 from cai_dist.engines.distributed import worker_device
-from cai_dist.engines.hf_batches import Batching, refuse_empty
+from cai_dist.engines.hf_batches import refuse_empty
 from cai_dist.engines.hf_labels import label_logprobs
 from cai_dist.engines.hf_memory import Shapes, release_parameters, take_parameters
-from cai_dist.engines.hf_probe import rollout_batching
+from cai_dist.engines.hf_probe import probe_rollout
 from cai_dist.engines.hf_samples import Samples
 from cai_dist.engines.hf_slots import SlotDecoder
 from cai_dist.engines.rollout import EngineStatus
@@ -34,7 +34,6 @@ class HfRolloutEngine:
         self.weight_version = -1
         self._dtype, self._config, self._require_sync = dtype, config, require_sync
         self._model: Any = None
-        self._batching: Batching = "padded"
         self._shapes: Shapes = {}
         self._status: EngineStatus = "empty"
         self._receiver: WeightReceiver | None = None
@@ -45,7 +44,7 @@ class HfRolloutEngine:
         self._status, self._model, self._receiver, self.weight_version = "empty", None, None, -1
         self._held = None
         self._model = load_hf_causal(path, self._dtype).to(self.device).eval()
-        self._batching = rollout_batching(self._model)
+        probe_rollout(self._model)
         if self._require_sync:
             self._status = "stale"
         else:
@@ -62,7 +61,7 @@ class HfRolloutEngine:
         self._require_ready("generate")
         refuse_empty(request.prompts)
         samples = Samples(request, self.device)
-        SlotDecoder(self._model, self._config, request, samples, self._batching).run()
+        SlotDecoder(self._model, self._config, request, samples).run()
         return samples.generations(self.weight_version)
 
     def score_labels(self, request: LabelRequest) -> list[tuple[float, ...]]:
@@ -70,7 +69,7 @@ class HfRolloutEngine:
         self._require_ready("score_labels")
         refuse_empty(request.prompts)
         refuse_empty(request.labels)
-        return label_logprobs(self._model, self._config, request, self._batching)
+        return label_logprobs(self._model, self._config, request)
 
     def _require_ready(self, what: str) -> None:
         if self._status == "empty":

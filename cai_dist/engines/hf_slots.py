@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from cai_dist.config.engine import EngineConfig
-from cai_dist.engines.hf_batches import PREFILL_TOKENS, Batching, cut_by_cost, left_padded, longest_first
+from cai_dist.engines.hf_batches import PREFILL_TOKENS, cut_by_cost, left_padded, longest_first
 from cai_dist.engines.hf_forward import forward_arguments
 from cai_dist.engines.hf_samples import Samples
 from cai_dist.engines.kv_cache import keep_sequences, roomy_cache, roomy_layers
@@ -31,22 +31,14 @@ class SlotDecoder:
     """Answers one request; `run` once. At most `config.max_rows` sequences at a time, and rows x columns of the cache
     at most `config.max_tokens` (a single sequence may be longer)."""
 
-    def __init__(
-        self,
-        model: Any,
-        config: EngineConfig,
-        request: GenerateRequest,
-        samples: Samples,
-        batching: Batching = "padded",
-    ) -> None:
-        self._equal = batching == "equal"
+    def __init__(self, model: Any, config: EngineConfig, request: GenerateRequest, samples: Samples) -> None:
         self._model, self._config, self._samples = model, config, samples
         self._device: torch.device = model.device
         self._prompts, self._new = request.prompts, request.sampling.max_new_tokens
         self._room = min(ROOM, self._new)
         self._queue = longest_first(request.prompts)
         self._cache = roomy_cache(model.config, self._room)
-        self._refillable = bool(roomy_layers(self._cache)) and not self._equal
+        self._refillable = bool(roomy_layers(self._cache))
         self._width = 0  # columns of the cache
         # Of each row: the prompt (None: it is free), the same as a tensor, tokens drawn, the last one, columns in use.
         self._slots: list[int | None] = []
@@ -83,8 +75,7 @@ class SlotDecoder:
         allowed = self._config.max_rows
         if self._config.max_tokens:
             allowed = min(allowed, max(1, self._config.max_tokens // (longest + self._new + self._room)))
-        alike = sum(len(self._prompts[i]) == longest for i in self._queue) if self._equal else len(self._queue)
-        free = min(allowed - running, alike)
+        free = min(allowed - running, len(self._queue))
         return free if not running or self._worth_while(free, min(allowed, len(self._queue))) else 0
 
     def _worth_while(self, free: int, places: int) -> bool:
@@ -144,8 +135,7 @@ class SlotDecoder:
     def _step(self) -> None:
         """Every running sequence gets its next token; a free row goes through the motions with one masked token."""
         columns = torch.arange(self._width + 1, device=self._device)
-        inside = columns >= (self._width - self._length).unsqueeze(-1)
-        mask = (inside | self._equal).long()  # of equally long sequences a finished one may go on as if it had not
+        mask = (columns >= (self._width - self._length).unsqueeze(-1)).long()
         logits = self._forward(self._token.unsqueeze(-1), mask, self._length.unsqueeze(-1), self._cache)
         self._width += 1
         self._token, ended = self._samples.draw(logits, self._prompt, self._drawn)

@@ -11,7 +11,7 @@ from cai_dist.config.training import Layout
 from cai_dist.data.batches import sequence_positions
 from cai_dist.errors import ConfigError
 from cai_dist.losses.logprobs import MAX_LOGITS, LogitScaling, hidden_logprobs
-from cai_dist.models.compare import close
+from cai_dist.models.compare import close, runs_plainly
 from cai_dist.models.layout import trunk_of, trunk_states, use_layout
 
 
@@ -27,7 +27,8 @@ class CausalModel(nn.Module):
         self.hf, self.layout = hf, layout
         self._scaling = logit_scaling(hf.config)
         _exchange_head(hf)
-        self._check_head()
+        with runs_plainly(hf):
+            self._check_head()
         use_layout(hf, layout)
 
     def forward(
@@ -64,7 +65,7 @@ class CausalModel(nn.Module):
         states = trunk_of(self.hf)(input_ids=ids[None], use_cache=False).last_hidden_state[0]
         found, _ = self.hf.get_output_embeddings()(states[:-1], ids[1:], 1.0, self._scaling, False)
         expected = torch.log_softmax(logits.float(), -1)[:-1].gather(-1, ids[1:, None]).squeeze(-1)
-        if not close(found.to(logits.dtype), expected.to(logits.dtype)):
+        if not close(self.hf, found.to(logits.dtype), expected.to(logits.dtype)):
             raise ConfigError(
                 f"{type(self.hf).__name__} does more to its logits than scale and cap them: it cannot be trained here"
             )
@@ -111,9 +112,12 @@ def logit_scaling(config: Any) -> LogitScaling:
     """What architectures do to logits after the output layer, by the names that the configurations of their language
     models use."""
     text = config.get_text_config()
-    scale = float(getattr(text, "logit_scale", None) or 1.0) / float(getattr(text, "logits_scaling", None) or 1.0)
-    cap = getattr(text, "final_logit_softcapping", None)
-    return LogitScaling(scale, None if cap is None else float(cap))
+    scale = 1.0 / float(getattr(text, "logits_scaling", None) or 1.0)
+    for name in ("logit_scale", "lm_head_multiplier"):
+        scale *= float(getattr(text, name, None) or 1.0)
+    caps = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
+    cap = next((float(getattr(text, name)) for name in caps if getattr(text, name, None)), None)
+    return LogitScaling(scale, cap)
 
 
 def _exchange_head(hf: Any) -> None:

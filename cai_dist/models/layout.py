@@ -17,15 +17,17 @@ from cai_dist.config.training import Layout
 from cai_dist.data.batches import sequence_positions
 from cai_dist.errors import ConfigError
 from cai_dist.models.attention import eagerly, use_exact_attention
-from cai_dist.models.compare import close, one_line, probe_sequences
+from cai_dist.models.compare import close, one_line, probe_sequences, runs_plainly
 from cai_dist.models.packed_attention import NAME, Packing, cannot_pack
 
 
 def trunk_of(hf: Any) -> Any:
     """The language model without its head. Raises ConfigError where it has none that can be called by itself."""
     trunk = hf.get_decoder()
-    if trunk is hf:  # transformers knows some trunks by an attribute that they do not have (Llama 4's text model)
-        trunk = next((part for part in hf.children() if isinstance(part, PreTrainedModel)), None)
+    if trunk is not hf and isinstance(trunk, PreTrainedModel):
+        return trunk
+    # Transformers looks for some by an attribute that they do not have (Llama 4's text model), or that is the head.
+    trunk = next((part for part in hf.children() if isinstance(part, PreTrainedModel)), None)
     if trunk is None:
         raise ConfigError(f"{type(hf).__name__} has no trunk that can be called without its head: take another model")
     return trunk
@@ -72,7 +74,7 @@ def use_layout(hf: Any, layout: Layout) -> None:
     Raises: ConfigError for a model that gives something else; it names the model and what to do.
     """
     refusal = cannot_pack if layout == "packed" else cannot_pad
-    with eagerly(hf):
+    with eagerly(hf), runs_plainly(hf):
         expected = _alone(hf)
     if layout == "packed":
         hf.set_attn_implementation(NAME)
@@ -89,7 +91,7 @@ def use_layout(hf: Any, layout: Layout) -> None:
         raise
     except Exception as error:  # an architecture may refuse a position or an argument in its own way
         raise ConfigError(refusal(hf, one_line(error))) from error
-    if not close(found, expected):
+    if not close(hf, found, expected):
         raise ConfigError(refusal(hf, "its results are then others"))
 
 

@@ -234,6 +234,8 @@ def _kind(annotation: Any, bounds: str = "") -> str:
         return f"list of {_kind(arguments[0])}"
     if origin is tuple:
         return f"list of {len(arguments)}: {_kind(arguments[0])}"
+    if origin is dict:
+        return "mapping"
     raise TypeError(f"no words for the type {annotation}")
 
 

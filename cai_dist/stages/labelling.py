@@ -137,10 +137,13 @@ def refuse_noise(
     pairs: Sequence[Comparison],
     principle_ids: Sequence[Sequence[str]],
 ) -> None:
-    """Ask about the first pairs alone and refuse a feedback model that names no option, or both with a mass below
-    `feedback.min_option_mass`, in nearly all of its answers. Files of the phase `first-labels` stay in `folder`. Raises
-    ConfigError, EndpointError, Interrupted."""
-    config, questions = run.config.feedback, _questions(run, pairs[:FIRST], principle_ids[:FIRST])[:FIRST]
+    """Where there are more than `FIRST` questions, ask so many alone and refuse a feedback model that names no option,
+    or both with a mass below `feedback.min_option_mass`, in nearly all of its answers. Files of the phase
+    `first-labels` stay in `folder`. Raises ConfigError, EndpointError, Interrupted."""
+    config, questions = run.config.feedback, _questions(run, pairs[: FIRST + 1], principle_ids[: FIRST + 1])
+    if len(questions) <= FIRST:
+        return  # they are all asked at once
+    questions = questions[:FIRST]
     replies = [with_mass(r, config.min_option_mass) for r in _ask(run, group, folder, "first-labels", questions)]
     unnamed = [q for q, r in zip(questions, replies, strict=True) if r is Unanswered.NO_LABEL]
     if unnamed and len(unnamed) >= NEARLY_ALL * len(questions):

@@ -214,6 +214,7 @@ ROWS = [
         "500 to every question but the first", "a server that has gone", lambda b, n: error(500, "gone") if n else GOOD
     ),
 ]
+CONSTITUTION = load_constitution("micro")
 TURNS = (Turn("human", "make cake salt ?"),)
 PAIRS = [
     Comparison(Prompt(str(i), TURNS, "red_team"), said, "no no .", 0.5, "ai", "danger-1")
@@ -277,7 +278,7 @@ def _run(folder: Path, feedback: FeedbackConfig) -> RunContext:
         Manifest(run_dir),
         Tracker(run_dir, tracking, {}),
         Console("quiet"),
-        load_constitution("micro"),
+        CONSTITUTION,
         lambda: False,
     )
 

@@ -33,9 +33,9 @@ MEANINGS = {
     "WorldConfig.layers": "Transformer blocks.",
     "WorldConfig.heads": "Attention heads.",
     "WorldConfig.intermediate_size": "Width of the feed-forward layers.",
-    "PromptSource.source": "`world`, or the path of a JSONL, JSONL.gz or Parquet file.",
-    "ComparisonSource.source": "`world`, `none`, or a path.",
-    "RankedSource.source": "`world`, `none`, or a path.",
+    "PromptSource.source": "`world`, the path of a file, folder or pattern, or a section: [data](data.md).",
+    "ComparisonSource.source": "`world`, `none`, a path or a section: [data](data.md).",
+    "RankedSource.source": "`world`, `none`, a path or a section: [data](data.md).",
     "ComparisonSource.limit": "Use this many (drawn by the run's seed); default: all, or 2000 of the micro-world's.",
     "ReviseConfig.rounds": "Critiques and revisions of each answer.",
     "ReviseConfig.workers": "Processes that generate.",
@@ -77,6 +77,7 @@ SECTIONS = {
     "ShardingConfig": "Sharding",
     "SamplingConfig": "Sampling",
     "PromptSource": "Prompt source",
+    "DataSource": "Data source",
     "PlacementConfig": "Placement",
     "DataConfig": "Where prompts and comparisons come from.",
     "TrackingConfig": "What is shown and recorded beside `metrics.jsonl`, which is always written.",
@@ -97,8 +98,8 @@ can be overridden on the command line: `cai-dist run launch/runs/demo.yaml ppo.i
 - **Overrides** are applied last, in their order, and are typed as in YAML: `seed=1`, `tracking.wandb=off`,
   `revise.principles=null`, `feedback.option_labels='["A", "B"]'`, `'ppo.kl={target: 5.0}'`.
 - **Paths.** `~` and `${VARIABLE}` are replaced in `runs_dir`, `constitution`, `models.assistant`, `models.pretrained`,
-  `models.feedback`, the `source` of the sections under `data`, and `ds_config`; nowhere else. An unset variable is a
-  mistake. Relative paths are relative to the current directory.
+  `models.feedback`, the `source` of the sections under `data` (or its `path` and `hub`), and `ds_config`; nowhere
+  else. An unset variable is a mistake. Relative paths are relative to the current directory.
 - **YAML 1.2.** `1e-5` is a number, `on`, `off`, `yes` and `no` are text, a key given twice is refused.
 - The whole configuration of a run, defaults included, is written to `config.yaml` in its folder.
 
@@ -157,8 +158,8 @@ def _rows(
             link = f"[{title}](#{title.lower().replace(' ', '-')})"
             yield (
                 f"`{prefix}{name}`",
-                _difference(field, inner),
-                "section",
+                _default(field) if isinstance(field.default, str) else _difference(field, inner),
+                f"text or {link}" if isinstance(field.default, str) else "section",
                 _cell(meaning(model, name)) or f"See {link}.",
             )
         elif not only_values:
@@ -230,6 +231,8 @@ def _kind(annotation: Any, bounds: str = "") -> str:
         return ", ".join(f"`{_yaml(value)}`" for value in arguments)
     if origin in (Union, UnionType):
         return " or ".join(_kind(one, bounds) for one in sorted(arguments, key=lambda one: one is NoneType))
+    if origin is dict:
+        return f"{_kind(arguments[0])} to {_kind(arguments[1])}"
     if origin is tuple and arguments[-1] is Ellipsis:
         return f"list of {_kind(arguments[0])}"
     if origin is tuple:

@@ -8,6 +8,7 @@ than one `/`) must be such a folder; `name` or `org/name` is a name on the model
 from __future__ import annotations
 
 import difflib
+import glob
 import json
 import os
 import re
@@ -16,6 +17,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from cai_dist.config.data import DataSource
 from cai_dist.config.engine import missing_backend
 from cai_dist.config.evaluate_checks import evaluate_problems, missing_choice_files
 from cai_dist.config.feedback_checks import feedback_problems
@@ -156,20 +158,25 @@ def _missing_files(config: RunConfig) -> Iterator[str]:
         )
     for name, value in _models(config):
         yield from _model_problems(f"models.{name}", value)
-    sources = (
-        ("red_team", config.data.red_team.source, "world"),
-        ("helpful", config.data.helpful.source, "world"),
-        ("helpful_comparisons", config.data.helpful_comparisons.source, "world, none"),
-        ("ranked_answers", config.data.ranked_answers.source, "world, none"),
-        ("harm_ratings", config.data.harm_ratings.source, "world, none"),
-    )
-    for name, source, words in sources:
-        if source not in words.split(", ") and not Path(source).is_file():
-            what = "is a folder" if Path(source).is_dir() else "no such file"
-            yield f"data.{name}.source={source!r}: {what}; must be {words} or a JSONL, JSONL.gz or Parquet file"
+    for name in type(config.data).model_fields:
+        yield from _source_problems(name, getattr(config.data, name).source)
     yield from missing_choice_files(config)
     for key, sharding in _shardings(config):
         yield from _ds_config_problems(key, sharding)
+
+
+def _source_problems(name: str, source: str | DataSource) -> Iterator[str]:
+    """A data set on disk that is not there; what is in it is for reading to tell (docs/data.md)."""
+    words = "world" if name in ("red_team", "helpful") else "world, none"
+    path = source if isinstance(source, str) else source.path
+    if path is None or (isinstance(source, str) and source in words.split(", ")):
+        return
+    if not Path(path).exists() and not (glob.has_magic(path) and glob.glob(path, recursive=True)):
+        key = f"data.{name}.source" if isinstance(source, str) else f"data.{name}.source.path"
+        yield (
+            f"{key}={path!r}: no such file; must be {words} or a file (JSONL, JSON, CSV, TSV, also .gz, .zst, Parquet) "
+            "or a folder or pattern of such files, or a section that names a data set of the hub"
+        )
 
 
 def _runs_dir_problems(runs_dir: str) -> Iterator[str]:

@@ -34,12 +34,14 @@ PATH_KEYS = (
     "evaluate.multiple_choice",
     "evaluate.label_questions",
 )
+DATA_PATHS = (".source", ".source.path", ".source.hub")
 _VARIABLE = re.compile(r"\$\{([^}]*)\}")
 
 
 def is_path_key(key: str) -> bool:
     """Whether the dotted `key` holds a path: `~` and ${VAR} are expanded there and nowhere else."""
-    return key in PATH_KEYS or (key.startswith("data.") and key.endswith(".source")) or key.endswith(".ds_config")
+    data = key.startswith("data.") and key.endswith(DATA_PATHS)
+    return key in PATH_KEYS or data or key.endswith(".ds_config")
 
 
 def load_run(path: str | os.PathLike[str], overrides: Sequence[str] = (), *, elsewhere: bool = False) -> RunConfig:

@@ -48,6 +48,8 @@ def describe_problems(error: ValidationError, origins: Mapping[Key, str], where:
     """
     grouped: dict[Key, list[Any]] = {}
     for item in error.errors(include_url=False):
+        if item["loc"][-1:] == ("str",) and isinstance(item["input"], Mapping):
+            continue  # of "a text or a section", what is wrong inside the section is said, not that it is no text
         loc = item["loc"]
         too_short = item["type"] == "missing" and isinstance(loc[-1], int)  # an entry of a fixed-length list
         grouped.setdefault(_key_path(loc[:-1] if too_short else loc), []).append(item)
@@ -64,7 +66,7 @@ def _texts(key: Key, items: list[Any]) -> Iterator[str]:
         yield f"{dotted}={_shown(key, first['input'])}: unknown key; {_suggestion(key)}"
     elif first["type"] == "missing" and isinstance(first["loc"][-1], str):
         yield f"{dotted}: missing; this key must be given"
-    elif first["type"] == "model_type":
+    elif first["type"] == "model_type" and len(items) == 1:
         yield f"{dotted}={_shown(key, first['input'])}: must be a section with keys: {', '.join(section_keys(key))}"
     elif first["type"] == "value_error":
         # Validators of sections start each line of their message with the key inside the section (see `Section`).
@@ -77,6 +79,8 @@ def _texts(key: Key, items: list[Any]) -> Iterator[str]:
 
 def _allowed(item: Any) -> str:
     kind, context = item["type"], item.get("ctx", {})
+    if kind == "model_type":
+        return "a section"
     if kind in _TYPES:
         return _TYPES[kind]
     if kind in _BOUNDS:
@@ -98,11 +102,16 @@ def _key_path(loc: tuple[int | str, ...]) -> Key:
     """The dotted key of an error's location, without the tags that pydantic adds for the members of a union."""
     key: list[str] = []
     model: type[Section] | None = RunConfig
+    tagged = False
     for part in loc:
-        if model is not None:
+        if tagged:
+            tagged = False
+        elif model is not None:
             key.append(str(part))
             field = model.model_fields.get(str(part))
             model = None if field is None else _section(field.annotation)
+            # Of "a text or a section" pydantic says, as the next part, which of them it has tried.
+            tagged = model is not None and field is not None and str in get_args(field.annotation)
         elif isinstance(part, int):
             key.append(str(part))
     return tuple(key)

@@ -9,16 +9,18 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from pathlib import Path
 from typing import Any
 
 from cai_dist.config.data import RankedSource
 from cai_dist.config.preference import PmPretrainingConfig
 from cai_dist.constitution.draws import draw
 from cai_dist.data.chat import ChatFormat
-from cai_dist.data.dialogues import conversation_id, safe_text
+from cai_dist.data.columns import ColumnCheck
+from cai_dist.data.dialogues import SkipRecord, conversation_id, safe_text
 from cai_dist.data.html_text import plain_text
-from cai_dist.data.records import Record, read_records
+from cai_dist.data.reading import Reading, ReadReport, WithReport
+from cai_dist.data.records import Record
+from cai_dist.data.sources import read_records, shown
 from cai_dist.errors import ConfigError, DataError
 from cai_dist.types import LabelledPair, RankedAnswer, RankedQuestion, Turn
 
@@ -27,16 +29,16 @@ LONGEST = 200_000
 _RANGE = 1 << 62
 
 
+_COLUMNS = frozenset({"question", "answers"})
+
+
 @dataclass(frozen=True, slots=True)
-class RankedSet:
-    """The questions of one file, and what was left out on the way."""
+class RankedSet(WithReport):
+    """The questions of one data set, and what was left out on the way."""
 
     questions: tuple[RankedQuestion, ...]
     """In drawn order."""
-    records: int
-    duplicates: int
-    skipped: int
-    """Records without a question, or without two answers of different scores."""
+    report: ReadReport
 
 
 def load_ranked_set(source: RankedSource, seed: int) -> RankedSet:
@@ -44,28 +46,32 @@ def load_ranked_set(source: RankedSource, seed: int) -> RankedSet:
 
     A record has `question` (a text, HTML or plain) and `answers`, a list of objects with `text` and either `pm_score`
     (an integer, as the hub's data set has it) or `votes` (an integer) and, where the asker accepted it, `selected`.
-    Other keys (`qid`, `author`, `answer_id`, …) are not looked at. Answers without words are left out.
+    Other keys of an answer (`author`, `answer_id`, …) are not looked at. Answers without words are left out.
 
-    Raises: DataError, naming file and line, for malformed records, and where there are too few questions.
+    Raises: DataError, naming file and line, for malformed records, words in other columns, and too few questions.
     """
-    path = Path(source.source).expanduser()
+    columns, reading = ColumnCheck("data.ranked_answers"), Reading(shown(source.source))
     found: dict[str, RankedQuestion] = {}
-    records = skipped = 0
-    for record in read_records(path):
-        records += 1
-        question = _question(record)
-        if question is None:
-            skipped += 1
-        else:
-            found.setdefault(question.id, question)
+    for record in read_records(source.source):
+        reading.records += 1
+        columns.check(record, "ranked answers", _COLUMNS, "question")
+        try:
+            question = _question(record)
+        except SkipRecord as reason:
+            reading.skip(str(reason), record.place)
+            continue
+        reading.duplicates += question.id in found
+        found.setdefault(question.id, question)
+    report = reading.report()
     if len(found) < (source.limit or 1):
         raise DataError(
-            f"{path}: {len(found)} questions with two answers of different scores, {source.limit or 'at least 1'} "
-            "wanted; lower data.ranked_answers.limit or give more"
+            f"{report.source}: {len(found)} questions with two answers of different scores, "
+            f"{source.limit or 'at least 1'} wanted; lower data.ranked_answers.limit or give more"
+            + (f"; of {report.records} records {report.why()}" if report.left_out else "")
         )
     order = sorted(found, key=lambda name: (draw(seed, "ranked order", name, n=_RANGE), name))
     kept = tuple(found[name] for name in order[: source.limit])
-    return RankedSet(kept, records, records - skipped - len(found), skipped)
+    return RankedSet(kept, report)
 
 
 def answer_score(votes: int, accepted: bool) -> int:
@@ -137,16 +143,18 @@ def _labelled(chat: ChatFormat, question: RankedQuestion, text: str, right: str,
     return LabelledPair(a, b, 1.0, "human", prompt, start)
 
 
-def _question(record: Record) -> RankedQuestion | None:
-    """The question with its answers, in the order of the record; None where there is nothing to compare."""
+def _question(record: Record) -> RankedQuestion:
+    """The question with its answers, in its order. Raises SkipRecord where there is nothing to compare."""
     text = _words(record.text("question"))
-    given = record.data.get("answers")
+    given = record.value("answers")
     if not isinstance(given, list):
         raise DataError(f"{record.place}: 'answers' must be a list of objects with text and pm_score (or votes)")
     answers = [_answer(record, i, answer) for i, answer in enumerate(given)]
     kept = {answer.text: answer for answer in reversed(answers) if answer.text}
-    if not text or len({answer.score for answer in kept.values()}) < 2:
-        return None
+    if not text:
+        raise SkipRecord("no question")
+    if len({answer.score for answer in kept.values()}) < 2:
+        raise SkipRecord("no two answers of different scores")
     turns = (Turn("human", text),)
     return RankedQuestion(conversation_id(turns, "helpful"), turns, tuple(reversed(kept.values())))
 

@@ -15,6 +15,7 @@ from cai_dist.config.run import RunConfig
 from cai_dist.config.training import SamplingConfig
 from cai_dist.data.choices import load_choice_set
 from cai_dist.data.ratings import load_rating_set
+from cai_dist.data.sources import hub_settings, source_files
 from cai_dist.errors import DataError
 from cai_dist.stages import comparing, dpo, feedback, labelling, ppo, preference, prepare, revise, sft
 from cai_dist.stages.chats import chat_format
@@ -70,6 +71,7 @@ def settings(config: RunConfig) -> dict[str, Any]:
         **model_settings(config),
         "world": config.world_seed if config.uses_world else None,
         "ratings": config.data.harm_ratings.model_dump(mode="json"),
+        **hub_settings({"harm_ratings": config.data.harm_ratings.source}),
         **labelling.settings(config),
         # The judge of DPO measures rewards in units of beta.
         **({"beta": config.dpo.beta} if config.alignment == "dpo" else {}),
@@ -79,7 +81,7 @@ def settings(config: RunConfig) -> dict[str, Any]:
 def inputs(run: RunContext) -> list[Path]:
     """The models, the held-out prompts, what the earlier stages are judged by, and the files that are named."""
     config = run.config
-    files = [*config.evaluate.multiple_choice, *config.evaluate.label_questions, config.data.harm_ratings.source]
+    sources = [*config.evaluate.multiple_choice, *config.evaluate.label_questions, config.data.harm_ratings.source]
     return [
         run.run_dir / prepare.NAME / "models.json",
         *prompt_files(run),
@@ -87,7 +89,7 @@ def inputs(run: RunContext) -> list[Path]:
         run.run_dir / feedback.NAME / "comparisons.parquet",
         run.run_dir / sft.NAME / "model",
         *_aligned_by(run),
-        *(Path(name) for name in files if name not in ("world", "none")),
+        *(file for source in sources if source not in ("world", "none") for file in source_files(source)),
         # No rating of a conversation that opens like a held-out comparison is learned from.
         *([human_file(run)] if config.data.harm_ratings.source != "none" else []),
         *ds_files(config.evaluate.ratings.train.sharding),

@@ -18,6 +18,8 @@ from cai_dist.data.batches import loss_weight
 from cai_dist.data.comparisons import load_comparison_set
 from cai_dist.data.prompts import load_prompt_set, opening
 from cai_dist.data.ranked import check_labels, load_ranked_set
+from cai_dist.data.reading import ReadReport
+from cai_dist.data.sources import hub_settings, source_files
 from cai_dist.errors import ConfigError
 from cai_dist.models.cache import cache_root
 from cai_dist.models.limits import context_problem
@@ -34,6 +36,8 @@ from cai_dist.tracking.atomic import sha256_json, sha256_path, staging_dir, writ
 from cai_dist.types import Comparison, Prompt, PromptKind, RankedQuestion
 
 NAME = "prepare"
+SOURCES = ("red_team", "helpful", "helpful_comparisons", "ranked_answers")
+"""The sections under `data` that this stage reads."""
 
 
 def settings(config: RunConfig) -> dict[str, Any]:
@@ -43,15 +47,15 @@ def settings(config: RunConfig) -> dict[str, Any]:
         "models": config.models.model_dump(mode="json", exclude={"chat"}),
         "own": sorted(config.own_models),
         "data": config.data.model_dump(mode="json"),
+        **hub_settings({name: getattr(config.data, name).source for name in SOURCES}),
         "world": _world_settings(config) if config.uses_world else None,
     }
 
 
 def inputs(run: RunContext) -> list[Path]:
     """The data files that the run names, and the user's DeepSpeed file for the micro-world's model."""
-    data = run.config.data
-    sources = (data.red_team.source, data.helpful.source, data.helpful_comparisons.source, data.ranked_answers.source)
-    files = [Path(s) for s in sources if s not in ("world", "none")]
+    sources = [getattr(run.config.data, name).source for name in SOURCES]
+    files = [file for s in sources if s not in ("world", "none") for file in source_files(s)]
     return files + (ds_files(run.config.world.pretrain.sharding) if run.config.uses_world else [])
 
 
@@ -150,6 +154,7 @@ def _prompts(run: RunContext, kind: PromptKind) -> list[Prompt]:
     source = config.data.red_team if kind == "red_team" else config.data.helpful
     if source.source != "world":
         found = load_prompt_set(source, kind, config.seed)
+        _tell(run, kind, found.report)
         run.log(
             f"{NAME}_{kind}", 0, records=found.records, duplicates=found.duplicates, skipped=found.skipped,
             too_long=found.too_long,
@@ -170,6 +175,7 @@ def _human(run: RunContext) -> list[Comparison]:
         return []
     if source.source != "world":
         found = load_comparison_set(source, run.config.seed)
+        _tell(run, "helpful_comparisons", found.report)
         run.log(f"{NAME}_human", 0, records=found.records, duplicates=found.duplicates, skipped=found.skipped)
         return list(found.comparisons)
     from cai_dist.world.comparisons import helpful_comparisons
@@ -184,12 +190,19 @@ def _ranked(run: RunContext) -> Sequence[RankedQuestion]:
     source = run.config.data.ranked_answers
     if source.source != "world":
         found = load_ranked_set(source, run.config.seed)
+        _tell(run, "ranked_answers", found.report)
         run.log(f"{NAME}_ranked", 0, records=found.records, duplicates=found.duplicates, skipped=found.skipped)
         return found.questions
     from cai_dist.world.ranked import ranked_questions
     from cai_dist.world.tables import World
 
     return ranked_questions(World(run.config.world_seed), source.limit or 2000, run.config.seed)
+
+
+def _tell(run: RunContext, name: str, report: ReadReport) -> None:
+    """One line of counts; a warning where more records were left out than used."""
+    tell = run.console.warn if report.left_out > report.used else run.console.say
+    tell(f"data.{name}: {report.summary()}")
 
 
 def pretrained_world(run: RunContext) -> Path:

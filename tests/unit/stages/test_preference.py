@@ -325,7 +325,7 @@ def test_scores_that_are_the_same_are_half_right_whichever_side_is_better() -> N
 
 def test_held_out_accuracy_takes_ties_as_halves(make_run: Callable[..., RunContext]) -> None:
     scores = [(1.0, 1.0), (1.0, 1.0), (2.0, 1.0), (1.0, 2.0)]
-    assert log_heldout(make_run(), "preference", scores, [0.9, 0.1, 0.9, 0.9])["accuracy"] == 0.5
+    assert log_heldout(make_run(), "preference", scores, [0.9] * 4)["accuracy"] == 0.5
 
 
 def test_the_interval_of_accuracy_is_over_prompts() -> None:

@@ -43,7 +43,7 @@ def multiple_choice(
     `models`, each with `accuracy` (by the mean log-probability of an option's tokens), `accuracy_raw` (by their sum),
     both for each of `kinds` where ids say kinds (`honest-3`), `option_mass`, the mean probability of all options of a
     question together (tiny where they are sentences), and `too_long` questions left out. Raises DataError."""
-    found = {}
+    found: dict[str, dict[str, Any]] = {}
     for number, source in enumerate(run.config.evaluate.multiple_choice):
         questions, skipped = questions_of(run, source)
         asked = {

@@ -13,10 +13,10 @@ from cai_dist.report.evaluation import is_number
 GROUPS: tuple[tuple[str, str], ...] = (
     ("memory", r"(_mb|_bytes|_mib)$|memory"),
     ("time", r"seconds|^idle_|_per_second$"),
+    ("sampler against trainer", r"^(mismatch|importance|weight_version|staleness|lag)"),
     ("KL and distance from the reference", r"(^|_)kl(_|$)|log_ratio"),
     ("score and reward", r"^(score|reward|accuracy|margin|preference)|win"),
     ("entropy", r"entropy"),
-    ("sampler against trainer", r"^(mismatch|importance|weight_version|staleness|lag)"),
     ("clipping", r"clip|ratio|early_stop|_steps$|skipped"),
     ("losses", r"loss|error|explained_variance|ece$|^value_(?!lr|grad)"),
     ("answers and their length", r"length|tokens|truncated|logprob|answers|parse"),

@@ -109,8 +109,9 @@ def test_what_a_reader_looks_for_is_there(run_dir):
 
 
 PPO_NAMES = (
-    "entropy", "idle_policy", "kl_coefficient", "kl_per_response", "kl_per_token", "mismatch_max", "mismatch_mean",
-    "policy_approx_kl", "policy_clip_fraction", "policy_grad_norm", "policy_loss", "policy_lr", "policy_memory_mb",
+    "entropy", "idle_policy", "kl_coefficient", "kl_per_response", "kl_per_token", "mismatch_kl", "mismatch_max",
+    "mismatch_mean", "policy_approx_kl", "policy_clip_fraction", "policy_grad_norm", "policy_loss", "policy_lr",
+    "policy_memory_mb",
     "response_length", "reward", "rollout_seconds", "score", "score_shaped", "sync_bytes", "truncated", "unheard_of",
     "value_clip_fraction", "value_loss", "value_mean",
 )  # fmt: skip
@@ -128,7 +129,7 @@ def test_curves_come_by_meaning() -> None:
         "losses", "policy_loss", "value_loss", "value_mean",
         "answers and their length", "response_length", "truncated",
         "clipping", "policy_clip_fraction", "value_clip_fraction",
-        "sampler against trainer", "mismatch_max", "mismatch_mean",
+        "sampler against trainer", "mismatch_kl", "mismatch_max", "mismatch_mean",
         "entropy", "entropy", "steps and gradients", "policy_grad_norm", "policy_lr", "other", "unheard_of",
         "time (2)", "idle_policy", "rollout_seconds", "memory (2)", "policy_memory_mb", "sync_bytes",
     ]  # fmt: skip

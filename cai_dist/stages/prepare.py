@@ -82,6 +82,9 @@ def run(run: RunContext) -> list[Path]:
         }
     check_label_words(run, path_of(run, resolved["pretrained"]["path"]))
     check_feedback(run, path_of(run, resolved.get("feedback", resolved["pretrained"])["path"]))
+    from cai_dist.stages.outlook import check_tables  # which reads the tables of this stage
+
+    check_tables(run, {role: path_of(run, model["path"]) for role, model in resolved.items()})
     write_json(folder / "models.json", resolved)
     written.append(folder / "models.json")
     return written + ([world_model] if world_model else [])

@@ -102,13 +102,16 @@ def _key_path(loc: tuple[int | str, ...]) -> Key:
     """The dotted key of an error's location, without the tags that pydantic adds for the members of a union."""
     key: list[str] = []
     model: type[Section] | None = RunConfig
+    tagged = False
     for part in loc:
-        if model is not None and part in ("str", model.__name__):
-            continue  # the member of a union
-        if model is not None:
+        if tagged:
+            tagged = False
+        elif model is not None:
             key.append(str(part))
             field = model.model_fields.get(str(part))
             model = None if field is None else _section(field.annotation)
+            # Of "a text or a section" pydantic says, as the next part, which of them it has tried.
+            tagged = model is not None and field is not None and str in get_args(field.annotation)
         elif isinstance(part, int):
             key.append(str(part))
     return tuple(key)

@@ -11,6 +11,8 @@ from cai_dist.errors import DataError
 
 KINDS = ("parquet", "jsonl", "json", "ndjson", "csv", "tsv")
 _PACKED = (".gz", ".zst")
+_ABOUT = ("dataset_info.json", "dataset_infos.json", "state.json")
+"""JSON files of a data set's folder that hold no records."""
 _SHARD = re.compile(r"[-_.]?(?:shard[-_.]?)?\d+(?:-of-\d+)?(?:-[0-9a-f]{8,})?$")
 """What tells the shards of one table apart: `train-00000-of-00002`, `part-00001`, `x_3`."""
 
@@ -72,15 +74,11 @@ def _tables_in(path: Path) -> dict[str, list[Path]]:
     """The files of a folder (or of its `data` folder) by what they are shards of."""
     found: dict[str, list[Path]] = {}
     for folder in (path, path / "data"):
-        files = (
-            sorted(f for f in folder.glob("*") if f.is_file() and not f.name.startswith(".")) if folder.is_dir() else []
-        )
-        # Of a data set's folder, cards and settings in JSON are no tables.
-        files = [
-            f for f in files if kind_of(f) and f.name not in ("dataset_info.json", "dataset_infos.json", "state.json")
-        ]
-        for file in files:
-            stem = file.name.lower().split(f".{kind_of(file)}")[0]
+        for file in sorted(folder.iterdir()) if folder.is_dir() else ():
+            kind = kind_of(file)
+            if not file.is_file() or file.name.startswith(".") or file.name in _ABOUT or kind is None:
+                continue
+            stem = file.name.lower().split(f".{kind}")[0]
             found.setdefault(_SHARD.sub("", stem) or stem, []).append(file)
         if found:
             break

@@ -31,6 +31,11 @@ class ReadReport:
         """Records that something was taken from."""
         return self.records - self.duplicates - self.left_out
 
+    def summary(self) -> str:
+        """The counts on one line: "red.jsonl: 40 records, 37 used, 2 repeated; 1 skipped: the prompt is empty (…)"."""
+        counts = f"{self.source}: {self.records} records, {self.used} used, {self.duplicates} repeated"
+        return f"{counts}; {self.why()}" if self.left_out else counts
+
     def why(self) -> str:
         """The reasons on one line: "30 skipped: the prompt ends with an answer (first: a.jsonl:1)"; "" with none."""
         return "; ".join(f"{n} skipped: {reason} (first: {self.first[reason]})" for reason, n in self.skipped.items())

@@ -18,6 +18,7 @@ from cai_dist.data.batches import loss_weight
 from cai_dist.data.comparisons import load_comparison_set
 from cai_dist.data.prompts import load_prompt_set, opening
 from cai_dist.data.ranked import check_labels, load_ranked_set
+from cai_dist.data.reading import ReadReport
 from cai_dist.data.sources import hub_settings, source_files
 from cai_dist.errors import ConfigError
 from cai_dist.models.cache import cache_root
@@ -170,6 +171,7 @@ def _prompts(run: RunContext, kind: PromptKind) -> list[Prompt]:
     source = config.data.red_team if kind == "red_team" else config.data.helpful
     if source.source != "world":
         found = load_prompt_set(source, kind, config.seed)
+        _tell(run, kind, found.report)
         run.log(
             f"{NAME}_{kind}", 0, records=found.records, duplicates=found.duplicates, skipped=found.skipped,
             too_long=found.too_long,
@@ -190,6 +192,7 @@ def _human(run: RunContext) -> list[Comparison]:
         return []
     if source.source != "world":
         found = load_comparison_set(source, run.config.seed)
+        _tell(run, "helpful_comparisons", found.report)
         run.log(f"{NAME}_human", 0, records=found.records, duplicates=found.duplicates, skipped=found.skipped)
         return list(found.comparisons)
     from cai_dist.world.comparisons import helpful_comparisons
@@ -204,12 +207,19 @@ def _ranked(run: RunContext) -> Sequence[RankedQuestion]:
     source = run.config.data.ranked_answers
     if source.source != "world":
         found = load_ranked_set(source, run.config.seed)
+        _tell(run, "ranked_answers", found.report)
         run.log(f"{NAME}_ranked", 0, records=found.records, duplicates=found.duplicates, skipped=found.skipped)
         return found.questions
     from cai_dist.world.ranked import ranked_questions
     from cai_dist.world.tables import World
 
     return ranked_questions(World(run.config.world_seed), source.limit or 2000, run.config.seed)
+
+
+def _tell(run: RunContext, name: str, report: ReadReport) -> None:
+    """One line of counts; a warning where more records were left out than used."""
+    tell = run.console.warn if report.left_out > report.used else run.console.say
+    tell(f"data.{name}: {report.summary()}")
 
 
 def pretrained_world(run: RunContext) -> Path:

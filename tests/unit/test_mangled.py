@@ -30,15 +30,19 @@ from cai_dist.constitution.published import (
 from cai_dist.constitution.schema import problem
 from cai_dist.data.choices import load_choice_set
 from cai_dist.data.comparisons import load_comparison_set
+from cai_dist.data.dialogues import SkipRecord
+from cai_dist.data.layouts import LayoutReader
 from cai_dist.data.prompts import load_prompt_set
 from cai_dist.data.ranked import load_ranked_set
 from cai_dist.data.ratings import load_rating_set
+from cai_dist.data.records import Record
 from cai_dist.errors import EXIT_USAGE, CaiError
 from cai_dist.types import Turn
 
 RECORDS = 6
 FILES = dict.fromkeys(("hh", "plain", "instruction", "comparisons", "ranked", "ratings", "choices"), 300)
 """Mangled files of each kind."""
+LAYOUTS = Path(__file__).parent / "data" / "layouts"
 PARQUET, YAML, PUBLISHED = 30, 160, 150
 NASTY: list[Any] = [
     None,
@@ -238,6 +242,52 @@ def test_every_nasty_value_in_every_place_of_a_record(kind: str, tmp_path: Path)
                 kept, records, told = result
                 assert records == RECORDS and len(kept) + told <= RECORDS
                 assert all(f"thing{i}" in " ".join(kept) for i in range(1, RECORDS)), f"{path.name}: lost"
+
+
+@pytest.mark.parametrize("file", sorted(path.name for path in LAYOUTS.glob("*.jsonl")))
+def test_records_of_every_layout_mangled(file: str) -> None:
+    """What is mangled is read, skipped for a reason, or one clear error that names the record."""
+    rows = [json.loads(line) for line in _records(LAYOUTS / file)]
+    reader = LayoutReader("data.red_team")
+    for number in range(60):
+        rng = random.Random(f"{file} {number}")
+        data = mangle_data(rng, [copy.deepcopy(rng.choice(rows))])[0:1]
+        if not data or not isinstance(data[0], dict):
+            continue
+        for read in (reader.prompt, reader.pair, reader.rated):
+            try:
+                found: Any = read(Record("here.jsonl:7", data[0]))
+            except SkipRecord as reason:
+                assert 0 < len(str(reason)) < 80
+            except CaiError as error:
+                text = str(error)
+                assert error.exit_code == EXIT_USAGE and text.startswith("here.jsonl:7: "), f"{file} {number}: {text}"
+                assert "\n" not in text and len(text) < 900, f"{file} {number}"
+            else:
+                assert found.turns[-1].role == "human" and all(t.text == t.text.strip() != "" for t in found.turns)
+                json.dumps([t.text for t in found.turns], ensure_ascii=False).encode()
+
+
+def _records(path: Path) -> list[str]:
+    text = path.read_text(encoding="utf-8")
+    return [json.dumps(row) for row in json.loads(text)] if text.startswith("[") else text.splitlines()
+
+
+@pytest.mark.parametrize("kind", ["array", "csv", "zst"])
+def test_files_of_other_kinds_mangled(kind: str, tmp_path: Path) -> None:
+    name = {"array": "json", "csv": "csv", "zst": "jsonl.zst"}[kind]
+    for number in range(60):
+        rng = random.Random(f"{kind} {number}")
+        rows = [{"prompt": f'question {i}, "{i}"', "id": i} for i in range(RECORDS)]
+        if kind == "csv":
+            raw = b"id,prompt\n" + b"".join(f'{i},"question {i}, ""{i}"""\n'.encode() for i in range(RECORDS))
+        elif kind == "array":
+            raw = json.dumps(rows, indent=number % 3 or None).encode()
+        else:
+            raw = pa.compress(b"".join(as_line(row) + b"\n" for row in rows), codec="zstd", asbytes=True)
+        path = tmp_path / f"{number}.{name}"
+        path.write_bytes(mangle_bytes(rng, raw))
+        judged(f"{kind} {number}", path, lambda path=path: load("plain", path))  # type: ignore[misc]
 
 
 def test_parquet_files(tmp_path: Path) -> None:

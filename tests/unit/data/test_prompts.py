@@ -216,7 +216,7 @@ def test_real_red_team_prompts() -> None:
     files = sorted((root / "hh-rlhf").glob("*.jsonl.gz"))
     if not files:
         pytest.skip(f"no hh-rlhf file at {root}/hh-rlhf; set CAI_DIST_DATA")
-    found = load_prompt_set(source(files[0], heldout=50), "red_team", 0)
+    found = load_prompt_set(source(files[0], heldout=50).model_copy(update={"turns": "last"}), "red_team", 0)
     assert found.skipped < found.records / 50 and found.duplicates < found.records / 50
     assert all(p.turns[-1].role == "human" and p.turns[0].role == "human" for p in found.prompts)
     assert not any(
@@ -237,3 +237,85 @@ def test_conversations_of_too_many_turns_are_left_out_and_counted(tmp_path: Path
     assert (found.records, found.too_long, found.skipped, found.duplicates) == (5, 2, 1, 0)
     with pytest.raises(DataError, match=r"raise data\.red_team\.max_turns, which leaves out 3"):
         load_prompt_set(source(path).model_copy(update={"max_turns": 2}), "red_team", 0)
+
+
+def hh(*turns: str) -> dict:
+    """A record of the hh-rlhf layout: human and assistant in turns, then two answers."""
+    talk = "".join(f"\n\n{'Assistant' if i % 2 else 'Human'}: {text}" for i, text in enumerate(turns))
+    return {"chosen": f"{talk}\n\nAssistant: good", "rejected": f"{talk}\n\nAssistant: bad"}
+
+
+def openings(found: PromptSet, split: str) -> set[str]:
+    return {p.turns[0].text for p in found.prompts if p.split == split}
+
+
+def test_a_conversation_gives_a_prompt_for_each_human_turn(tmp_path: Path) -> None:
+    rows = [hh("a", "b", "c"), hh("d"), hh("e"), {"prompt": "\n\nHuman: f\n\nAssistant: g\n\nHuman: h"}]
+    path = write(tmp_path / "c.jsonl", rows)
+    found = load_prompt_set(source(path), "red_team", 1)
+    said = {tuple(turn.text for turn in p.turns) for p in found.prompts}
+    # The last record names its prompt: it means that one.
+    assert said == {("a",), ("a", "b", "c"), ("d",), ("e",), ("f", "g", "h")}
+    assert (found.records, found.skipped, found.duplicates) == (4, 0, 0)
+    last = load_prompt_set(source(path).model_copy(update={"turns": "last"}), "red_team", 1)
+    assert {tuple(turn.text for turn in p.turns) for p in last.prompts} == said - {("a",)}
+
+
+def test_a_conversation_at_several_lengths_gives_each_prompt_once(tmp_path: Path) -> None:
+    rows = [hh("a"), hh("a", "b", "c"), hh("a", "b", "c", "d", "e"), hh("a", "b", "c"), hh("z")]
+    found = load_prompt_set(source(write(tmp_path / "c.jsonl", rows)), "red_team", 0)
+    ids = [p.id for p in found.prompts]
+    assert len(ids) == len(set(ids))
+    assert found.duplicates == 1, "the fourth record says nothing new"
+
+
+@pytest.mark.parametrize("turns", ["each", "last"])
+def test_no_part_of_a_held_out_conversation_is_trained_on(turns: str, tmp_path: Path) -> None:
+    rows = [hh(*(f"{name} {i}" for i in range(2 * depth + 1))) for depth in range(4) for name in "abcdefghijkl"]
+    path = write(tmp_path / "c.jsonl", rows)
+    for seed in range(3):
+        found = load_prompt_set(source(path, heldout=10).model_copy(update={"turns": turns}), "red_team", seed)
+        assert openings(found, "train") and not openings(found, "train") & openings(found, "heldout")
+        assert [p.split for p in found.prompts].count("heldout") == 10
+
+
+def test_held_out_are_last_turns_whatever_turns_says(tmp_path: Path) -> None:
+    """Prompts of one conversation are no independent observations: a measurement counts a conversation once."""
+    path = write(tmp_path / "c.jsonl", [hh(*(f"{name} {i}" for i in range(5))) for name in "abcdefghijkl"])
+    each, last = (
+        load_prompt_set(source(path, heldout=5).model_copy(update={"turns": turns}), "red_team", 3)
+        for turns in ("each", "last")
+    )
+    held_out = [[p for p in found.prompts if p.split == "heldout"] for found in (each, last)]
+    assert held_out[0] == held_out[1] and {len(p.turns) for p in held_out[0]} == {5}
+    assert len(each.prompts) - 5 == 3 * (len(last.prompts) - 5)
+
+
+def test_of_a_long_conversation_the_prompts_that_are_short_enough_are_kept(tmp_path: Path) -> None:
+    path = write(tmp_path / "c.jsonl", [hh(*(f"{name} {i}" for i in range(5))) for name in "abc"])
+    found = load_prompt_set(source(path).model_copy(update={"max_turns": 3}), "red_team", 0)
+    assert {len(p.turns) for p in found.prompts if p.split == "train"} == {1, 3} and found.too_long == 0
+    assert {len(p.turns) for p in found.prompts if p.split == "heldout"} == {3}
+    with pytest.raises(DataError, match=r"raise data\.red_team\.max_turns, which leaves out 3"):
+        load_prompt_set(source(path).model_copy(update={"max_turns": 3, "turns": "last"}), "red_team", 0)
+
+
+def test_real_conversations_give_more_prompts_than_records() -> None:
+    root = Path(os.environ.get("CAI_DIST_DATA") or Path(__file__).parents[4] / "shared" / "data")
+    files = sorted((root / "hh-rlhf").glob("*.jsonl.gz"))
+    if not files:
+        pytest.skip(f"no hh-rlhf file at {root}/hh-rlhf; set CAI_DIST_DATA")
+    each = load_prompt_set(source(files[0], heldout=50), "red_team", 0)
+    last = load_prompt_set(source(files[0], heldout=50).model_copy(update={"turns": "last"}), "red_team", 0)
+    assert len(each.prompts) > 1.8 * len(last.prompts)
+    assert {p for p in each.prompts if p.split == "heldout"} == {p for p in last.prompts if p.split == "heldout"}
+    assert {p.id for p in last.prompts} <= {p.id for p in each.prompts}
+
+
+def test_why_records_are_left_out_is_said_where_prompts_run_short(tmp_path: Path) -> None:
+    path = write(tmp_path / "p.jsonl", [{"prompt": ""}, *([{"prompt": [{"role": "assistant", "content": "x"}]}] * 3)])
+    with pytest.raises(DataError) as caught:
+        load_prompts(source(path), "helpful", 0)
+    said = str(caught.value)
+    assert "0 different prompts are too few" in said and "of 4 records 1 skipped: the prompt is empty (first: " in said
+    assert f"3 skipped: no human turn (first: {path}:2)" in said and "lower data" not in said

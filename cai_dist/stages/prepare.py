@@ -85,6 +85,9 @@ def run(run: RunContext) -> list[Path]:
         }
     check_label_words(run, path_of(run, resolved["pretrained"]["path"]))
     check_feedback(run, path_of(run, resolved.get("feedback", resolved["pretrained"])["path"]))
+    from cai_dist.stages.outlook import check_tables  # which reads the tables of this stage
+
+    check_tables(run, {role: path_of(run, model["path"]) for role, model in resolved.items()})
     if not run.config.feedback_is_sl and needs_check(run):
         with run.generators("feedback", 1) as group:
             check_workers(run, group, folder, path_of(run, resolved["feedback"]["path"]))

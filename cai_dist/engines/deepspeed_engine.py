@@ -22,7 +22,7 @@ from torch import Tensor
 from cai_dist.config.ds_config import build_ds_config
 from cai_dist.config.training import Dtype, OptimizerConfig, ShardingConfig
 from cai_dist.engines.decay import parameter_groups
-from cai_dist.engines.deepspeed_setup import import_deepspeed, initialize
+from cai_dist.engines.deepspeed_setup import import_deepspeed, initialize, undo_first_step
 from cai_dist.engines.distributed import worker_device
 from cai_dist.engines.finite import refuse_weights, spoilt, step_problem
 from cai_dist.engines.offload import Offloader, model_tensors, optimizer_tensors, scratch_tensors
@@ -82,9 +82,10 @@ class DeepSpeedEngine:
         self._deepspeed = import_deepspeed(timeout)
         trained = {"model_parameters": parameter_groups(model, model.hf, optimizer)} if optimizer else {}
         self._engine: Any = initialize(self._deepspeed, model=model, config=config, **trained)
-        if self.zero == 0 and dtype == "bf16":
+        if self.zero == 0 and dtype == "bf16" and optimizer:
             for parameter in model.parameters():
                 parameter.grad_dtype = torch.float32  # of micro-batches, summed; ZeRO's stages do it by themselves
+            undo_first_step(self._engine.optimizer)
         if self.ranks == 1 and self.zero == 0 and dtype == "fp32":
             # Nobody to reduce with: DeepSpeed would copy all gradients to a buffer and back.
             self._engine.enable_backward_allreduce = False

@@ -35,3 +35,16 @@ def initialize(deepspeed: Any, **kwargs: Any) -> Any:
     """The engine of `deepspeed.initialize`, without what its optimisers print on the way."""
     with contextlib.redirect_stdout(io.StringIO()):
         return deepspeed.initialize(**kwargs)[0]
+
+
+def undo_first_step(optimizer: Any) -> None:
+    """Make a fresh `FP16_UnfusedOptimizer` (bf16 without ZeRO) one that has not stepped yet.
+
+    It makes its moments by a step on gradients of 0: Adam then corrects every later step for one that was not there,
+    and weight decay has already shrunk the masters.
+    """
+    with torch.no_grad():
+        for masters, weights in zip(optimizer.fp32_groups, optimizer.fp16_groups, strict=True):
+            for master, weight in zip(masters, weights, strict=True):
+                master.copy_(weight)
+                optimizer.state[master]["step"].zero_()

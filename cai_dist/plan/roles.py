@@ -110,7 +110,7 @@ def ppo_stage(config: RunConfig, found: Mapping[str, Shape], assumed: Assumed, m
             splits.append(one)
             work = _training(one, tokens, role == "policy", ppo.sampling.temperature != 1.0)
             elements = trained_elements(shape, ppo.lora, causal=role == "policy")
-            zero = read_zero(sharding, config.models.dtype)
+            zero = read_zero(sharding, config.models.dtype, getattr(ppo, f"{role}_optimizer"))
             workers.append(
                 trained_worker(place, shape, elements, zero, work, transfer.sender if role == "policy" else 0)
             )
@@ -215,7 +215,8 @@ def other_stages(config: RunConfig, found: Mapping[str, Shape], assumed: Assumed
         work = _training(one, tokens, vocabulary, False, per_item)
         elements = trained_elements(shape, None, causal, with_head=vocabulary and not causal)
         place = Place(name, sharding.ranks, config.cluster.gpus)
-        worker = trained_worker(place, shape, elements, read_zero(sharding, config.models.dtype), work)
+        zero = read_zero(sharding, config.models.dtype, train.optimizer)
+        worker = trained_worker(place, shape, elements, zero, work)
         kept = {phase: items for phase, items in worker.device.items() if phase in ("start", "update")}
         host = {phase: items for phase, items in worker.host.items() if phase in kept}
         stages.append(Stage(name, (Worker(name, place.count, place.gpus, kept, host),), (one,)))

@@ -158,7 +158,9 @@ def _start(elements: Elements, zero: Zero, on_gpu: bool) -> Items:
         return whole
     part = share(elements.trained, zero.ranks)
     copies = b * part if zero.stage == 3 or b == 2 else 0
-    gradients = 4 * part + (b * part if zero.stage == 3 else 0)
+    gradients = 4 * part + (4 * part if zero.stage == 3 else 0)
+    if zero.stage == 1 and b == 2:
+        gradients = 4 * elements.trained
     return _sum(whole, {"weights": copies, "optimizer": 4 * part, "gradients": gradients})
 
 
@@ -201,20 +203,20 @@ def rollout_worker(
 def _kept(held: States, zero: Zero) -> Items:
     """What is there in every phase of a role that shares with nobody."""
     kept = {"weights": held.weights, "optimizer": held.optimizer}
+    kept |= {"gradients": held.always}
     if zero.stage == 3:
-        kept |= {"gradients": held.gradients, "buffers": zero.item * zero.reduce_bucket}
+        kept |= {"buffers": zero.item * zero.reduce_bucket}
     return {name: size for name, size in kept.items() if size}
 
 
 def _update(shape: Shape, elements: Elements, zero: Zero, held: States, work: Training) -> Items:
     """What comes on top in the larger of two moments: in the backward pass, or in the optimiser step behind it."""
-    always = zero.stage == 3
-    gradients = 0 if always else held.gradients
+    gradients = held.gradients - held.always
     # A tied output layer's gradient waits for that of the embedding, which has the same shape.
     largest = zero.item * elements.largest * (2 if shape.tied and work.vocabulary else 1)
     backward = {
         "gradients": gradients + largest,
-        "buffers": held.gathered + held.buckets - (zero.item * zero.reduce_bucket if always else 0),
+        "buffers": held.gathered + held.buckets - (zero.item * zero.reduce_bucket if zero.stage == 3 else 0),
         "activations": kept_activations(shape, zero.item, work.total),
         "logits": logits(shape, zero.item, work.rows, work.scaled, training=True),
     }

@@ -1,17 +1,20 @@
 """What one rank of a trained model holds under DeepSpeed's ZeRO, in bytes, as DeepSpeed 0.19 does it.
 
-Read from its source: `DeepSpeedZeroOptimizer` (stages 1 and 2), `DeepSpeedZeroOptimizer_Stage3`, for stage 0
-`FP16_UnfusedOptimizer` and plain AdamW. With b bytes an element, n ranks and P elements, of them T trained:
+Read from its source: `DeepSpeedZeroOptimizer` (stage 1 in fp32, stage 2), `BF16_Optimizer` (stage 1 in bf16),
+`DeepSpeedZeroOptimizer_Stage3`, for stage 0 `FP16_UnfusedOptimizer` and plain AdamW. Gradients are summed in fp32
+whatever the model's type. With n ranks and P elements, of them T trained:
 
-    stage   weights   masters   moments   gradients kept   copies in the optimiser step
-    0 fp32  4 P       -         8 T       4 T              -
-    0 bf16  2 P       4 T       8 T       2 T              4 T
-    1       b P       4 T / n   8 T / n   b T + b T / n    b T / n (one flat tensor) and, in bf16, 4 T / n (in fp32)
-    2       b P       4 T / n   8 T / n   b T / n          the same
-    3       b P / n   4 T / n   8 T / n   b T / n          the same
+    stage   weights   masters   moments   gradients kept     copies in the optimiser step
+    0 fp32  4 P       -         8 T       4 T                -
+    0 bf16  2 P       4 T       8 T       4 T                -
+    1 fp32  4 P       4 T / n   8 T / n   4 T + 4 T / n      4 T / n (one flat tensor)
+    1 bf16  2 P       4 T / n   8 T / n   4 T always, 2 T    -
+    2 fp32  4 P       4 T / n   8 T / n   4 T / n            4 T / n
+    2 bf16  2 P       4 T / n   8 T / n   4 T / n            -
+    3       b P / n   4 T / n   8 T / n   4 T / n always     4 T / n
 
-Stage 2 keeps the partition twice where a step has several micro-batches. In fp32 stages 1 to 3 have masters of their
-own, too. Gradients are accumulated in the model's type unless the DeepSpeed file says otherwise.
+Stage 2 keeps the partition twice in fp32 where a step has several micro-batches. In fp32 stages 1 to 3 have masters of
+their own, too.
 """
 
 from __future__ import annotations
@@ -59,20 +62,23 @@ class States:
     optimizer: int
     """Masters and moments."""
     gradients: int
-    """Kept until the step; in stage 3 always."""
+    """Kept until the step."""
     buckets: int
     """Of gradients on their way to other ranks, and the copy that the reduction makes of one."""
     gathered: int
     """Stage 3: weights that are whole during a pass, at most, and the flat buffer that they are cut from."""
     step: int
     """Copies of gradients that only the optimiser step makes."""
+    always: int = 0
+    """Of `gradients`, what is there in every phase."""
     host_weights: int = 0
     host_optimizer: int = 0
 
 
-def read_zero(sharding: ShardingConfig, dtype: Dtype) -> Zero:
+def read_zero(sharding: ShardingConfig, dtype: Dtype, optimizer: OptimizerConfig | None = None) -> Zero:
     """From the DeepSpeed file that the run would use. Raises ConfigError as the run would."""
-    found: Mapping[str, Any] = build_ds_config(sharding, OptimizerConfig(), dtype)["zero_optimization"]
+    optimizer = optimizer or OptimizerConfig()
+    found: Mapping[str, Any] = build_ds_config(sharding, optimizer, dtype)["zero_optimization"]
     stage = int(found.get("stage", 0))
     return Zero(
         stage=stage,
@@ -104,34 +110,43 @@ def states(model: Elements, zero: Zero, passes: int, on_gpu: bool) -> States:
     part = share(trained, zero.ranks) if zero.stage else trained
     weights = b * (share(model.total, zero.ranks) if zero.stage == 3 else model.total)
     optimizer = 8 * part + (0 if zero.stage == 0 and b == 4 else 4 * part)
-    gradients = _gradients(zero, trained, part, passes)
-    step = b * part + (4 * part if b == 2 else 0)
-    if zero.stage == 0:
-        step = 4 * part if b == 2 else 0
+    gradients, always = _gradients(zero, trained, part, passes)
+    step = 0 if zero.stage == 0 or (b == 2 and zero.stage < 3) else 4 * part
     gathered = 0
     if zero.stage == 3 and (zero.ranks > 1 or zero.offload_weights):
         gathered = b * (min(model.total, zero.max_live) + min(model.total, zero.prefetch_bucket))
     host_weights = host_optimizer = 0
     if zero.offload_optimizer and zero.stage:
-        # Beside masters and moments the fp32 gradients, and a buffer of the partition in the model's type.
-        host_optimizer = optimizer + (4 + b) * part
-        optimizer = step = 0
-        gradients = b * (trained if zero.stage == 1 else model.largest)
+        # Beside masters and moments the fp32 gradients, and a buffer of the partition: in stage 3 what they are summed
+        # in, else weights in the model's type.
+        host_optimizer = optimizer + (4 + (4 if zero.stage == 3 else b)) * part
+        optimizer = step = always = 0
+        summed = {1: trained, 2: part if b == 2 else 0, 3: 0}[zero.stage]
+        gradients = 4 * summed + (0 if zero.stage == 1 else b * model.largest)
     if zero.offload_weights:
         host_weights, weights = weights, 0
     buckets = _buckets(zero, trained, on_gpu)
-    return States(weights, optimizer, gradients, buckets, gathered, step, host_weights, host_optimizer)
+    return States(weights, optimizer, gradients, buckets, gathered, step, always, host_weights, host_optimizer)
 
 
-def _gradients(zero: Zero, trained: int, part: int, passes: int) -> int:
-    kept = {0: trained, 1: trained + part, 2: part * (2 if passes > 1 else 1), 3: part}
-    return zero.item * kept[zero.stage]
+def _gradients(zero: Zero, trained: int, part: int, passes: int) -> tuple[int, int]:
+    """(kept until the step, of them there in every phase)."""
+    half = zero.item == 2
+    if zero.stage == 0:
+        return 4 * trained, 0
+    if zero.stage == 1:
+        return (6 * trained, 4 * trained) if half else (4 * (trained + part), 0)
+    if zero.stage == 2:
+        return 4 * part * (2 if passes > 1 and not half else 1), 0
+    return 4 * part, 4 * part
 
 
 def _buckets(zero: Zero, trained: int, on_gpu: bool) -> int:
     """A bucket, two where communication overlaps, and a copy of it; gloo makes one more where it reduces and
     scatters."""
-    one = zero.item * (min(zero.reduce_bucket, trained) if zero.stage == 0 or not on_gpu else zero.reduce_bucket)
-    if zero.stage == 0:
-        return one if zero.ranks > 1 or zero.item == 2 else 0
+    one = zero.item * (min(zero.reduce_bucket, trained) if not on_gpu else zero.reduce_bucket)
+    if zero.stage == 0 or (zero.stage == 1 and zero.item == 2 and not zero.offload_optimizer):
+        # The sum of the step goes from rank to rank in fp32; stage 1 does not ask the file in how large pieces.
+        piece = min(zero.reduce_bucket if zero.stage == 0 else 500_000_000, trained)
+        return 4 * piece if zero.ranks > 1 or (zero.stage == 0 and zero.item == 2) else 0
     return one * (2 + int(zero.overlap) + int(zero.stage == 3 and not on_gpu and zero.ranks > 1))

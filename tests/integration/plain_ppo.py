@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -59,13 +60,19 @@ class PlainPpo:
         self.value = AutoModelForSequenceClassification.from_pretrained(value, num_labels=1).double().eval()
         self.settings = s = settings
         self.coefficient = s.kl_coefficient
-        adam = {"betas": s.betas, "eps": s.eps, "weight_decay": s.weight_decay}
+        adam = {"betas": s.betas, "eps": s.eps}
         self._optimizers = {
-            "policy": (self.policy, torch.optim.AdamW(self.policy.parameters(), lr=s.policy_lr, **adam)),
-            "value": (self.value, torch.optim.AdamW(self.value.parameters(), lr=s.value_lr, **adam)),
+            "policy": (self.policy, torch.optim.AdamW(self._decaying(self.policy), lr=s.policy_lr, **adam)),
+            "value": (self.value, torch.optim.AdamW(self._decaying(self.value), lr=s.value_lr, **adam)),
         }
         self.history: list[dict[str, float]] = []
         """Per iteration, means over its steps: loss and norm of the gradient before clipping."""
+
+    def _decaying(self, net: nn.Module) -> list[dict[str, Any]]:
+        """A Llama's matrices decay, its norms (it has no biases) do not."""
+        matrices = [p for p in net.parameters() if p.dim() > 1]
+        norms = [p for p in net.parameters() if p.dim() == 1]
+        return [{"params": matrices, "weight_decay": self.settings.weight_decay}, {"params": norms, "weight_decay": 0.0}]
 
     def iteration(self, samples: Sequence[Sample], mini_batches: Sequence[Sequence[int]]) -> None:
         """Score the samples, then one step of each model for each mini-batch of sample numbers."""

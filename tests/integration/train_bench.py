@@ -62,9 +62,10 @@ class PlainAdam:
 
     def __init__(self, parameters: Iterable[torch.nn.Parameter]) -> None:
         self._parameters = list(parameters)
-        self._adam = torch.optim.AdamW(
-            self._parameters, betas=OPTIMIZER.betas, eps=OPTIMIZER.eps, weight_decay=OPTIMIZER.weight_decay
-        )
+        matrices = [p for p in self._parameters if p.dim() > 1]
+        others = [p for p in self._parameters if p.dim() == 1]  # of a Llama: its norms, which do not decay
+        groups = [{"params": matrices, "weight_decay": OPTIMIZER.weight_decay}, {"params": others, "weight_decay": 0.0}]
+        self._adam = torch.optim.AdamW(groups, betas=OPTIMIZER.betas, eps=OPTIMIZER.eps)
         self._steps = 0
 
     def step(self, loss: torch.Tensor) -> float:
@@ -72,7 +73,8 @@ class PlainAdam:
         self._adam.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self._parameters, OPTIMIZER.grad_clip)
-        self._adam.param_groups[0]["lr"] = learning_rate(OPTIMIZER, self._steps, TOTAL_STEPS)
+        for group in self._adam.param_groups:
+            group["lr"] = learning_rate(OPTIMIZER, self._steps, TOTAL_STEPS)
         self._adam.step()
         self._steps += 1
         return loss.item()

@@ -94,6 +94,33 @@ def test_deepspeed_files_are_read(tmp_path, text, part):
     accepted(tmp_path, sft={"train": {"sharding": {"ds_config": str(path)}}})
 
 
+@pytest.mark.parametrize(
+    ("key", "section"),
+    [
+        ("world.pretrain.sharding", {"world": {"pretrain": {"sharding": {}}}}),
+        ("sft.train.sharding", {"sft": {"train": {"sharding": {}}}}),
+        ("preference.train.sharding", {"preference": {"train": {"sharding": {}}}}),
+        ("preference.pretraining.train.sharding", {"preference": {"pretraining": {"train": {"sharding": {}}}}}),
+        ("dpo.train.sharding", {"dpo": {"train": {"sharding": {}}}}),
+        ("evaluate.ratings.train.sharding", {"evaluate": {"ratings": {"train": {"sharding": {}}}}}),
+        ("ppo.policy", {"ppo": {"policy": {}}}),
+        ("ppo.value", {"ppo": {"value": {}}}),
+    ],
+)
+def test_the_deepspeed_configuration_of_every_role_is_built(tmp_path, key, section):
+    path = tmp_path / "ds.json"
+    node = section
+    while any(node.values()):
+        [node] = node.values()
+    [last] = node
+    node[last] = {"ds_config": str(path)}
+    path.write_text(json.dumps({"zero_optimization": {"stage": 2}, "gradient_clipping": 7}))
+    [line] = refused(tmp_path, **section)
+    assert line.startswith(f"gradient_clipping=7 in {key}.ds_config=") and "make it 1.0" in line
+    path.write_text(json.dumps({"zero_optimization": {"stage": 2}, "gradient_clipping": 1.0}))
+    accepted(tmp_path, **section)
+
+
 def test_packaged_deepspeed_files_go_by_name(tmp_path):
     def sharding(zero: int) -> dict[str, Any]:
         return {"sft": {"train": {"sharding": {"zero": zero, "ds_config": "zero3_offload"}}}}

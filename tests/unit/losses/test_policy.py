@@ -141,6 +141,23 @@ def test_a_huge_ratio_stays_finite() -> None:
         assert torch.isfinite(loss) and torch.isfinite(gradient).all()
 
 
+@pytest.mark.parametrize("beyond", [0.5, 30.0, 2000.0])
+def test_a_bad_token_far_too_likely_is_still_pulled_back(beyond: float) -> None:
+    # log(p / p_old) = 20 + beyond with a negative advantage: no clip applies, and a constant would have no gradient.
+    new = tensor(20.0 + beyond).requires_grad_()
+    loss, metrics = plain(new, tensor(0.0), tensor(-1.0))
+    (gradient,) = torch.autograd.grad(loss, new)
+    assert gradient.item() == pytest.approx(math.exp(20.0))
+    assert loss.item() == pytest.approx(math.exp(20.0) * (1 + beyond)) and math.isfinite(metrics["approx_kl"].item())
+
+
+def test_a_token_far_too_unlikely_has_the_ratio_that_it_has() -> None:
+    new = tensor(-25.0).requires_grad_()
+    loss, _ = plain(new, tensor(0.0), tensor(1.0))
+    (gradient,) = torch.autograd.grad(loss, new)
+    assert loss.item() == gradient.item() == pytest.approx(-math.exp(-25.0))
+
+
 OBJECTIVES = [
     PolicyObjective(0.2),
     PolicyObjective(0.2, clip_high=0.28),

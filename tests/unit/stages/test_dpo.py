@@ -62,13 +62,14 @@ class PolicyGroup:
         a, b = len(pair.ids_a) - pair.prompt_tokens, len(pair.ids_b) - pair.prompt_tokens
         return -a + self.steps / 10, -b - self.steps / 10
 
-    def broadcast(self, phase: str, method: str, folder: str) -> None:
+    def broadcast(self, phase: str, method: str, folder: str) -> list[int]:
         path = Path(folder) / "steps"
         if method == "load":
             self.steps = int(path.read_text())
         else:
             Path(folder).mkdir(parents=True, exist_ok=True)
             path.write_text(str(self.steps))
+        return [0, 0]
 
 
 @pytest.fixture

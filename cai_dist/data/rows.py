@@ -37,7 +37,7 @@ def rows_of(path: Path) -> Rows:
 def _opened(path: Path) -> IO[bytes]:
     name = path.name.lower()
     if name.endswith(".gz"):
-        return gzip.open(path)
+        return io.BufferedReader(gzip.open(path))  # type: ignore[arg-type]
     if name.endswith(".zst"):
         import pyarrow as pa  # half a second, which `cai-dist check` has not for JSON lines
 

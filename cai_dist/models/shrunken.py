@@ -146,8 +146,9 @@ def _narrow(part: Any, whole: Any) -> None:
     if hidden is None or "vocab_size" not in part.to_dict():
         return
     heads, shared = _whole(part, "num_attention_heads"), _whole(part, "num_key_value_heads")
-    width = _WIDE
-    if heads and (size := _whole(part, "head_dim") or hidden // heads) and size <= 256:
+    width: int = _WIDE
+    size = _whole(part, "head_dim") or (hidden // heads if heads else 0)
+    if heads and 0 < size <= 256:
         fewer, groups = (2, 2) if shared in (None, heads) else (2, 1) if shared == 1 or size > 128 else (4, 2)
         width = fewer * size if hidden == heads * size else _WIDE
         if width >= hidden:
@@ -160,8 +161,8 @@ def _narrow(part: Any, whole: Any) -> None:
     if width >= hidden:
         return
     for name in _WIDTHS:
-        if size := _whole(part, name):
-            setattr(part, name, _narrower(size, hidden, width))
+        if value := _whole(part, name):
+            setattr(part, name, _narrower(value, hidden, width))
         elif isinstance(sizes := getattr(part, name, None), list) and all(isinstance(x, int) for x in sizes):
             setattr(part, name, [_narrower(x, hidden, width) for x in sizes])  # one for each layer
     part.hidden_size = width

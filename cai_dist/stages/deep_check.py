@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -24,7 +25,7 @@ def check_models(config: RunConfig, console: Console) -> Rehearsal:
     for role, source in config.own_models.items():
         if source == "world":
             continue
-        path = found.attempt(f"models.{role}={source}", lambda source=source: _resolved(config, source))
+        path = found.attempt(f"models.{role}={source}", partial(_resolved, config, source))
         if path is not None:
             paths[role] = path
     with TemporaryDirectory(prefix="cai_dist-") as folder:

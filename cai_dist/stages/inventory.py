@@ -89,7 +89,7 @@ def _data_sets(config: RunConfig) -> Iterator[tuple[str, Source, Callable[[], tu
         return f"{len(found.ratings)} ratings", found.report
 
     def choices(source: Source) -> tuple[str, ReadReport]:
-        found = load_choice_set(source)
+        found = load_choice_set(str(source))
         return f"{len(found.questions)} questions", found.report
 
     readers: tuple[tuple[str, Source, Callable[[], tuple[str, ReadReport]]], ...] = (

@@ -132,7 +132,7 @@ def log_heldout(
     margins = [a - b for a, b in scores]
     chance = [sigmoid(m) for m in margins]
     right = [same_side(m, p - 0.5) for m, p in zip(margins, p_a, strict=True)]
-    numbers = {
+    numbers: dict[str, float | int | None] = {
         "n": len(p_a),
         "accuracy": fmean(right),
         "ece": expected_calibration_error(chance, p_a),
@@ -142,7 +142,7 @@ def log_heldout(
         figure = pooled_proportion(zip(prompts, right, strict=True))
         numbers |= {"prompts": figure["n"], "low": figure["low"], "high": figure["high"]}
     run.tracker.rewind(f"{stage}_heldout", -1)
-    run.log(f"{stage}_heldout", 0, **numbers)
+    run.log(f"{stage}_heldout", 0, **numbers)  # type: ignore[arg-type]
     return numbers
 
 

@@ -45,7 +45,7 @@ def missing_choice_files(config: RunConfig) -> Iterator[str]:
         for source in sources:
             if source != "world" and not Path(source).is_file():
                 what = "is a folder" if Path(source).is_dir() else "no such file"
-                yield f"{key}={source!r}: {what}; must be world or a JSONL, JSONL.gz or Parquet file"
+                yield f"{key}={source!r}: {what}; must be world or a JSONL, JSON, CSV or Parquet file"
 
 
 def _choice_files(config: RunConfig) -> tuple[tuple[str, tuple[str, ...]], ...]:

@@ -200,7 +200,8 @@ def sieve_of(run: RunContext, kind: PromptKind = "red_team", written: Sequence[s
     already (to repeat none), and how all that is held out opens: prompts of both kinds and human comparisons (to be
     like none). Later turns ("why not?") tell nothing."""
     threshold = run.config.expand.near_duplicate
-    texts = [text for k in KINDS for p in given_prompts(run, k) for text in _human_texts(p)] + list(written)
+    given = [text for k in KINDS for p in given_prompts(run, k) for text in _human_texts(p)]
+    texts = list(dict.fromkeys([*given, *written]))
     held_out = [*heldout_prompts(run), *(c.prompt for c in heldout_comparisons(run))]
     apart = Overlaps(threshold, sorted({_opening(p) for p in held_out}))
     of_world = _world_leaks(run)
@@ -245,7 +246,7 @@ class _Writer:
         self.model = prepare.model_path(run, self.config.model)
         self.chat: ChatFormat = chat_format(run, self.model)
         self.room = run.config.models.context - self.config.sampling.max_new_tokens
-        self.examples = list(examples)
+        self.examples = one_each(examples)
         self.answers: list[str] | None = None
         if self.chat.mode == "template":
             first = draw_some(run.config.seed, self.name, "answered", n=len(self.examples), k=ANSWERED)
@@ -298,6 +299,14 @@ def _wave_size(wanted: int, kept: int, drawn: int, left: int) -> int:
         return min(wanted, left)
     by_yield = -(-wanted * drawn // kept) if kept else left
     return min(by_yield, LARGEST_WAVE * wanted, left)
+
+
+def one_each(prompts: Sequence[Prompt]) -> list[Prompt]:
+    """The first prompt of each opening: a conversation gives several prompts and is one example."""
+    found: dict[str, Prompt] = {}
+    for prompt in prompts:
+        found.setdefault(_opening(prompt), prompt)
+    return list(found.values())
 
 
 def _opening(prompt: Prompt) -> str:

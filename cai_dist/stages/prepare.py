@@ -46,8 +46,8 @@ def settings(config: RunConfig) -> dict[str, Any]:
         # With the context, which every other stage depends on, too: it is checked against the models here.
         "models": config.models.model_dump(mode="json", exclude={"chat", *CHAT_KEYS}) | chat_settings(config),
         "own": sorted(config.own_models),
-        # What the models are tried for: another use of them is tried, too.
-        "uses": uses(config),
+        # What given models are tried for: another use of them is tried, too. The micro-world's own is fit for all.
+        **({"uses": uses(config)} if set(config.own_models.values()) - {"world"} else {}),
         "data": config.data.model_dump(mode="json"),
         **hub_settings({name: getattr(config.data, name).source for name in SOURCES}),
         "world": _world_settings(config) if config.uses_world else None,

@@ -129,7 +129,7 @@ def test_a_stage_of_the_other_alignment_is_refused(tmp_path, ran) -> None:
     for alignment, name in (("dpo", "ppo"), ("dpo", "preference"), ("ppo", "dpo")):
         with pytest.raises(ConfigError, match=f"alignment={alignment}: stage {name} is no part of this run"):
             pipeline.run_stage(config(tmp_path, alignment), name, Console("quiet"))
-    with pytest.raises(ConfigError, match=r"^expand\.prompts=0: .* set expand\.prompts above 0$"):
+    with pytest.raises(ConfigError, match=r"^expand\.prompts=0: .* set expand\.prompts \(or helpful\) above 0$"):
         pipeline.run_stage(config(tmp_path, "ppo"), "expand", Console("quiet"))
     assert ran == []
 

@@ -48,6 +48,8 @@ def test_the_settings_of_the_feedback_model_are_among_those_of_its_judgements() 
 
 
 def test_the_inputs_are_all_that_is_read(make_run: Callable[..., RunContext], tmp_path: Path) -> None:
+    for name in ("r.jsonl", "q.jsonl"):
+        (tmp_path / name).touch()
     run = make_run(
         ppo=PpoConfig(snapshot_every=5, iterations=12), preference=PreferenceConfig(halves=True),
         data=DataConfig(harm_ratings=RatingSource(source=str(tmp_path / "r.jsonl"))),

@@ -13,6 +13,7 @@ from cai_dist.config.run import RunConfig, TrackingConfig
 from cai_dist.errors import ConfigError
 from cai_dist.stages import pipeline
 from cai_dist.stages.context import RunContext
+from cai_dist.stages.summaries import Told
 from cai_dist.tracking.console import Console
 
 ROLES = ("policy", "value", "reference", "reward", "rollout")
@@ -30,7 +31,13 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
             noted.append(name)
             return []
 
-        return replace(pipeline.ALL[name], run=act, inputs=lambda context: [])
+        return replace(
+            pipeline.ALL[name],
+            run=act,
+            inputs=lambda context: [],
+            tell=lambda context: Told(""),
+            gate=lambda context: [],
+        )
 
     monkeypatch.setattr(pipeline, "ALL", {name: stage(name) for name in pipeline.ALL})
     monkeypatch.setattr(pipeline.evaluate, "show", lambda run: None)

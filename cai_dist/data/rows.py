@@ -12,7 +12,7 @@ import sys
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 from cai_dist.data.files import kind_of
 from cai_dist.errors import DataError
@@ -37,7 +37,7 @@ def rows_of(path: Path) -> Rows:
 def _opened(path: Path) -> IO[bytes]:
     name = path.name.lower()
     if name.endswith(".gz"):
-        return io.BufferedReader(gzip.open(path))  # type: ignore[arg-type]
+        return cast(IO[bytes], gzip.open(path))
     if name.endswith(".zst"):
         import pyarrow as pa  # half a second, which `cai-dist check` has not for JSON lines
 

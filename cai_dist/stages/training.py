@@ -71,7 +71,7 @@ def train(
             if metrics.get("skipped"):
                 skipped += 1
                 run.console.warn(f"{stage}: step {done + 1} was not finite and is left out ({skipped} so far)")
-                run.log(f"{stage}_skipped", skipped, step=done + 1, **metrics)
+                run.log(f"{stage}_skipped", skipped, at_step=done + 1, **metrics)
                 continue
             done += 1
             run.log(stage, done, **metrics)

@@ -72,7 +72,10 @@ class PlainPpo:
         """A Llama's matrices decay, its norms (it has no biases) do not."""
         matrices = [p for p in net.parameters() if p.dim() > 1]
         norms = [p for p in net.parameters() if p.dim() == 1]
-        return [{"params": matrices, "weight_decay": self.settings.weight_decay}, {"params": norms, "weight_decay": 0.0}]
+        return [
+            {"params": matrices, "weight_decay": self.settings.weight_decay},
+            {"params": norms, "weight_decay": 0.0},
+        ]
 
     def iteration(self, samples: Sequence[Sample], mini_batches: Sequence[Sequence[int]]) -> None:
         """Score the samples, then one step of each model for each mini-batch of sample numbers."""

@@ -91,7 +91,10 @@ def test_gradients_are_summed_in_full_precision(zero: int, dtype: Dtype, expecte
         ('{"zero_optimization": {"stage": 2}, "bf16": true}', "bf16 in .* must be a JSON object"),
         ('{"zero_optimization": {"stage": 2}, "optimizer": {"type": "Lion"}}', "optimizer.type=Lion .* one of AdamW"),
         ('{"zero_optimization": {"stage": 2}, "optimizer": {"params": {"eps": 1}}}', "params.eps=1 .* make it 1e-06"),
-        ('{"zero_optimization": {"stage": 2}, "scheduler": {"type": "WarmupLR"}}', "scheduler in .* the run has its own"),
+        (
+            '{"zero_optimization": {"stage": 2}, "scheduler": {"type": "WarmupLR"}}',
+            "scheduler in .* the run has its own",
+        ),
         (
             '{"zero_optimization": {"stage": 2}, "bf16": {"bf16_master_weights_and_grads": true}}',
             "bf16.bf16_master_weights_and_grads=True .* must be False",

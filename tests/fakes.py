@@ -95,8 +95,11 @@ class FakeRoles:
     config: PpoConfig
     """Of the run; who calls the roles sets it."""
 
-    def __init__(self, fail_at_update: int | None = None, approx_kl: Sequence[float] = ()) -> None:
-        """`approx_kl`: what the policy's steps report, one after the other; then 0."""
+    def __init__(
+        self, fail_at_update: int | None = None, approx_kl: Sequence[float] = (), skips: Sequence[float] = ()
+    ) -> None:
+        """`approx_kl`: what the policy's steps report, one after the other; then 0. `skips`: 1 where it leaves one
+        out, likewise."""
         self.policy, self.value, self.reference = 0.5, 0.25, 0.5
         self.sampler: tuple[int, float] | None = None
         self.calls: list[str] = []
@@ -106,7 +109,7 @@ class FakeRoles:
         self.temperatures: dict[str, float] = {}
         self.policy_updates: list[tuple[float, float]] = []
         """(denominator, KL coefficient) of each step."""
-        self.approx_kl = iter(approx_kl)
+        self.approx_kl, self.skips = iter(approx_kl), iter(skips)
         self.fail_at_update = fail_at_update
         self.rows = 10_000
         """Prompts of one request to the sampler."""
@@ -235,6 +238,8 @@ class FakeRoles:
         for place, item in enumerate(batch, start=1):
             signal += (sum(item.advantages) + sum(item.returns) + item.score) / place
         if role == "policy":
+            if next(self.skips, 0):
+                return {"skipped": 1.0}
             self.policy += 1e-3 * signal
             return {"loss": -signal, "ratio": 1.0, "approx_kl": next(self.approx_kl, 0.0)}
         self.value += 1e-3 * signal

@@ -165,10 +165,8 @@ def _start(elements: Elements, zero: Zero, on_gpu: bool) -> Items:
 
 
 def scoring_worker(place: Place, shape: Shape, item: int, elements: int, work: Training) -> Worker:
-    """A frozen model, whole in one process. On a CPU its file is mapped: an embedding without an output layer on it is
-    hardly read, and what is not read takes no memory."""
-    unread = 0 if place.on_gpu or work.rows else shape.embedding
-    weights = {"weights": item * (elements - unread)}
+    """A frozen model, whole in one process. On a CPU its file is mapped; all of it is read when it is loaded."""
+    weights = {"weights": item * elements}
     scoring = {
         "activations": passing_activations(shape, item, work.total),
         "logits": logits(shape, item, work.rows, work.scaled, training=False),
@@ -195,8 +193,7 @@ def rollout_worker(
         weights, cache = weights | {"KV cache": max(0, reserved - weights["weights"])}, {}
     passes: dict[str, Items] = {"transfer": {"transfer": transfer}, "rollout": cache, "score": {}, "update": {}}
     process = CONTEXT_GPU if place.on_gpu else PROCESS_CPU["rollout"]
-    # On a CPU the file is mapped and not yet read.
-    start = {"weights": item * shape.parameters if place.on_gpu else 0}
+    start = {"weights": item * shape.parameters}
     return _worker(place, process, start, weights, passes, held_back={})
 
 

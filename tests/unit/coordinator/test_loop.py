@@ -127,6 +127,14 @@ def test_a_policy_that_moved_too_far_stops_and_the_value_model_goes_on() -> None
     assert metrics["policy_approx_kl"] == pytest.approx(0.5 / 3)
 
 
+def test_a_step_that_was_left_out_is_not_counted() -> None:
+    roles, config = FakeRoles(skips=[0, 1]), make_config(value_warmup=0)
+    items = [trajectory(0.0, 1.0, str(n)) for n in range(8)]
+    metrics = update(roles, rollout_of(items), config, PpoState.start(config), 0)
+    assert (metrics["policy_steps"], metrics["policy_skipped"]) == (3, 1)
+    assert "value_skipped" not in metrics
+
+
 def test_without_a_value_model_the_phase_ends_with_the_policy() -> None:
     items = [trajectory(0.0, 1.0, str(n)) for n in range(8)]
     for reports, steps in (([0.3], 1), ([], 4)):

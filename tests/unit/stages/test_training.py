@@ -64,7 +64,7 @@ def test_the_next_batch_takes_the_place_of_one_that_is_left_out(make_run: Callab
     assert learn(run, holey, 5) == 5
     # Six batches were looked at, five learned: none twice, and the one left out does not come again.
     assert holey.seen == whole and holey.skipped == 1
-    assert [entry["step"] for entry in logged(run, "sft_skipped")] == [2]
+    assert [entry["at_step"] for entry in logged(run, "sft_skipped")] == [2]
 
 
 def test_a_resumed_job_goes_on_behind_what_was_left_out(make_run: Callable[..., RunContext]) -> None:

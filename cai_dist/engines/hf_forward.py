@@ -22,7 +22,7 @@ def forward_arguments(
     Raises: LookupError for a model that takes no cache, if there is one.
     """
     given: dict[str, Any] = {"input_ids": ids, "attention_mask": mask}
-    if "position_ids" in _taken(type(model)):
+    if "position_ids" in _taken(model.__class__):
         given["position_ids"] = positions
     if past is not None:
         name = cache_argument(model)
@@ -34,7 +34,7 @@ def forward_arguments(
 
 def cache_argument(model: Any) -> str:
     """The name under which the model takes a cache. Raises LookupError for one that takes none."""
-    name = next((name for name in _CACHE_NAMES if name in _taken(type(model))), None)
+    name = next((name for name in _CACHE_NAMES if name in _taken(model.__class__)), None)
     if name is None:
         raise LookupError("it takes no cache that transformers has in common for its models")
     return name

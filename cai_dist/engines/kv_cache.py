@@ -128,7 +128,7 @@ def keep_sequences(cache: DynamicCache, rows: Tensor) -> None:
 
     Transformers' `batch_select_indices` would not do: layers with a state lack it, or keep the states of all sequences.
     """
-    cache.reorder_cache(rows)  # type: ignore[arg-type]
+    cache.reorder_cache(rows)  # type: ignore[arg-type]  # annotated as an old class of tensors
 
 
 def use_decode_attention(hf: Any) -> None:

@@ -38,7 +38,7 @@ def test_every_row_has_a_mutant() -> None:
 
 @pytest.mark.parametrize("mutant", TABLE.mutants, ids=lambda mutant: mutant.name)
 def test_a_mutation_is_one_line_that_stands_once_and_still_is_python(mutant: Mutant) -> None:
-    old, new = (text.strip("\n").splitlines() for text in (mutant.old, mutant.new))
+    old, new = ([line.strip() for line in text.strip("\n").splitlines()] for text in (mutant.old, mutant.new))
     changes = [line for line in ndiff(old, new) if line[0] in "-+"]
     assert len(changes) <= 2, "other lines are context"
     changed = mutant.applied((ROOT / mutant.file).read_text(encoding="utf-8"))

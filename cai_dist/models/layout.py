@@ -80,11 +80,11 @@ def use_layout(hf: Any, layout: Layout) -> None:
         hf.set_attn_implementation(NAME)
         if hf.config._attn_implementation != NAME:
             raise ConfigError(cannot_pack(hf, "it does not use transformers' attention interface"))
-    else:
-        use_exact_attention(hf)
     sequences = probe_sequences(hf)
     lengths = torch.tensor([len(ids) for ids in sequences], device=hf.device)
     try:
+        if layout == "padded":
+            use_exact_attention(hf)
         with torch.no_grad():
             found = trunk_states(hf, torch.cat(sequences), lengths, layout)
     except ConfigError:

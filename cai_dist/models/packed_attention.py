@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers import AttentionInterface
 
 from cai_dist.errors import ConfigError
+from cai_dist.models.attention import HONOURED, SwallowedArgumentError, refuse_swallowed
 
 NAME = "cai_dist_packed"
 """Under which transformers knows it. No mask function goes with it: transformers then builds no mask."""
@@ -105,11 +106,20 @@ def packed_attention(
 
     Raises: ConfigError where the layer asks for more than causal softmax attention.
     """
-    if packing is None or attention_mask is not None or not getattr(module, "is_causal", True):
+    causal = kwargs.get("is_causal")
+    if (
+        packing is None
+        or attention_mask is not None
+        or not (getattr(module, "is_causal", True) and causal is not False)
+    ):
         raise ConfigError(cannot_pack(module, "its attention does not take sequences in one row"))
-    for name in ("softcap", "s_aux", "position_bias", "head_mask"):
-        if kwargs.get(name) is not None:
-            raise ConfigError(cannot_pack(module, f"its attention uses {name}"))
+    try:
+        refuse_swallowed(kwargs, HONOURED - {"position_bias"})
+    except SwallowedArgumentError as error:
+        raise ConfigError(cannot_pack(module, f"its attention uses {error}")) from error
+    window = kwargs.get("sliding_window")
+    if window is not None and packing.longest > window:
+        raise ConfigError(cannot_pack(module, f"{packing.longest} tokens, but its attention sees {window:g}"))
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
     if q.is_cuda and q.dtype in (torch.float16, torch.bfloat16) and not dropout:
         return _ragged(q, k, v, packing, scaling).unsqueeze(0), None

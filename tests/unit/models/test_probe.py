@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from cai_dist.config.engine import EngineConfig
+from cai_dist.data.batches import sequence_positions
 from cai_dist.engines.hf_forward import forward_arguments
 from cai_dist.engines.hf_probe import probe_rollout
 from cai_dist.engines.hf_rollout import HfRolloutEngine
@@ -22,6 +23,7 @@ from cai_dist.models.attention import SwallowedArgumentError, exact_attention, u
 from cai_dist.models.causal import logit_scaling
 from cai_dist.models.compare import close
 from cai_dist.models.layout import trunk_of
+from cai_dist.models.packed_attention import Packing, packed_attention
 from cai_dist.models.probe import probe_causal, probe_scalar
 from cai_dist.types import GenerateRequest, LabelRequest, SamplingParams
 from tests.architectures import ARCHITECTURES
@@ -49,6 +51,27 @@ def test_no_attention_swallows_an_argument(attention: Any, name: str) -> None:
         attention(module, q, k, k, None, scaling=1.0, **{name: 2.0})
     for harmless in ({name: None}, {"sliding_window": 4}, {"use_cache": True}):
         assert attention(module, q, k, k, None, scaling=1.0, **harmless)[0].shape == (1, 1, 4, 8)
+
+
+@pytest.mark.parametrize(
+    ("extra", "why"),
+    [
+        ({"softcap": 2.0}, "its attention uses softcap"),
+        ({"position_bias": torch.ones(1)}, "its attention uses position_bias"),
+        ({"what_comes_next": 2.0}, "its attention uses what_comes_next"),
+        ({"sliding_window": 4}, "5 tokens, but its attention sees 4"),
+        ({"is_causal": False}, "its attention does not take sequences in one row"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_packed_attention_refuses_what_it_would_swallow(extra: dict[str, Any], why: str) -> None:
+    lengths = torch.tensor([5, 3])
+    packing = Packing.of(lengths, sequence_positions(lengths, 8))
+    states = torch.randn(1, 2, 8, 4)
+    for harmless in ({}, {"sliding_window": 5}, {"is_causal": True}, dict.fromkeys(extra)):
+        packed_attention(SimpleNamespace(is_causal=True), states, states, states, None, packing=packing, **harmless)
+    with pytest.raises(ConfigError, match=why):
+        packed_attention(SimpleNamespace(is_causal=True), states, states, states, None, packing=packing, **extra)
 
 
 @pytest.mark.parametrize(("name", "expected"), [("Gemma 2", "eager"), ("Gemma 3 (text)", "cai_dist_exact")])

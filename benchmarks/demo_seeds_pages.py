@@ -48,9 +48,10 @@ def readme_block(runs: Sequence[Run]) -> str:
         f"{title} {_range([one[model]['value'] for one in elo], '+.0f', ' to ')}" for model, title in MODELS.items()
     )
     lines += ["", f"    harm by revision round: {harm}", f"    Elo, harmlessness: {ratings}", ""]
-    seeds = ", ".join(str(seed) for seed in sorted({one["seed"] for one in runs}))
+    numbers = sorted({one["seed"] for one in runs})
+    seeds = f"seed{'s' if len(numbers) > 1 else ''} {', '.join(map(str, numbers))}"
     machines = " and ".join(dict.fromkeys(one["machine"]["cpu"] for one in runs))
-    lines += [f"Lowest and highest of {len(runs)} runs: seeds {seeds}, on {machines}.", ""]
+    lines += [f"Lowest and highest of {len(runs)} runs: {seeds}, on {machines}.", ""]
     return "\n".join(lines) + "\n"
 
 

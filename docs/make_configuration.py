@@ -230,6 +230,8 @@ def _kind(annotation: Any, bounds: str = "") -> str:
         return ", ".join(f"`{_yaml(value)}`" for value in arguments)
     if origin in (Union, UnionType):
         return " or ".join(_kind(one, bounds) for one in sorted(arguments, key=lambda one: one is NoneType))
+    if origin is dict:
+        return f"names with {_kind(arguments[1])} each"
     if origin is tuple and arguments[-1] is Ellipsis:
         return f"list of {_kind(arguments[0])}"
     if origin is tuple:

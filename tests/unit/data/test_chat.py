@@ -227,17 +227,30 @@ def test_a_tokenizer_without_template_or_end_is_refused(bare: Tokenizer) -> None
 )
 def test_a_template_that_cannot_be_used_is_refused_in_one_line(chatml: Tokenizer, template: str, told: str) -> None:
     """When the format is made, whatever the template raises, and where it loses words and says nothing."""
-    with pytest.raises(ConfigError) as refusal:
-        ChatFormat(variant(chatml, template))
-    text = str(refusal.value)
+    refusal = refused(variant(chatml, template))
+    assert type(refusal) is ConfigError
+    text = str(refusal)
     assert told in text and "\n" not in text and "models.chat" in text and len(text) < 500
 
 
 def test_a_template_that_loses_words_is_refused(chatml: Tokenizer) -> None:
     """The assistant's: training would learn nothing but the end of answers."""
-    deaf = TURNS.replace("m['content']", "(m['content'] if m['role'] == 'user' else '')")
-    with pytest.raises(ConfigError, match="leaves out the words of the assistant"):
-        ChatFormat(variant(chatml, deaf))
+    refusal = refused(variant(chatml, TURNS.replace("m['content']", "(m['content'] if m['role'] == 'user' else '')")))
+    assert type(refusal) is ConfigError and "leaves out the words of the assistant" in str(refusal)
+
+
+def test_an_error_of_a_template_is_one_of_the_settings(chatml: Tokenizer) -> None:
+    refusal = refused(variant(chatml, "{{ messages[0]['content'] + 1 }}"))
+    assert type(refusal) is ConfigError
+
+
+def refused(tokenizer: Tokenizer) -> Exception | None:
+    """What is raised where the format of this tokenizer is made."""
+    try:
+        ChatFormat(tokenizer)
+    except Exception as error:
+        return error
+    return None
 
 
 def test_several_templates_without_a_default_are_none(chatml: Tokenizer) -> None:
@@ -253,6 +266,7 @@ def test_several_templates_without_a_default_are_none(chatml: Tokenizer) -> None
         "{% if m['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}",
         "{% if m['role'] == 'system' %}{% continue %}{% endif %}",
     ],
+    ids=["refused", "dropped"],
 )
 def test_a_system_turn_opens_the_humans_where_the_template_has_none(chatml: Tokenizer, system: str) -> None:
     """Refused by the template or dropped by it without a word."""

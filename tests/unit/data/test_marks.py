@@ -42,6 +42,11 @@ def test_a_mark_is_broken_by_one_space(name: str, text: str, harmless: str) -> N
     assert marks_of(name).harmless(text) == harmless
 
 
+def test_a_token_that_no_turn_shows_is_broken_up_by_one_space() -> None:
+    """It is special, and has no name."""
+    assert marks_of("Llama 3.1").harmless("a <|python_tag|>b") == "a < |python_tag|>b"
+
+
 def test_no_mark_comes_about_by_the_tokenizers_normalisation() -> None:
     """A tokenizer that folds full-width letters makes a token of what is not spelled like one."""
     family = FAMILY["Phi 4"]

@@ -33,6 +33,7 @@ def write(folder: Path, **files: object) -> str:
         ({"generation_config": {"temperature": 1.0}}, ()),
         ({"config": [1]}, ()),
     ],
+    ids=["none", "one", "both", "text", "silent", "list"],
 )
 def test_the_ends_of_both_files_each_once(tmp_path: Path, files: dict[str, object], found: tuple[int, ...]) -> None:
     assert end_ids(write(tmp_path, **files)) == found

@@ -162,7 +162,9 @@ def made(variant: Variant, seed: int, runs_dir: Path) -> Path:
     folder = runs_dir / f"{variant.name}-{seed}"
     if variant is not FIRST and not folder.exists():
         borrow(made(FIRST, seed, runs_dir), folder, variant.needs)
-    settings = [f"name={folder.name}", f"runs_dir={runs_dir}", f"seed={seed}", *BASE, *variant.changes]
+    # A variant may be at chance, which is then its result.
+    ungated = ["feedback.gate=null", "preference.gate=null"]
+    settings = [f"name={folder.name}", f"runs_dir={runs_dir}", f"seed={seed}", *ungated, *BASE, *variant.changes]
     stages = ("revise", "sft", "feedback", "preference", "ppo", "evaluate")
     command = [sys.executable, "-m", "cai_dist"]
     if variant.last == "evaluate":

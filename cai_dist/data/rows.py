@@ -12,7 +12,7 @@ import sys
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -40,7 +40,7 @@ def rows_of(path: Path) -> Rows:
 def _opened(path: Path) -> IO[bytes]:
     name = path.name.lower()
     if name.endswith(".gz"):
-        return gzip.open(path)
+        return cast("IO[bytes]", gzip.open(path))
     if name.endswith(".zst"):
         return io.BufferedReader(pa.input_stream(str(path), compression="zstd"))
     return path.open("rb")

@@ -35,6 +35,8 @@ _BOUNDS = {
     "less_than": ("less than", "lt"),
 }
 MAX_SHOWN = 80
+MAX_PROBLEMS = 50
+"""Keys that are described; to find the nearest known key takes milliseconds for each."""
 _SECRET_KEY = re.compile(r"key|token|passw|secret|credential|bearer|authorization", re.IGNORECASE)
 _SECRET = re.compile(r"\b(?:sk|gsk|hf|xai|ghp)[-_][\w-]{8,}|(?<=://)[^/\s]*@")
 """A key as providers write them, or the name and password of an address."""
@@ -54,9 +56,11 @@ def describe_problems(error: ValidationError, origins: Mapping[Key, str], where:
         too_short = item["type"] == "missing" and isinstance(loc[-1], int)  # an entry of a fixed-length list
         grouped.setdefault(_key_path(loc[:-1] if too_short else loc), []).append(item)
     lines: list[str] = []
-    for key, items in grouped.items():
+    for key, items in list(grouped.items())[:MAX_PROBLEMS]:
         origin = _origin(key, origins, where)
         lines += [f"{origin}: {text}" for text in _texts(key, items)]
+    if (more := len(grouped) - MAX_PROBLEMS) > 0:
+        lines.append(f"{where}: {more} more keys are wrong")
     return lines
 
 

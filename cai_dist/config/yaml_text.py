@@ -17,6 +17,8 @@ from cai_dist.errors import ConfigError
 
 Key = tuple[str, ...]
 MAX_DEPTH = 32
+MAX_VALUES = 100_000
+"""Values of a file with every alias written out; an alias of aliases can stand for more than any machine holds."""
 
 
 @dataclass(slots=True)
@@ -116,16 +118,33 @@ def _parse(text: str, where: str, origins: dict[Key, str]) -> Any:
         raise ConfigError(f"{where}: unreadable character {error.character!r} at position {error.position}") from None
     try:
         node = loader.get_single_node()
+        if node is not None and _written_out(node, {}) > MAX_VALUES:
+            raise ConfigError(f"{where}: more than {MAX_VALUES} values with its aliases written out; use fewer aliases")
         return None if node is None else _build(loader, node, (), where, origins)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = f":{mark.line + 1}" if mark else ""
         problem = " ".join(str(error.problem or error.context or "bad syntax").split())
         raise ConfigError(f"{where}{line}: not valid YAML: {problem}") from None
+    except ConfigError:  # a ValueError, too
+        raise
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"{where}: not valid YAML: {' '.join(str(error).split())}") from None
     finally:
         loader.dispose()
+
+
+def _written_out(node: yaml.Node, known: dict[int, int]) -> int:
+    """How many values a node stands for where each alias in it counts as what it stands for."""
+    if id(node) not in known:
+        known[id(node)] = MAX_VALUES  # of a node inside itself
+        inside = []
+        if isinstance(node, yaml.MappingNode):
+            inside = [part for pair in node.value for part in pair]
+        elif isinstance(node, yaml.SequenceNode):
+            inside = node.value
+        known[id(node)] = 1 + sum(_written_out(part, known) for part in inside)
+    return known[id(node)]
 
 
 def _build(loader: _CoreLoader, node: yaml.Node, key: Key, where: str, origins: dict[Key, str]) -> Any:
@@ -159,7 +178,10 @@ def _name(node: yaml.Node, key: Key, where: str) -> str:
         raise ConfigError(
             f"{where}:{node.start_mark.line + 1}: {'.'.join(key) or 'top level'}: a key must be a plain name"
         )
-    return str(node.value)
+    name = str(node.value)
+    if not name.isprintable():  # it would be shown, and could paint the terminal or write lines of its own
+        raise ConfigError(f"{where}:{node.start_mark.line + 1}: {name[:80]!r}: a key must be printable")
+    return name
 
 
 def _refuse_duplicates(node: yaml.MappingNode, key: Key, where: str) -> None:

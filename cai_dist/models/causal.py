@@ -89,7 +89,8 @@ class LogprobHead(nn.Linear):
         with_entropy: bool = False,
     ) -> Any:
         """Logits, or (log-probabilities [n], entropies [n]) of `targets` [n] for `hidden` [n, H]."""
-        weight, bias = self.weight, self.bias
+        weight: Tensor = self.weight
+        bias: Tensor | None = self.bias
         if self.full_precision:
             hidden, weight, bias = hidden.float(), weight.float(), None if bias is None else bias.float()
         if targets is None:

@@ -89,9 +89,8 @@ def test_a_trained_worker_in_every_phase_by_hand() -> None:
     kept = {"weights": 2 * part, "optimizer": 12 * part, "gradients": 4 * part, "buffers": 2000}
     assert found.device["rollout"] == {"process": CONTEXT_GPU + NCCL_GPU, **kept}
     update = found.device["update"]
-    # Gradients are summed in fp32. The largest one of its own, the copy of the bucket, all weights gathered and the
+    # Gradients are summed in fp32; the largest one of its own, the copy of the bucket, all weights gathered and the
     # buffer that they come in.
-
     assert update["gradients"] == 4 * part + 2 * 64_000
     assert update["buffers"] == 2 * 2000 + 2 * 2 * 214_336
     assert update["activations"] == 40 * (2 * (1024 + 1792) + 512)

@@ -159,7 +159,8 @@ def test_a_model_folder_with_nan_in_it_is_refused(model: str, tmp_path: Path) ->
 def test_a_gradient_does_not_depend_on_how_many_micro_batches_it_is_summed_over(model: str, zero: int) -> None:
     made, item = worker(model, zero, "bf16", lr=1e-12), batch(1)
     norms = []
-    for count in (1, 512):
+    # Summed in half precision it is off by 0.2% after 64, by a quarter after 512. Stages 1 and 3 are the slow ones.
+    for count in (1, 512 if zero in (0, 2) else 128):
         items = tuple((item[0],) for _ in range(count))
         norms.append(made.train_step(StepShard(items, count * loss_weight(item)))["grad_norm"])
     assert norms[1] == pytest.approx(norms[0], rel=1e-3)

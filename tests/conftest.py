@@ -20,7 +20,15 @@ GIB_OF_A_PROCESS = 8
 """Memory that one process of the suite may need, with the workers that it starts."""
 GROUPS = {"test_pipeline.py": "pipeline", "test_dpo.py": "pipeline"}
 """Files that share something costly and so belong in one process; every other file is a group of its own."""
-LONGEST = ("test_pipeline.py", "test_dpo.py", "test_reference_ppo.py", "test_zero.py", "test_lora.py", "test_expand.py")
+LONGEST = (
+    "test_mutants.py",
+    "test_pipeline.py",
+    "test_dpo.py",
+    "test_reference_ppo.py",
+    "test_zero.py",
+    "test_lora.py",
+    "test_expand.py",
+)
 """Begun first, in this order, so that no process is left with a long one at the end."""
 
 

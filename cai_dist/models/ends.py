@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from transformers.utils import cached_file
+from transformers.utils.hub import cached_file
 
 from cai_dist.errors import DataError
 from cai_dist.models.adapter import CONFIG_FILE

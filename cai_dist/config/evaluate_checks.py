@@ -43,4 +43,4 @@ def missing_choice_files(config: RunConfig) -> Iterator[str]:
     for source in config.evaluate.multiple_choice:
         if source != "world" and not Path(source).is_file():
             what = "is a folder" if Path(source).is_dir() else "no such file"
-            yield f"evaluate.multiple_choice={source!r}: {what}; must be world or a JSONL, JSONL.gz or Parquet file"
+            yield f"evaluate.multiple_choice={source!r}: {what}; must be world or a JSONL, JSON, CSV or Parquet file"

@@ -156,7 +156,7 @@ def sieve_of(run: RunContext) -> Sieve:
     """A sieve that knows every human turn of the run's training prompts (to repeat none), and how all that is held out
     opens: prompts of both kinds and human comparisons (to be like none). Later turns ("why not?") tell nothing."""
     threshold = run.config.expand.near_duplicate
-    texts = [text for kind in KINDS for p in given_prompts(run, kind) for text in _human_texts(p)]
+    texts = list(dict.fromkeys(text for kind in KINDS for p in given_prompts(run, kind) for text in _human_texts(p)))
     held_out = [*heldout_prompts(run), *(c.prompt for c in heldout_comparisons(run))]
     apart = Overlaps(threshold, sorted({_opening(p) for p in held_out}))
     of_world = _world_leaks(run)
@@ -192,7 +192,7 @@ class _Writer:
         self.model = prepare.model_path(run, self.config.model)
         self.chat: ChatFormat = chat_format(run, self.model)
         self.room = run.config.models.context - self.config.sampling.max_new_tokens
-        self.examples = list(examples)
+        self.examples = one_each(examples)
         self.answers: list[str] | None = None
         if self.chat.mode == "template":
             first = draw_some(run.config.seed, NAME, "answered", n=len(self.examples), k=ANSWERED)
@@ -245,6 +245,14 @@ def _wave_size(wanted: int, kept: int, drawn: int, left: int) -> int:
         return min(wanted, left)
     by_yield = -(-wanted * drawn // kept) if kept else left
     return min(by_yield, LARGEST_WAVE * wanted, left)
+
+
+def one_each(prompts: Sequence[Prompt]) -> list[Prompt]:
+    """The first prompt of each opening: a conversation gives several prompts and is one example."""
+    found: dict[str, Prompt] = {}
+    for prompt in prompts:
+        found.setdefault(_opening(prompt), prompt)
+    return list(found.values())
 
 
 def _opening(prompt: Prompt) -> str:

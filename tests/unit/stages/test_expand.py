@@ -350,3 +350,13 @@ def test_the_number_of_workers_changes_nothing() -> None:
     other = RunConfig(name="t", expand=ExpandConfig(prompts=5, workers=7))
     changed = RunConfig(name="t", expand=ExpandConfig(prompts=5, near_duplicate=0.5))
     assert expand.settings(base) == expand.settings(other) != expand.settings(changed)
+
+
+def test_a_conversation_is_one_example_however_many_prompts_it_gives() -> None:
+    def prompt(*texts: str) -> Prompt:
+        roles = ("human", "assistant")
+        turns = tuple(Turn(roles[i % 2], text) for i, text in enumerate(texts))
+        return Prompt("/".join(texts), turns, "red_team")
+
+    given = [prompt("a", "b", "c"), prompt("x"), prompt("a"), prompt("a", "b", "c", "d", "e"), prompt("y")]
+    assert [p.id for p in expand.one_each(given)] == ["a/b/c", "x", "y"]

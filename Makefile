@@ -23,7 +23,7 @@ controls: venv        ## the two negative controls of the demo -> runs/demo-inve
 
 # As many files at a time as cores and memory allow (tests/conftest.py), those that take longest first.
 test: venv            ## unit and integration tests
-	$(BIN)/python -m pytest -n auto --dist loadgroup --no-loadscope-reorder $(ARGS)
+	$(BIN)/python -m pytest -n auto --no-loadscope-reorder $(ARGS)
 
 # Slurm's daemons and network namespaces; as root on Debian or Ubuntu. Nothing is started by the packages themselves.
 test-cluster: venv    ## the tests on a real Slurm, on several (virtual) hosts and on a Ray job server

@@ -42,19 +42,25 @@ def pytest_xdist_auto_num_workers() -> int:
     return max(1, min(os.cpu_count() or 1, memory // GIB_OF_A_PROCESS, 8))
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
+    """Files are dealt out whole (`-n`): their tests share fixtures."""
+    return _ByFile(config, log)
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if not config.getoption("--full"):
         skip = pytest.mark.skip(reason="a long test: pytest --full runs it, and `make test-cluster` those of clusters")
         for item in items:
             if item.get_closest_marker("full"):
                 item.add_marker(skip)
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(GROUPS.get(item.path.name, _file_of(item))))
     items.sort(key=lambda item: _turn(item.path))  # stable: within a file the order stays
 
 
-def _file_of(item: pytest.Item) -> str:
-    return item.nodeid.partition("::")[0]
+class _ByFile(LoadScopeScheduling):
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        return GROUPS.get(Path(file).name, file)
 
 
 def _turn(path: Path) -> int:

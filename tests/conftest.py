@@ -12,22 +12,23 @@ os.environ.setdefault("RAY_worker_niceness", "0")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
+from xdist.scheduler.loadscope import LoadScopeScheduling
 
 GIB_OF_A_PROCESS = 8
 """Memory that one process of the suite may need, with the workers that it starts."""
-GROUPS = {"test_pipeline.py": "pipeline", "test_dpo.py": "pipeline"}
-"""Files that share something costly and so belong in one process; every other file is a group of its own."""
+SHARING = ("integration/test_pipeline.py", "integration/test_dpo.py")
+"""Files that share something costly and so belong in one process."""
 LONGEST = (
-    "test_mutants.py",
-    "test_pipeline.py",
-    "test_dpo.py",
-    "test_reference_ppo.py",
-    "test_zero.py",
-    "test_lora.py",
-    "test_expand.py",
+    "correctness/test_mutants.py",
+    *SHARING,
+    "integration/test_reference_ppo.py",
+    "integration/test_zero.py",
+    "integration/test_lora.py",
+    "integration/test_expand.py",
 )
 """Begun first, in this order, so that no process is left with a long one at the end."""
 
@@ -60,11 +61,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 class _ByFile(LoadScopeScheduling):
     def _split_scope(self, nodeid: str) -> str:
         file = nodeid.partition("::")[0]
-        return GROUPS.get(Path(file).name, file)
+        return "sharing" if file.endswith(SHARING) else file
 
 
 def _turn(path: Path) -> int:
     """Rank of a file: the longest, the other integration tests, the rest."""
-    if path.name in LONGEST:
-        return LONGEST.index(path.name)
+    name = f"{path.parent.name}/{path.name}"
+    if name in LONGEST:
+        return LONGEST.index(name)
     return len(LONGEST) + ("integration" not in path.parts)

@@ -271,7 +271,7 @@ def test_a_conversation_at_several_lengths_gives_each_prompt_once(tmp_path: Path
 
 @pytest.mark.parametrize("turns", ["each", "last"])
 def test_no_part_of_a_held_out_conversation_is_trained_on(turns: str, tmp_path: Path) -> None:
-    rows = [hh(*(f"{name} {i}" for i in range(2 * depth + 1))) for depth in range(4) for name in "abcdefghijkl"]
+    rows = [hh(*(f"{name} {i}" for i in range(2 * depth + 1))) for depth in (1, 3) for name in "abcdefghijkl"]
     path = write(tmp_path / "c.jsonl", rows)
     for seed in range(3):
         found = load_prompt_set(source(path, heldout=10).model_copy(update={"turns": turns}), "red_team", seed)

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 TINY = Path(__file__).with_name("tiny.yaml")
@@ -18,17 +18,19 @@ DEADLINE = 900.0
 """Seconds until a run counts as hanging; on an idle machine it takes one."""
 
 
-def command(run_file: Path, runs: Path, *overrides: str) -> list[str]:
-    return [sys.executable, "-m", "cai_dist", "run", str(run_file), f"runs_dir={runs}", *overrides]
+def command(run_file: Path, runs: Path, *overrides: str, stage: Sequence[str] = ()) -> list[str]:
+    """The whole run, or one stage of it."""
+    what = ["stage", *stage] if stage else ["run"]
+    return [sys.executable, "-m", "cai_dist", *what, str(run_file), f"runs_dir={runs}", *overrides]
 
 
 def environment() -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
 
 
-def run(run_file: Path, runs: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
+def run(run_file: Path, runs: Path, *overrides: str, stage: Sequence[str] = ()) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        command(run_file, runs, *overrides),
+        command(run_file, runs, *overrides, stage=stage),
         capture_output=True,
         text=True,
         timeout=DEADLINE,

@@ -40,6 +40,7 @@ def run_file(folder: Path) -> Path:
         "models": {**dict.fromkeys(("assistant", "pretrained", "feedback"), str(folder / "model")), "context": 128},
         "data": {**sources, "helpful_comparisons": {"source": "none"}},
         "preference": {"helpful_fraction": 0.0},
+        "feedback": {"min_option_mass": 0.0},  # a model that has learnt nothing
         "expand": {"prompts": 12, "few_shot": 2, "shard_size": 4, "tries": 6, "sampling": {"max_new_tokens": 24}},
         "tracking": {"wandb": "off", "console": "plain"},
     }

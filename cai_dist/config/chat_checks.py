@@ -17,14 +17,26 @@ _OURS = frozenset(
 _THINKING = ("enable_thinking", "thinking")
 
 
-def chat_problems(arguments: Mapping[str, object], day: str | None) -> list[str]:
-    """One line for each of `models.chat_arguments` and for `models.chat_date` where it cannot be used."""
+_SWITCHES = ("off", "no", "false", "on", "yes", "true")
+"""Texts that were meant as true or false; a template takes every one of them as true."""
+
+
+def chat_problems(arguments: Mapping[str, object], day: str | None, mode: str = "template") -> list[str]:
+    """One line for each of `models.chat_arguments` and for `models.chat_date` where it cannot be used with
+    `models.chat` `mode`."""
     problems = []
+    if mode == "plain" and (arguments or day is not None):
+        problems.append(
+            f"{'chat_arguments' if arguments else 'chat_date'}: chat=plain uses no template; leave it out or set "
+            "chat=template"
+        )
     for name, value in arguments.items():
         shown = f"chat_arguments.{name}={value!r}"
         if name in _OURS or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
             problems.append(f"{shown}: must be a variable of the chat template, such as enable_thinking")
-        elif name in _THINKING and value is True:
+        elif isinstance(value, str) and value.lower() in _SWITCHES:
+            problems.append(f"{shown}: is a text, which a template takes as true; must be true or false")
+        elif name in _THINKING and value is not False:
             problems.append(
                 f"{shown}: answers are sampled, trained and judged without thoughts; must be false or left out"
             )

@@ -22,7 +22,7 @@ def evaluate_problems(config: RunConfig) -> Iterator[str]:
             "evaluate.elo.judge=preference: with alignment=dpo there is no preference model; set it to feedback or "
             "oracle"
         )
-    for key, sources_named in _choice_files(config):
+    for key, sources_named in choice_files(config):
         if "world" in sources_named and not config.uses_world:
             yield f"{key}: holds the micro-world's questions, but nothing else is of it; name a file"
         if len(set(sources_named)) < len(sources_named):
@@ -39,16 +39,16 @@ def evaluate_problems(config: RunConfig) -> Iterator[str]:
         )
 
 
-def missing_choice_files(config: RunConfig) -> Iterator[str]:
+def missingchoice_files(config: RunConfig) -> Iterator[str]:
     """One line for each file of questions that is not there."""
-    for key, sources in _choice_files(config):
+    for key, sources in choice_files(config):
         for source in sources:
             if source != "world" and not Path(source).is_file():
                 what = "is a folder" if Path(source).is_dir() else "no such file"
                 yield f"{key}={source!r}: {what}; must be world or a JSONL, JSON, CSV or Parquet file"
 
 
-def _choice_files(config: RunConfig) -> tuple[tuple[str, tuple[str, ...]], ...]:
+def choice_files(config: RunConfig) -> tuple[tuple[str, tuple[str, ...]], ...]:
     """The settings that name files of questions, with the files."""
     evaluate = config.evaluate
     return (

@@ -61,7 +61,7 @@ class ModelsConfig(Section):
 
     @model_validator(mode="after")
     def _chat(self) -> ModelsConfig:
-        if problems := chat_problems(self.chat_arguments, self.chat_date):
+        if problems := chat_problems(self.chat_arguments, self.chat_date, self.chat):
             raise ValueError("\n".join(problems))
         return self
 

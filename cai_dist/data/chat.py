@@ -213,8 +213,9 @@ class ChatFormat:
         eos."""
         if self._template and (end := self._marks.first(self._template.after_answer)) is not None:
             return end
-        if self._template and (end := self._marks.first(self._template.after_earlier_answer)) in ends and end:
-            return end
+        earlier = self._marks.first(self._template.after_earlier_answer) if self._template else None
+        if earlier is not None and earlier in ends:
+            return earlier
         if self.tokenizer.eos_token_id is None:
             raise ConfigError("this model's tokenizer has no end-of-text token, so that no answer could end")
         return int(self.tokenizer.eos_token_id)

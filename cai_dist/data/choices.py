@@ -29,14 +29,14 @@ class ChoiceSet(WithReport):
     report: ReadReport
 
 
-def load_choice_set(source: str) -> ChoiceSet:
+def load_choice_set(source: str, setting: str = "evaluate.multiple_choice") -> ChoiceSet:
     """Read a file of records with `input` (a text, or one with Human/Assistant labels), `target_scores` (option ->
-    number) and perhaps `id`; questions stay in the file's order.
+    number) and perhaps `id`; questions stay in the file's order. `setting` is the key that names it.
 
     A question's id is its own where it has one, else `line-N` (N counts records). Raises DataError, naming file and
     line, for malformed records, words in other columns, and where no question is left.
     """
-    columns, reading = ColumnCheck("evaluate.multiple_choice"), Reading(shown(source))
+    columns, reading = ColumnCheck(setting), Reading(shown(source))
     found: dict[str, ChoiceQuestion] = {}
     for record in read_records(source):
         reading.records += 1

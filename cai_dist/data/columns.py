@@ -39,6 +39,10 @@ _OWNERS = _names(
     "prompt response instruction question answer message conversation chosen rejected completion post comment thread "
     "model task user author c root original raw is has red team member openai"
 )
+_MAY_HOLD_TEXT = _names("task tasks info extra name topic topics profile category annotation annotations type kind")
+"""Names of these that some sets give to a text to work on: its length tells."""
+_SHORT = 120
+"""Characters, in one line, that are a note about a record."""
 _SIDES = frozenset({"a", "b", "chosen", "rejected", "human", "gpt"})
 _NO_WORDS = frozenset({"", "true", "false", "none", "null", "nan", "n/a"})
 
@@ -96,17 +100,23 @@ class ColumnCheck:
         key = (frozenset(record.data), known)
         if (columns := self._unknown.get(key)) is None:
             columns = self._unknown[key] = tuple(sorted(unknown(record.data, known)))
-        for column in columns:
+        passages = [c for c in record.data if c not in known and c.lower() in _MAY_HOLD_TEXT and _long(record.data[c])]
+        for column in (*columns, *passages):
             if holds_words(record.data[column]):
+                join = f", or columns: {{{text}: [{text}, {_plain(column)}]}} to join it"
                 raise DataError(
                     f"{record.place}: column {column[:80]!r} holds words, and the layout {layout} does not use it; in "
-                    f"{self._setting}.source give ignore: [{_plain(column)}] to leave it out, or columns: "
-                    f"{{{text}: [{text}, {_plain(column)}]}} to join it"
+                    f"{self._setting}.source give ignore: [{_plain(column)}] to leave it out"
+                    f"{join if isinstance(record.data[column], str) else ''}"
                 )
 
 
+def _long(value: object) -> bool:
+    return isinstance(value, str) and (len(value.strip()) > _SHORT or "\n" in value.strip())
+
+
 def _plain(column: str) -> str:
-    return repr(column[:40]) if re.search(r"[^\w-]", column) else column[:40]
+    return column[:40] if re.fullmatch(r"[\w-]+", column) else repr(column[:40])
 
 
 def unknown(columns: Collection[str], known: Collection[str]) -> list[str]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from cai_dist.config.data import DataSource
+from cai_dist.config.evaluate_checks import choice_files
 from cai_dist.config.run import RunConfig
 from cai_dist.constitution import run_constitution
 from cai_dist.data.choices import load_choice_set
@@ -88,8 +89,8 @@ def _data_sets(config: RunConfig) -> Iterator[tuple[str, Source, Callable[[], tu
         found = load_rating_set(data.harm_ratings, seed)
         return f"{len(found.ratings)} ratings", found.report
 
-    def choices(source: Source) -> tuple[str, ReadReport]:
-        found = load_choice_set(str(source))
+    def choices(source: Source, setting: str) -> tuple[str, ReadReport]:
+        found = load_choice_set(str(source), setting)
         return f"{len(found.questions)} questions", found.report
 
     readers: tuple[tuple[str, Source, Callable[[], tuple[str, ReadReport]]], ...] = (
@@ -102,9 +103,10 @@ def _data_sets(config: RunConfig) -> Iterator[tuple[str, Source, Callable[[], tu
     for name, source, read in readers:
         if source not in ("world", "none"):
             yield f"data.{name}", source, read
-    for source in config.evaluate.multiple_choice:
-        if source != "world":
-            yield "evaluate.multiple_choice", source, partial(choices, source)
+    for setting, sources in choice_files(config):
+        for source in sources:
+            if source != "world":
+                yield setting, source, partial(choices, source, setting)
 
 
 def _data_set(found: Inventory, name: str, read: Callable[[], tuple[str, ReadReport]]) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
 from typing import TYPE_CHECKING, Protocol
 
+from cai_dist.data.chat import ChatFormat
 from cai_dist.losses.calibration import expected_calibration_error, same_side
 from cai_dist.stages import dpo, preference, sft
 from cai_dist.stages.chats import chat_format
@@ -166,7 +167,13 @@ class AnswerScores:
 
 def scores_of(run: RunContext, model: str) -> AnswerScores:
     """The scores of a saved preference model."""
-    return AnswerScores(lambda texts, phase: score_texts(run, model, chat_format(run, model), texts, phase))
+    return AnswerScores(lambda texts, phase: score_texts(run, model, _learned_format(run), texts, phase))
+
+
+def _learned_format(run: RunContext) -> ChatFormat:
+    """The chat format that preference models are trained and asked by in PPO: that of SL-CAI. A scalar model has no
+    generation_config.json of its own, where some models name the end of a turn."""
+    return chat_format(run, str(run.run_dir / "sft" / "model"))
 
 
 class RewardJudge(ABC):
@@ -246,7 +253,7 @@ class PreferenceJudge(RewardJudge):
     def scores(self, texts: Texts, phase: str) -> list[float]:
         """As the reward workers of PPO give them."""
         model = str(self._run.run_dir / self.stage / "model")
-        return score_texts(self._run, model, chat_format(self._run, model), texts, phase)
+        return score_texts(self._run, model, _learned_format(self._run), texts, phase)
 
 
 class ImplicitRewardJudge(RewardJudge):

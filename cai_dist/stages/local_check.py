@@ -37,8 +37,10 @@ def needs_check(run: RunContext) -> bool:
 def check_workers(run: RunContext, group: WorkQueue, folder: Path, model: str) -> None:
     """Refuse a feedback `model` (a folder or a hub name) that names no option of a made-up comparison in either order.
     Raises ConfigError, Interrupted."""
-    asked = [first_question(run, swapped=swapped) for swapped in (False, True)]
-    problems = [said_locally(run, group, folder, "first", question, model) for question in asked]
+    problems = [
+        said_locally(run, group, folder, f"first-{int(swapped)}", first_question(run, swapped=swapped), model)
+        for swapped in (False, True)
+    ]
     if all(problems):
         raise ConfigError(f"models.feedback={run.config.models.feedback}: {problems[0]}")
 

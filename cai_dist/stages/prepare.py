@@ -277,7 +277,8 @@ def _pretrain(run: RunContext, target: Path) -> None:
 
 def _world_settings(config: RunConfig) -> dict[str, Any]:
     kept = config.world.model_dump(mode="json", exclude={"cache": True, "pretrain": {"checkpoint_every"}})
-    return {**kept, "seed": config.world_seed, "dtype": config.models.dtype}
+    made = {**kept, "seed": config.world_seed, "dtype": config.models.dtype}
+    return made if config.models.head_dtype == "model" else {**made, "head_dtype": config.models.head_dtype}
 
 
 def _cache_folder(config: RunConfig) -> Path:

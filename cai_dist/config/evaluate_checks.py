@@ -39,7 +39,7 @@ def evaluate_problems(config: RunConfig) -> Iterator[str]:
         )
 
 
-def missingchoice_files(config: RunConfig) -> Iterator[str]:
+def missing_choice_files(config: RunConfig) -> Iterator[str]:
     """One line for each file of questions that is not there."""
     for key, sources in choice_files(config):
         for source in sources:

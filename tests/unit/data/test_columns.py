@@ -42,6 +42,16 @@ def test_words_in_a_column_that_the_layout_does_not_know_are_refused_with_the_wa
     assert "data.red_team.source" in said and "\n" not in said
 
 
+@pytest.mark.parametrize("column", ["task", "info", "topic"])
+def test_a_text_to_work_on_is_no_note_whatever_its_column_is_called(column: str, tmp_path: Path) -> None:
+    notes = [{"prompt": f"Summarise {i}.", column: "kites"} for i in range(4)]
+    assert len(prompts(write(tmp_path / "notes.jsonl", *notes))) == 4
+    for passage in ("The kite rose. " * 20, "The kite rose.\nIt fell."):
+        path = write(tmp_path / "p.jsonl", *notes, {"prompt": "Summarise this.", column: passage})
+        with pytest.raises(DataError, match=f"p.jsonl:5: column '{column}' holds words"):
+            prompts(path)
+
+
 def test_both_ways_out_that_the_message_names(tmp_path: Path) -> None:
     path = write(tmp_path / "p.jsonl", *({"prompt": f"Summarise {i}.", "notes": "The kite."} for i in range(4)))
     assert prompts(DataSource(path=path, ignore=("notes",))) == {f"Summarise {i}." for i in range(4)}

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from cai_dist.stages import judges
 from cai_dist.stages.context import RunContext
 from cai_dist.stages.figures import by_prompt, pooled_proportion, proportion
 from cai_dist.stages.judges import OracleJudge, PreferenceJudge, followed
@@ -127,3 +128,18 @@ def test_the_learned_reward_follows_the_same_prompts(
     one, other = (Prompt(f"p{i}", (Turn("human", "q"),), "red_team") for i in range(2))
     assert judge.harm_by_revision(rounds(one, "bad") + rounds(other, "bad", "good")) == pytest.approx([1.0, 0.0])
     assert [text for _, text in asked] == ["bad", "good"], "who drops out is not scored either"
+
+
+def test_answers_are_scored_in_the_format_that_the_preference_model_has_learnt(
+    make_run: Callable[..., RunContext], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That of SL-CAI: beside a scalar model no file says which token ends a turn."""
+    run = make_run()
+    (run.folder("preference") / "heldout.json").write_text('{"mean_score": 0.0}')
+    formats: list[str] = []
+    monkeypatch.setattr(judges, "chat_format", lambda run, model: formats.append(model))
+    monkeypatch.setattr(judges, "score_texts", lambda run, model, chat, texts, phase: [0.0 for _ in texts])
+    prompt = Prompt("p", (Turn("human", "q"),), "red_team")
+    PreferenceJudge(run).scores([(prompt.turns, "a")], "x")
+    judges.scores_of(run, str(run.run_dir / "preference" / "model")).of([(prompt, "a")], "x")
+    assert formats == [str(run.run_dir / "sft" / "model")] * 2

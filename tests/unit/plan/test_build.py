@@ -43,11 +43,11 @@ def test_too_small_a_gpu_names_worker_phase_and_way_out() -> None:
     plan = make_plan(run_of(), replace(H100, gpu_memory=40 * 10**9), NOTHING)
     line = next(line for line in plan.problems if line.startswith("ppo: GPU"))
     assert "in phase update of 37.3" in line
-    assert line.endswith("; more ranks, zero3_offload or ppo.lora"), "stage 3 has none above it"
+    assert "; more ranks, zero3_offload" in line and "zero: 3" not in line, "stage 3 has none above it"
     other = run_of(value={"ranks": 4, "zero": 2, "micro_batch": 1})
     lower = make_plan(other, replace(H100, gpu_memory=40 * 10**9), NOTHING)
     line = next(line for line in lower.problems if "value" in line)
-    assert line.endswith("; zero: 3, more ranks, zero3_offload or ppo.lora")
+    assert "; zero: 3, more ranks, zero3_offload" in line
 
 
 def test_a_stage_is_advised_only_what_it_has() -> None:

@@ -155,7 +155,7 @@ def test_room_for_what_the_run_leaves_is_looked_for(make_run, tmp_path: Path, mo
 
 def test_another_use_of_the_models_is_tried_though_prepare_was_done() -> None:
     """Its fingerprint: a run of dpo that goes on as one of ppo needs a scalar head that nobody looked for."""
-    base: dict[str, Any] = {"name": "x"}
+    base: dict[str, Any] = {"name": "x", "models": {"pretrained": "given"}}
     uses = [{"alignment": "dpo"}, {}, {"ppo": {"lora": {"rank": 4}}}, {"engine": {"backend": "vllm"}}]
     found = [json.dumps(prepare.settings(build_run(base | one))) for one in uses]
     assert len(set(found)) == len(found)

@@ -16,7 +16,12 @@ from typing import Any
 
 import psutil
 import pytest
+from hypothesis import settings
 from xdist.scheduler.loadscope import LoadScopeScheduling
+
+# A busy machine slows a test and fails none.
+settings.register_profile("cai_dist", deadline=None)
+settings.load_profile("cai_dist")
 
 GIB_OF_A_PROCESS = 8
 """Memory that one process of the suite may need, with the workers that it starts."""

@@ -7,8 +7,10 @@ saved and be loaded again. `prepare` does it before the first stage, `cai-dist c
 
 from __future__ import annotations
 
+import difflib
+import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,7 +18,7 @@ from typing import Any
 
 from transformers import AutoModelForSequenceClassification, GenerationConfig
 
-from cai_dist.config.run import RunConfig
+from cai_dist.config.run import ModelsConfig, RunConfig
 from cai_dist.errors import CaiError, ConfigError
 from cai_dist.models.export import save_model
 from cai_dist.models.limits import context_problem
@@ -61,8 +63,25 @@ def rehearse(run: RunContext, paths: Mapping[str, str]) -> Rehearsal:
         if "pretrained" in roles:  # the one that most is asked of, and that messages name
             roles.sort(key=lambda role: role != "pretrained")
         _rehearse_model(run, found, roles, path)
+    if not found.problems and (unknown := unknown_arguments(run.config.models, list(paths.values()))):
+        found.problems.append(unknown)
     found.problems = list(dict.fromkeys(found.problems))
     return found
+
+
+def unknown_arguments(models: ModelsConfig, paths: Sequence[str]) -> str | None:
+    """One line where `models.chat_arguments` holds names that the chat template of no model in `paths` mentions, as a
+    misspelt one does: a template takes any name without a word. None where every name is known to one of them."""
+    if not models.chat_arguments:
+        return None
+    sources = "\n".join(str(load_tokenizer(path).get_chat_template()) for path in dict.fromkeys(paths))
+    known = set(re.findall(r"[A-Za-z_]\w*", sources))
+    names = sorted(set(models.chat_arguments) - known)
+    if not names:
+        return None
+    near = [*dict.fromkeys(m for name in names for m in difflib.get_close_matches(name, known, n=1))]
+    hint = f"; did you mean {', '.join(near)}?" if near else "; leave it out"
+    return f"models.chat_arguments: no model's chat template has a variable {', '.join(names)}{hint}"
 
 
 def context_line(config: RunConfig, role: str, model: Any) -> str | None:

@@ -88,6 +88,16 @@ def test_all_stages_leave_what_they_promise(whole: Path) -> None:
 
 
 @pytest.mark.slow
+def test_every_series_of_metrics_stands_in_the_documentation(whole: Path) -> None:
+    page = Path("docs/running.md").read_text()
+    table = page[page.index("### metrics.jsonl") : page.index("### evaluation.json")]
+    documented = {name for row in table.splitlines() if row.startswith("| `") for name in row.split("|")[1].split("`")}
+    written = {json.loads(line)["stage"] for line in (whole / "metrics.jsonl").read_text().splitlines()}
+    assert len(written) > 15
+    assert written <= documented
+
+
+@pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_everything_made_under_the_constitution_says_so(whole: Path) -> None:
     sha256 = json.loads((whole / "manifest.json").read_text())["constitution"]

@@ -250,7 +250,7 @@ FATES = st.sampled_from(["ok", "die", "hang", "late"])
 FATE = {"die": lambda: (2.0, died()), "hang": lambda: (NEVER, None), "late": lambda: (CALL + 40.0, "late")}
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(
     workers=st.integers(1, 4), n=st.integers(0, 12), retries=st.integers(0, 3),
     fates=st.lists(FATES, max_size=30), seconds=st.lists(st.floats(0.0, 99.0), min_size=1, max_size=10),

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from cai_dist.config.load import build_run, dump_run, is_path_key, load_run, merge
@@ -246,7 +246,6 @@ names = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,20}", fullmatch=True)
 texts = st.text(st.characters(blacklist_categories=("Cs",)), max_size=12)
 
 
-@settings(deadline=None)
 @given(
     name=names,
     prefill=texts,
@@ -273,7 +272,6 @@ def test_a_dump_loads_back_equal(tmp_path_factory, name, prefill, labels, lr, se
 scalars = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | texts
 
 
-@settings(deadline=None)
 @given(st.recursive(scalars, lambda inner: st.lists(inner, max_size=3), max_leaves=6))
 def test_override_values_keep_their_type(value):
     text = yaml.dump(value, Dumper=_flow(), default_flow_style=True, allow_unicode=True, width=10_000)
@@ -281,7 +279,6 @@ def test_override_values_keep_their_type(value):
     assert found == value and type(found) is type(value)
 
 
-@settings(deadline=None)
 @given(st.text(max_size=30))
 def test_any_override_loads_or_gives_one_line_for_each_problem(override):
     try:

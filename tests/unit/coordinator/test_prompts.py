@@ -13,7 +13,7 @@ from cai_dist.errors import DataError
 from tests.unit.coordinator.small_run import make_prompts
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     st.integers(1, 9),
     st.integers(1, 9),

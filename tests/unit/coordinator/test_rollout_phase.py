@@ -54,7 +54,7 @@ def shaped_by(
     )
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(rows, st.data())
 def test_rewards_are_conserved_and_the_score_sits_on_the_last_token(
     samples: list[list[tuple[float, float, float]]], data: st.DataObject

@@ -171,7 +171,7 @@ class Counting(FakeRoles):
         return super()._sample(*args)  # type: ignore[arg-type]
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(
     st.sampled_from([(1, 6), (2, 6), (3, 6), (2, 8), (1, 4)]),
     st.integers(1, 4),
@@ -274,7 +274,7 @@ def killed_at(call: int) -> FakeRoles:
     return roles
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     st.sampled_from([ONE_OFF, PARTIAL]),
     st.integers(1, 3),

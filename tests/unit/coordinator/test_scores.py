@@ -66,7 +66,7 @@ def test_equal_scores_do_not_explode(kind: str) -> None:
     assert tiny.abs().max() <= 1e-9 / MIN_DEVIATION
 
 
-@settings(deadline=None, max_examples=80)
+@settings(max_examples=80)
 @given(st.lists(st.tuples(st.floats(-5, 5), st.integers(1, 40)), min_size=1, max_size=12), st.floats(-1, 1))
 def test_residual_scores_do_not_depend_on_length(samples: list[tuple[float, int]], slope: float) -> None:
     """Whatever the slope that was added, the residual is uncorrelated with length, and the mean stays."""

@@ -22,7 +22,7 @@ def streaming_config(**changes: object) -> PpoConfig:
     return make_config(rollout_batch=2, samples_per_prompt=2, prompts_per_iteration=5, mini_batch=5, **changes)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.permutations(range(5)), st.sampled_from(["gae", "grpo"]))
 def test_streamed_numbers_do_not_depend_on_the_order_of_completion(order: list[int], algorithm: str) -> None:
     config = streaming_config(algorithm=algorithm, value_warmup=0)

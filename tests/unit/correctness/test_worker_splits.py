@@ -198,7 +198,7 @@ def gradients(
 
 
 @pytest.mark.parametrize("name", NAMES)
-@settings(deadline=None, max_examples=25, derandomize=True)
+@settings(max_examples=25, derandomize=True)
 @given(
     count=st.integers(1, 9),
     ranks=st.integers(1, 8),

@@ -49,7 +49,7 @@ def test_where_sequences_are_by_hand() -> None:
     assert batch.response_mask.int().tolist() == [0, 0, 1, 0, 1, 1, 1, 0, 1]
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.lists(st.tuples(ids, ids), min_size=1, max_size=5))
 def test_masks_follow_lengths_and_rows_come_back(samples: list[tuple[tuple[int, ...], tuple[int, ...]]]) -> None:
     """The id 0 of the stand-in also occurs as a token: no mask may tell by the id."""

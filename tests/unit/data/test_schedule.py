@@ -65,7 +65,7 @@ def test_every_count_and_number_of_ranks_under_a_cap() -> None:
             check(plan, lengths, ranks)
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(ragged, st.integers(1, 8), st.integers(1, 9))
 def test_by_count(lengths: list[int], ranks: int, micro_batch: int) -> None:
     for padded in (False, True):
@@ -74,7 +74,7 @@ def test_by_count(lengths: list[int], ranks: int, micro_batch: int) -> None:
         assert plan == plan_schedule(list(lengths), ranks, MicroBatchLimits(micro_batch, padded=padded))
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(ragged, st.integers(1, 8), st.integers(0, 6000))
 def test_by_tokens(lengths: list[int], ranks: int, spare: int) -> None:
     cap = max(lengths, default=1) + spare
@@ -86,7 +86,7 @@ def test_by_tokens(lengths: list[int], ranks: int, spare: int) -> None:
     assert len(sums[0]) <= max(1, *(1 + 2 * sum(rank) / cap for rank in sums))
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(ragged, st.integers(1, 8), st.integers(0, 6000))
 def test_by_padded_tokens(lengths: list[int], ranks: int, spare: int) -> None:
     cap = max(lengths, default=1) + spare

@@ -28,7 +28,7 @@ ROWS = st.lists(
 ROW = {"key": "a", "p": 0.5, "ids": [1]}
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(rows=ROWS)
 def test_rows_come_back_as_they_were(tmp_path_factory, rows: list[dict]) -> None:
     path = tmp_path_factory.mktemp("t") / "deep" / "table.parquet"
@@ -37,7 +37,7 @@ def test_rows_come_back_as_they_were(tmp_path_factory, rows: list[dict]) -> None
     assert [p.name for p in path.parent.iterdir()] == ["table.parquet"]
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(rows=ROWS)
 def test_same_rows_same_bytes(tmp_path_factory, rows: list[dict]) -> None:
     folder = tmp_path_factory.mktemp("t")

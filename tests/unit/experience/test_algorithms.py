@@ -141,7 +141,7 @@ def test_whole_batches_of_equal_samples_stay_finite(algorithm: str) -> None:
     assert torch.isfinite(found.advantages).all() and found.advantages.abs().max() <= 1 + 1e-6
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     st.sampled_from(list(DEFAULTS)),
     st.lists(st.floats(-5, 5), min_size=6, max_size=6),
@@ -155,7 +155,7 @@ def test_whitened_advantages_have_mean_zero_over_the_batch(
     assert (found.advantages[~found.mask] == 0).all()
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.sampled_from(GROUP_ALGORITHMS), st.permutations(range(2)), st.permutations(range(3)))
 def test_only_the_group_matters_not_its_place(algorithm: str, prompts: list[int], samples: list[int]) -> None:
     """Prompts in another order, samples of a prompt in another order: the same advantages for the same samples."""

@@ -17,7 +17,7 @@ def lesson(length: int) -> Lesson:
     return Lesson(Row(Block([]), 0), 1 + length, length)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(st.lists(st.lists(st.floats(-5, 5), min_size=1, max_size=6), min_size=1, max_size=5))
 def test_weights_over_denominator_are_the_means_of_their_names(losses: list[list[float]]) -> None:
     batch = [lesson(len(row)) for row in losses]

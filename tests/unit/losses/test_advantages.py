@@ -37,7 +37,7 @@ sample = st.lists(st.tuples(number, number, st.booleans()), min_size=1, max_size
 )
 
 
-@settings(deadline=None, max_examples=80)
+@settings(max_examples=80)
 @given(
     st.lists(st.tuples(sample, number), min_size=1, max_size=4),
     st.sampled_from([1.0, 0.9]),
@@ -127,7 +127,7 @@ def test_group_baselines_by_hand() -> None:
     assert group_standardised(GROUPS, 3, epsilon=0.0).tolist() == pytest.approx(expected)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.floats(-1e3, 1e3), st.integers(2, 9), st.integers(1, 4))
 def test_a_group_of_equal_scores_teaches_nothing(score: float, size: int, groups: int) -> None:
     """Row 20: 0 exactly, neither NaN nor rounding over a tiny deviation."""
@@ -136,7 +136,7 @@ def test_a_group_of_equal_scores_teaches_nothing(score: float, size: int, groups
         assert baseline(scores, size).tolist() == [0.0] * (size * groups)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.lists(st.floats(-50, 50), min_size=12, max_size=12), st.sampled_from([2, 3, 4, 6]), st.floats(-9, 9))
 def test_a_groups_baseline_is_its_own(scores: list[float], size: int, shift: float) -> None:
     """Advantages of a group sum to 0, and no other group's scores have a part in them, nor a constant."""

@@ -136,7 +136,7 @@ def test_intervals_shrink_with_more_prompts() -> None:
     assert width(400) < 0.7 * width(50)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3), st.floats(0, 1)), min_size=4, max_size=40))
 def test_a_maximum_is_where_expected_wins_are_the_wins(games: list[tuple[int, int, float]]) -> None:
     """The condition of the maximum, checked player by player; players in a ring, so that all are joined."""
@@ -151,7 +151,7 @@ def test_a_maximum_is_where_expected_wins_are_the_wins(games: list[tuple[int, in
     assert ((won + won.T) * chance).sum(1) == pytest.approx(won.sum(1), abs=1e-6)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.floats(-12, 3), min_size=3, max_size=3), st.lists(st.floats(-12, 3), min_size=3, max_size=3))
 def test_a_draw_of_next_to_nothing_is_fitted_too(won: list[float], lost: list[float]) -> None:
     """Half wins of 1e-12 are drawn now and then: a chain has its maximum in closed form."""

@@ -208,7 +208,7 @@ def test_gradients_agree_with_finite_differences(objective: PolicyObjective) -> 
     assert torch.autograd.gradcheck(lambda x: loss_of(x, objective, 5.0), logits)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     st.sampled_from(OBJECTIVES),
     st.lists(st.integers(0, 3), min_size=12, max_size=12),

@@ -281,7 +281,7 @@ def test_an_answer_that_names_no_option(places) -> None:
 
 
 @given(st.lists(st.dictionaries(st.text(max_size=6), st.floats(-50, 0), min_size=1, max_size=4), max_size=8))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_any_tokens_give_two_probabilities_or_none(places) -> None:
     found = option_logprobs([list(place.items()) for place in places], AB)
     assert found is None or (len(found) == 2 and max(found) > -math.inf and not any(map(math.isnan, found)))

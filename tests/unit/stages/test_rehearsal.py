@@ -181,3 +181,25 @@ def test_check_deep_tries_the_models_without_a_run_and_without_weights(tmp_path:
     assert cli.main(["check", "--deep", str(file)]) == 2
     [line] = [x for x in capsys.readouterr().err.splitlines() if x.startswith("cai-dist: error: ")]
     assert f"models.pretrained={path}: transformers has no sequence-classification model of type 'cohere'" in line
+
+
+def test_a_name_that_no_chat_template_mentions_is_refused(make_run, tmp_path: Path) -> None:
+    """A template takes any name without a word, a misspelt one too: thoughts stay on, in silence."""
+    path = folder(tmp_path / "m")
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    tokenizer.chat_template = "{% if enable_thinking is defined %}{% endif %}" + tokenizer.chat_template
+    tokenizer.save_pretrained(path)
+    other = folder(tmp_path / "other")
+
+    def found(*paths: str, **arguments: bool) -> list[str]:
+        roles = ("assistant", "pretrained")
+        models = ModelsConfig(pretrained=path, assistant=path, context=64, chat_arguments=arguments)
+        return rehearse(make_run(models=models, **SHORT), dict(zip(roles, paths, strict=False))).problems
+
+    assert found(path, other, enable_thinking=False) == []
+    [line] = found(path, other, enable_thinkin=False)
+    assert line == (
+        "models.chat_arguments: no model's chat template has a variable enable_thinkin; did you mean enable_thinking?"
+    )
+    [line] = found(other, qqq=False)
+    assert line.endswith("has a variable qqq; leave it out")

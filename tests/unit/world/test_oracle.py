@@ -126,7 +126,7 @@ WORDS = st.lists(st.sampled_from(lexicon.vocabulary()) | st.text(max_size=8), ma
 
 
 @given(response=WORDS | st.text(), index=st.integers(0, 369), request=WORDS | st.text())
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_any_text_gets_a_judgement(response: str, index: int, request: str) -> None:
     prompt = red_team_prompts(WORLD)[index]
     judgement = judge(WORLD, prompt, response)

@@ -10,8 +10,8 @@ from statistics import fmean
 from typing import Any
 
 from cai_dist.losses.calibration import brier_score, expected_calibration_error, reliability_bins, same_side
-from cai_dist.stages.judges import OracleJudge
-from cai_dist.stages.records import Labelled, read_comparisons, read_revisions
+from cai_dist.stages.evaluation.judges import OracleJudge
+from cai_dist.stages.tables.records import Labelled, read_comparisons, read_revisions
 from cai_dist.types import Comparison
 from cai_dist.world import oracle
 from cai_dist.world.tables import World

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from cai_dist.cluster.memory import peak_rows
+from cai_dist.cluster.ppo.memory_log import peak_rows
 
 
 def page(report: dict[str, Any]) -> str:

@@ -42,14 +42,14 @@ from gpu_page import page
 from ppo_iteration import Finished, NoCheckpoints
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
-from cai_dist.cluster.ppo_groups import PpoGroups, PpoModels
+from cai_dist.cluster.ppo.groups import PpoGroups, PpoModels
+from cai_dist.cluster.ppo.weight_transfer import WeightTransfer
 from cai_dist.cluster.runtime import Cluster
-from cai_dist.cluster.transfer import WeightTransfer
 from cai_dist.config.engine import EngineConfig
 from cai_dist.config.ppo import PpoConfig, TransferBackend
 from cai_dist.config.run import ClusterConfig, TimeoutsConfig
 from cai_dist.coordinator import loop
-from cai_dist.coordinator.prompts import TokenizedPrompt
+from cai_dist.coordinator.prompt_cursor import TokenizedPrompt
 from cai_dist.errors import CaiError
 from cai_dist.tracking.atomic import write_json
 from cai_dist.types import Lesson, Span, Trajectory, rows_of

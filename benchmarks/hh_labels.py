@@ -21,16 +21,16 @@ from typing import Any
 from hh_preference import context, run_name
 
 from cai_dist.config.data import ComparisonSource
-from cai_dist.config.load import build_run
+from cai_dist.config.loading.load import build_run
 from cai_dist.config.run import RunConfig
 from cai_dist.constitution import draw
 from cai_dist.data.comparisons import load_comparison_set
 from cai_dist.losses.calibration import same_side
 from cai_dist.models.resolve import resolve_model
-from cai_dist.stages.figures import pooled_proportion
-from cai_dist.stages.label_statistics import agree
-from cai_dist.stages.labelling import PairLabel, label_pairs
-from cai_dist.stages.refusals import Hits
+from cai_dist.stages.ai_feedback.labelling import PairLabel, label_pairs
+from cai_dist.stages.ai_feedback.statistics import agree
+from cai_dist.stages.evaluation.refusals import Hits
+from cai_dist.stages.tables.intervals import pooled_proportion
 from cai_dist.tracking.atomic import write_json, write_text
 from cai_dist.types import Comparison
 

@@ -21,15 +21,16 @@ from pathlib import Path
 from typing import Any
 
 from cai_dist.config.data import ComparisonSource
-from cai_dist.config.load import build_run
+from cai_dist.config.loading.load import build_run
 from cai_dist.config.run import RunConfig
 from cai_dist.constitution import load_constitution
 from cai_dist.data.comparisons import load_comparison_set
 from cai_dist.models.resolve import resolve_model
-from cai_dist.stages import pm_measures, preference
-from cai_dist.stages.chats import chat_format
+from cai_dist.stages import preference
+from cai_dist.stages.comparisons import pm_calibration
+from cai_dist.stages.comparisons.pairs import token_pairs
 from cai_dist.stages.context import RunContext
-from cai_dist.stages.pairs import token_pairs
+from cai_dist.stages.execution.chat_format import chat_format
 from cai_dist.tracking.atomic import sha256_json, sha256_path, write_json, write_text
 from cai_dist.tracking.console import Console
 from cai_dist.tracking.manifest import Manifest
@@ -153,12 +154,12 @@ def measure(run: RunContext, arguments: argparse.Namespace) -> dict[str, Any]:
     pairs = token_pairs(run, preference.NAME, chat, sides["train"])
     if not target.is_dir():
         preference.fit(run, preference.NAME, model, pairs, target)
-    scored = pm_measures.score_comparisons(run, chat, target, sides["heldout"], "held-out")
+    scored = pm_calibration.score_comparisons(run, chat, target, sides["heldout"], "held-out")
     return {
         "train": len(pairs),
         "train_too_long": len(sides["train"]) - len(pairs),
         "heldout_too_long": len(sides["heldout"]) - len(scored),
-        "heldout": pm_measures.source_figures(scored, calibrate=True),
+        "heldout": pm_calibration.source_figures(scored, calibrate=True),
         "curve": curve(run),
     }
 

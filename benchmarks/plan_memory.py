@@ -125,11 +125,11 @@ def measure(case: str) -> dict[str, dict[str, float]]:
     """Role -> phase -> MiB of the largest worker."""
     import random
 
-    from cai_dist.cluster.ppo_groups import PpoGroups, PpoModels
+    from cai_dist.cluster.ppo.groups import PpoGroups, PpoModels
     from cai_dist.cluster.runtime import Cluster
-    from cai_dist.config.load import build_run
+    from cai_dist.config.loading.load import build_run
     from cai_dist.coordinator import loop
-    from cai_dist.coordinator.prompts import TokenizedPrompt
+    from cai_dist.coordinator.prompt_cursor import TokenizedPrompt
     from cai_dist.models.smollm2 import smollm2_folder
 
     config = build_run(settings(case))
@@ -177,7 +177,7 @@ def measure(case: str) -> dict[str, dict[str, float]]:
 
 def planned(case: str) -> dict[str, dict[str, float]]:
     """Role -> phase -> MiB of one worker, as `cai-dist plan` says of the same settings."""
-    from cai_dist.config.load import build_run
+    from cai_dist.config.loading.load import build_run
     from cai_dist.plan.machines import Machines
     from cai_dist.plan.roles import Assumed, ppo_stage, shapes
 

@@ -14,12 +14,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from cai_dist.cluster.ppo_groups import PpoGroups, PpoModels
+from cai_dist.cluster.ppo.groups import PpoGroups, PpoModels
 from cai_dist.cluster.runtime import Cluster
 from cai_dist.config.ppo import PpoConfig
 from cai_dist.config.run import ClusterConfig, TimeoutsConfig
 from cai_dist.coordinator import loop
-from cai_dist.coordinator.prompts import TokenizedPrompt
+from cai_dist.coordinator.prompt_cursor import TokenizedPrompt
 from cai_dist.types import Trajectory
 
 SCORING = ("policy_logprobs", "reference_logprobs", "values", "scores")

@@ -112,7 +112,7 @@ def hh_prompts(tokenizer: Any, path: Path) -> list[list[int]]:
 def run_prompts(tokenizer: Any, run: Path) -> list[list[int]]:
     """The training prompts of a run, as its PPO stage would ask them."""
     from cai_dist.data.chat import ChatFormat
-    from cai_dist.stages.records import read_prompts
+    from cai_dist.stages.tables.records import read_prompts
 
     chat = ChatFormat(tokenizer, "template")
     prompts = read_prompts(run / "prepare" / "red_team.parquet")

@@ -33,13 +33,13 @@ os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), os.envir
 import ray
 from scale_workers import PROMPT, SIZES, TALLY, Costs, Done, Load, SimulatedCluster
 
-from cai_dist.cluster.ppo_groups import PpoGroups, PpoModels
+from cai_dist.cluster.ppo.groups import PpoGroups, PpoModels
 from cai_dist.config.ppo import PlacementConfig, PpoConfig, RoleShards
 from cai_dist.config.run import ClusterConfig
 from cai_dist.config.training import SamplingConfig, ShardingConfig
 from cai_dist.coordinator.loop import train
-from cai_dist.coordinator.prompts import TokenizedPrompt
-from cai_dist.coordinator.scoring import chunk_size
+from cai_dist.coordinator.prompt_cursor import TokenizedPrompt
+from cai_dist.coordinator.score_requests import chunk_size
 from cai_dist.tracking.checkpoints import CheckpointStore
 
 ROOT = Path(__file__).resolve().parents[1]

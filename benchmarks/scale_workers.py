@@ -25,9 +25,9 @@ from ray import ObjectRef, cloudpickle
 from cai_dist.cluster.actor import Arrival, Asked
 from cai_dist.cluster.placement import GroupSpec
 from cai_dist.cluster.runtime import Cluster
-from cai_dist.experience.lessons import LessonRequest, Sums
 from cai_dist.experience.moments import Moments
-from cai_dist.experience.weights import RatioSums
+from cai_dist.experience.token_weights import RatioSums
+from cai_dist.experience.trajectories import LessonRequest, Sums
 from cai_dist.types import GenerateRequest, Kept, StepShard, TensorSpec, WeightPlan
 
 LAYERS, WIDTH, INNER, KEYS = 80, 8192, 28672, 1024  # of a Llama-3 70B; only names and shapes travel through the driver

@@ -26,8 +26,8 @@ import numpy as np
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from cai_dist.cluster.group import WorkerGroup
+from cai_dist.cluster.ppo.weight_transfer import WeightTransfer
 from cai_dist.cluster.runtime import Cluster, GroupSpec
-from cai_dist.cluster.transfer import WeightTransfer
 from cai_dist.config.ppo import PpoConfig, TransferBackend
 from cai_dist.config.run import ClusterConfig, TimeoutsConfig
 from cai_dist.config.training import OptimizerConfig, ShardingConfig

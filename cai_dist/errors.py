@@ -1,7 +1,7 @@
 """The family of errors of cai_dist and the exit code each ends a command with.
 
 Every class is picklable with its fields (Ray carries exceptions between processes by pickle) and derives from the
-standard-library exception that a reader would expect beside :class:`CaiError`.
+standard-library exception that a reader would expect beside `CaiError`.
 
 Exit codes: 0 done, 1 a failure at run time, 2 a mistake in configuration or data, 8 a gate is not passed
 (`feedback.gate`, `preference.gate`, `evaluate.gate`), 9 a training came to numbers that are not finite, 75 interrupted

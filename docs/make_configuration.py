@@ -18,8 +18,8 @@ from typing import Any, Literal, Union, get_args, get_origin
 from pydantic.fields import FieldInfo
 
 from cai_dist.config.base import Section
+from cai_dist.config.loading.yaml_text import dump_text
 from cai_dist.config.run import RunConfig
-from cai_dist.config.yaml_text import dump_text
 
 PAGE = Path(__file__).resolve().parent / "configuration.md"
 

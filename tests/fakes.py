@@ -10,13 +10,13 @@ from typing import Any, Generic, TypeVar
 
 from cai_dist.config.ppo import PpoConfig
 from cai_dist.coordinator import rollout_phase
-from cai_dist.coordinator.prompts import TokenizedPrompt
+from cai_dist.coordinator.prompt_cursor import TokenizedPrompt
 from cai_dist.coordinator.rollout_phase import Rollout
 from cai_dist.coordinator.state import PpoState
 from cai_dist.errors import StaleEngineError, WorkerError
-from cai_dist.experience.lessons import LessonRequest, Sums, make_lessons
 from cai_dist.experience.moments import Whitening, whitened
-from cai_dist.experience.samples import kept_rows, kept_samples, samples_of
+from cai_dist.experience.sample_checks import kept_rows, kept_samples, samples_of
+from cai_dist.experience.trajectories import LessonRequest, Sums, make_lessons
 from cai_dist.types import Generation, Lesson, Phase, Row, Sample, SamplingParams, Span, Trajectory, rows_of
 
 R = TypeVar("R")

@@ -22,7 +22,7 @@ from cai_dist.config.engine import EngineConfig
 from cai_dist.config.ppo import PpoConfig
 from cai_dist.config.training import Layout
 from cai_dist.data.batches import sample_batch, trajectory_batch
-from cai_dist.engines.hf_rollout import HfRolloutEngine
+from cai_dist.engines.hf.rollout import HfRolloutEngine
 from cai_dist.errors import UserError
 from cai_dist.losses.policy import PolicyObjective, policy_loss
 from cai_dist.models.layout import attention_window

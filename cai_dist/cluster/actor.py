@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 
 import ray
 
-from cai_dist.cluster.held import filled, kept
-from cai_dist.cluster.interface import use_interface
+from cai_dist.cluster.network_interface import use_interface
+from cai_dist.cluster.object_refs import filled, kept
 from cai_dist.errors import NonFiniteError, UserError, WorkerDiverged, WorkerError
 from cai_dist.types import RankInfo, WorkerSpec
 
@@ -76,7 +76,7 @@ class WorkerHost:
             node_id = ray.get_runtime_context().get_node_id()
             if store_timeout is None:
                 return Arrival(self._node, node_id, host, 0)
-            from cai_dist.engines.distributed import open_store
+            from cai_dist.distributed.process_group import open_store
 
             return Arrival(self._node, node_id, host, open_store(host, store_timeout))
         except Exception as error:

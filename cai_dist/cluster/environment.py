@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from cai_dist.cluster import interface
+from cai_dist.cluster import network_interface
 
 
 def worker_environment(threads: int, loopback: bool) -> dict[str, str]:
@@ -27,7 +27,7 @@ def worker_environment(threads: int, loopback: bool) -> dict[str, str]:
         "GLIBC_TUNABLES": os.environ.get("GLIBC_TUNABLES", f"glibc.cpu.x86_non_temporal_threshold={2**20}"),
     }
     if not loopback:
-        env |= {name: os.environ[name] for name in interface.VARIABLES if name in os.environ}
+        env |= {name: os.environ[name] for name in network_interface.VARIABLES if name in os.environ}
     elif os.path.exists("/sys/class/net/lo"):
         env["GLOO_SOCKET_IFNAME"] = "lo"  # the machine's host name may not resolve
     return env

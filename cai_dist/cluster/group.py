@@ -10,11 +10,11 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
-from cai_dist.cluster import nodes
+from cai_dist.cluster import node_watch
 from cai_dist.cluster.actor import Arrival, asked
-from cai_dist.cluster.nodes import Post, Roster
+from cai_dist.cluster.futures import UNKNOWN, Call, Pending, first_ready, gather, translated
+from cai_dist.cluster.node_watch import Post, Roster
 from cai_dist.cluster.placement import release
-from cai_dist.cluster.wait import UNKNOWN, Call, Pending, first_ready, gather, translated
 from cai_dist.types import Row, Span, rows_of
 
 _GET_SECONDS = 60.0
@@ -61,7 +61,7 @@ class WorkerGroup:
 
     All methods raise WorkerError (a worker failed or died), WorkerTimeout, or the UserError that a worker raised. After
     one of the first two the group is of no further use: close it. But where its workers do not know each other there
-    is a `starter`, and a :class:`cai_dist.cluster.queue.WorkQueue` over the group starts them again.
+    is a `starter`, and a `WorkQueue` over the group starts them again.
 
     `roster`: all workers of the same launch.
     """
@@ -170,7 +170,7 @@ class WorkerGroup:
         if self._starter is None or rank not in range(self._places) or rank in (*self._members, *self._starting):
             raise ValueError(f"{self.role}: no worker can be started in place {rank}")
         starter = self._starter
-        begun = self._starting[rank] = nodes.ask_head("start", lambda: starter.start(rank))
+        begun = self._starting[rank] = node_watch.ask_head("start", lambda: starter.start(rank))
         return Call(begun.built, "start", self.role, rank, UNKNOWN)
 
     def kill(self, rank: int) -> None:
@@ -179,7 +179,7 @@ class WorkerGroup:
         found = (self._members.pop(rank, None), self._starting.pop(rank, None))
         self._roster.posts.pop((self.role, rank), None)
         for worker in [worker for worker in found if worker is not None]:
-            nodes.ask_head("end", partial(ray.kill, worker.actor, no_restart=True))
+            node_watch.ask_head("end", partial(ray.kill, worker.actor, no_restart=True))
 
     def report(self, memory: bool = False) -> Pending[list[Report]]:
         """Ask what every worker has done since this was last asked, and where wanted for its reading of memory."""
@@ -203,8 +203,8 @@ class WorkerGroup:
             return
         self._closed = True
         self._roster.leave(self.role)
-        if (watch := nodes.current()) is not None and watch.headless:
+        if (watch := node_watch.current()) is not None and watch.headless:
             return  # nobody is there to take an order; the processes end by themselves, for want of a head
         for rank in range(self._places):
             self.kill(rank)
-        nodes.ask_head("end", lambda: release({self.role: self._placement}))
+        node_watch.ask_head("end", lambda: release({self.role: self._placement}))

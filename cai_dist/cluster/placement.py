@@ -31,7 +31,7 @@ class GroupSpec:
 
     `distributed`: they are ranks of one torch.distributed group; else they do not know each other. `share`: the roles
     of one `launch` with the same name here share their GPUs, and their workers start without memory on them (see
-    `cai_dist.cluster.residency`); empty: this role shares with nobody.
+    `cai_dist.cluster.ppo.offload_plan`); empty: this role shares with nobody.
     """
 
     role: str

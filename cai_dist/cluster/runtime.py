@@ -19,14 +19,14 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from cai_dist.cluster import nodes
+from cai_dist.cluster import node_watch
 from cai_dist.cluster.actor import Arrival, WorkerHost, asked
 from cai_dist.cluster.environment import worker_environment
+from cai_dist.cluster.futures import UNKNOWN, Call, all_done, gather
 from cai_dist.cluster.group import Member, Starter, Starting, WorkerGroup
 from cai_dist.cluster.joining import join
-from cai_dist.cluster.nodes import Post, Roster
+from cai_dist.cluster.node_watch import Post, Roster
 from cai_dist.cluster.placement import GroupSpec, Placement, Seat, gpu_fraction, place, release, sharing
-from cai_dist.cluster.wait import UNKNOWN, Call, all_done, gather
 from cai_dist.config.run import ClusterConfig
 from cai_dist.errors import ConfigError, NodeLost, WorkerDied
 from cai_dist.types import RankInfo
@@ -87,7 +87,7 @@ class Cluster:
             WorkerError or UserError if a worker cannot be built. Nothing stays behind then.
         """
         timeout = self._config.timeouts.start
-        placements = nodes.ask_head("start", lambda: place(specs, timeout, self._config.strategy))
+        placements = node_watch.ask_head("start", lambda: place(specs, timeout, self._config.strategy))
         groups_of = {spec.role: group for group in sharing(specs) for spec in group}
 
         def start(spec: GroupSpec, rank: int) -> Any:
@@ -97,14 +97,14 @@ class Cluster:
             every = [spec for group in sharing(specs) for spec in group]
             return {spec.role: [start(spec, rank) for rank in range(spec.workers)] for spec in every}
 
-        actors = nodes.ask_head("start", start_all)
+        actors = node_watch.ask_head("start", start_all)
         roster = Roster()
         try:
             members = self._build(specs, actors, start, roster, timeout)
             seats = self._seats(specs, actors, roster, timeout)
         except BaseException:
             with contextlib.suppress(NodeLost):
-                nodes.ask_head("end", lambda: _give_back(actors, placements))
+                node_watch.ask_head("end", lambda: _give_back(actors, placements))
             raise
         groups = {
             spec.role: WorkerGroup(
@@ -142,14 +142,14 @@ class Cluster:
             join(self._config.address, **common)
         except ConfigError as error:
             raise ConfigError(f"cluster.address={self._config.address}: {error}") from error
-        nodes.start(str(ray.get_runtime_context().gcs_address))
+        node_watch.start(str(ray.get_runtime_context().gcs_address))
 
     def _leave(self) -> None:
         """Take this process out of the cluster. Without a head Ray cannot do that, nor end in order (it waits, then it
         crashes): this process then ends without its help, with the exit code that a lost head has."""
-        watch = nodes.current()
+        watch = node_watch.current()
         headless = watch is not None and watch.headless
-        nodes.stop()
+        node_watch.stop()
         if not headless:
             ray.shutdown()
             return

@@ -1,4 +1,4 @@
-"""The whole run: one tree, one section for each stage. Read by `cai_dist.config.load`."""
+"""The whole run: one tree, one section for each stage. Read by `cai_dist.config.loading.load`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from cai_dist.config.base import Section
-from cai_dist.config.chat_checks import chat_problems
+from cai_dist.config.checks.chat import chat_problems
 from cai_dist.config.data import DataConfig
 from cai_dist.config.engine import EngineConfig
 from cai_dist.config.evaluate import EvaluateConfig

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from cai_dist.config.ppo import PpoConfig
 from cai_dist.coordinator import update_phase
-from cai_dist.coordinator.prompts import TokenizedPrompt, digest
+from cai_dist.coordinator.prompt_cursor import TokenizedPrompt, digest
 from cai_dist.coordinator.protocols import Checkpoints, Log, PpoRoles
 from cai_dist.coordinator.resume import Keeper
 from cai_dist.coordinator.schedules import Job, make_schedule

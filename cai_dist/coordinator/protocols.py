@@ -1,4 +1,4 @@
-"""What the coordinator needs of the world. The real implementation is `cai_dist.cluster.ppo_groups.PpoGroups`
+"""What the coordinator needs of the world. The real implementation is `cai_dist.cluster.ppo.groups.PpoGroups`
 (Ray actors); unit tests use fakes. Lists are always whole (all samples of the call, in order); how they are split over
 ranks and padded into equal schedules is the implementation's business."""
 
@@ -9,8 +9,8 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from cai_dist.experience.lessons import LessonRequest, Sums
 from cai_dist.experience.moments import Whitening
+from cai_dist.experience.trajectories import LessonRequest, Sums
 from cai_dist.types import Generation, Lesson, Phase, Row, Sample, SamplingParams, Span
 
 R = TypeVar("R", covariant=True)

@@ -23,15 +23,15 @@ from statistics import fmean
 from typing import Any
 
 from cai_dist.config.ppo import PpoConfig
-from cai_dist.coordinator.probe import Answer, Probe
-from cai_dist.coordinator.prompts import TokenizedPrompt, derive_seed
+from cai_dist.coordinator.mismatch_probe import Answer, Probe
+from cai_dist.coordinator.prompt_cursor import TokenizedPrompt, derive_seed
 from cai_dist.coordinator.protocols import PpoRoles
-from cai_dist.coordinator.sampling import asked_for, check_samples, sampling_params
-from cai_dist.coordinator.scores import ShapedScores, shape_scores
-from cai_dist.coordinator.scoring import Fixed, Scored, answers, ask_all, score_stream
+from cai_dist.coordinator.sample_requests import asked_for, check_samples, sampling_params
+from cai_dist.coordinator.score_requests import Fixed, Scored, answers, ask_all, score_stream
+from cai_dist.coordinator.score_shaping import ShapedScores, shape_scores
 from cai_dist.coordinator.state import PpoState
-from cai_dist.experience.lessons import LessonRequest, Sums, total
 from cai_dist.experience.moments import Moments, Whitening, explained_variance, whitened
+from cai_dist.experience.trajectories import LessonRequest, Sums, total
 from cai_dist.types import Lesson, Sample, Trajectory
 
 

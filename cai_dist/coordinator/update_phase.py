@@ -8,12 +8,12 @@ from collections.abc import Callable, Iterator, Sequence
 from statistics import fmean
 
 from cai_dist.config.ppo import PpoConfig
-from cai_dist.coordinator.prompts import derive_seed
+from cai_dist.coordinator.prompt_cursor import derive_seed
 from cai_dist.coordinator.protocols import Pending, PpoRoles
 from cai_dist.coordinator.rollout_phase import Rollout
 from cai_dist.coordinator.state import PpoState
 from cai_dist.data.schedule import epoch_order
-from cai_dist.experience.weights import denominator
+from cai_dist.experience.token_weights import denominator
 from cai_dist.types import Lesson
 
 Steps = dict[str, Pending[dict[str, float]]]

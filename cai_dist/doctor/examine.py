@@ -9,7 +9,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from cai_dist.cluster.survey import Silence, Survey, joined
+from cai_dist.cluster.node_survey import Silence, Survey, joined
 from cai_dist.doctor.across import (
     CLUSTER,
     ClockReading,

@@ -70,7 +70,7 @@ class Examiner:
 
     def open_store(self, host: str, seconds: float) -> int:
         """A rendezvous for `all_reduce`, kept as long as this process lives; its port."""
-        from cai_dist.engines.distributed import open_store
+        from cai_dist.distributed.process_group import open_store
 
         return open_store(host, seconds)
 
@@ -84,7 +84,7 @@ class Examiner:
             environment["GLOO_SOCKET_IFNAME"] = environment["NCCL_SOCKET_IFNAME"] = "lo"
         processes = [
             subprocess.Popen(
-                [sys.executable, "-m", "cai_dist.engines.collective_check", backend, str(rank), str(world), host,
+                [sys.executable, "-m", "cai_dist.distributed.collective_check", backend, str(rank), str(world), host,
                  str(port), str(device), str(seconds)],
                 env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
                 errors="replace",

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cai_dist.config.checks import PACKAGED_DS_CONFIGS
+from cai_dist.config.checks.run import PACKAGED_DS_CONFIGS
 from cai_dist.config.run import RunConfig
 from cai_dist.config.training import ShardingConfig
 

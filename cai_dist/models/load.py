@@ -1,6 +1,6 @@
 """Loading models and tokenizers from a local folder or a hub name: safetensors only, no code from the folder is run.
 
-Every failure becomes one :class:`~cai_dist.errors.DataError` line; a checkpoint with missing or misshapen tensors is
+Every failure becomes one `DataError` line; a checkpoint with missing or misshapen tensors is
 refused (transformers itself would fill them with random numbers and only warn).
 """
 

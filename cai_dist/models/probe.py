@@ -2,7 +2,7 @@
 
 The comparisons run whenever a model is loaded to train or score with (`CausalModel`, `ScalarHeadModel`), on eight
 tokens, in the process that loads it and before an engine shards it. These functions run them by themselves, on a model
-that may be a small random copy of an architecture. Rollouts and labels: `cai_dist.engines.hf_probe`.
+that may be a small random copy of an architecture. Rollouts and labels: `cai_dist.engines.hf.probe`.
 """
 
 from __future__ import annotations

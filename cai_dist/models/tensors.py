@@ -37,7 +37,7 @@ def to_numpy(tensor: Tensor) -> np.ndarray:
 
 
 def from_numpy(array: np.ndarray, dtype: str) -> Tensor:
-    """The inverse of :func:`to_numpy`; shares memory with `array`, which may be read-only."""
+    """The inverse of `to_numpy`; shares memory with `array`, which may be read-only."""
     writable = array if array.flags.writeable else array.copy()
     tensor = torch.from_numpy(writable)
     return tensor.view(torch.bfloat16) if dtype == "bfloat16" else tensor

@@ -19,9 +19,9 @@ from cai_dist.plan.shapes import Shape
 MAX_LOGITS = 64 * 2**20
 """Elements of the largest chunk of logits, as `losses.logprobs.MAX_LOGITS`."""
 ROOM = 128
-"""Columns that the key-value cache is made longer, as `engines.hf_slots.ROOM`."""
+"""Columns that the key-value cache is made longer, as `continuous_batching.ROOM`."""
 PREFILL_TOKENS = 8192
-"""Rows x columns of a pass over prompts, as `engines.hf_batches.PREFILL_TOKENS`."""
+"""Rows x columns of a pass over prompts, as `prefill_batches.PREFILL_TOKENS`."""
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Literal
 
-from cai_dist.config.load import load_run
+from cai_dist.config.loading.load import load_run
 from cai_dist.config.ppo import Schedule
 from cai_dist.config.run import RunConfig
 from cai_dist.errors import ConfigError, DataError

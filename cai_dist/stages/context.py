@@ -18,8 +18,8 @@ from cai_dist.tracking.manifest import Manifest
 from cai_dist.tracking.metrics import Tracker
 
 if TYPE_CHECKING:
-    from cai_dist.cluster.queue import WorkQueue
     from cai_dist.cluster.runtime import Cluster
+    from cai_dist.cluster.work_queue import WorkQueue
 
 
 @dataclass
@@ -81,7 +81,7 @@ class RunContext:
 
     def generators(self, role: str, workers: int) -> AbstractContextManager[WorkQueue]:
         """Workers that generate and score text; they load models on demand."""
-        from cai_dist.stages.groups import rollout_group
+        from cai_dist.stages.execution.worker_groups import rollout_group
 
         return rollout_group(self, role, workers)
 

@@ -13,13 +13,13 @@ import pyarrow as pa
 from cai_dist.config.run import RunConfig
 from cai_dist.data.schedule import plan_items
 from cai_dist.stages import prepare
-from cai_dist.stages.chats import chat_format
+from cai_dist.stages.comparisons.pairs import ai_comparisons, decided, fitting, log_heldout, scored_pair, training_pairs
 from cai_dist.stages.context import RunContext, model_settings
-from cai_dist.stages.generation import open_shards
-from cai_dist.stages.groups import export_model, trained_model
-from cai_dist.stages.pairs import ai_comparisons, decided, fitting, log_heldout, scored_pair, training_pairs
-from cai_dist.stages.reuse import model_hash
-from cai_dist.stages.training import ds_files, total_steps, train
+from cai_dist.stages.execution.chat_format import chat_format
+from cai_dist.stages.execution.generation import open_shards
+from cai_dist.stages.execution.reuse import model_hash
+from cai_dist.stages.execution.training import ds_files, total_steps, train
+from cai_dist.stages.execution.worker_groups import export_model, trained_model
 from cai_dist.tracking.atomic import sha256_json
 from cai_dist.types import DpoPair, ScoredPair, StepShard
 

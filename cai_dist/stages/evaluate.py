@@ -17,29 +17,31 @@ from cai_dist.data.choices import load_choice_set
 from cai_dist.data.ratings import load_rating_set
 from cai_dist.data.sources import hub_settings, source_files
 from cai_dist.errors import DataError
-from cai_dist.stages import comparing, dpo, feedback, labelling, ppo, preference, prepare, revise, sft
-from cai_dist.stages.chats import chat_format
-from cai_dist.stages.choices import multiple_choice
+from cai_dist.stages import dpo, feedback, ppo, preference, prepare, revise, sft
+from cai_dist.stages.ai_feedback import labelling
+from cai_dist.stages.comparisons.pairs import heldout
 from cai_dist.stages.context import RunContext, model_settings
-from cai_dist.stages.gate import judge_gate
-from cai_dist.stages.generation import Ask, generate
-from cai_dist.stages.judges import Judge, RewardJudge, make_judge, make_rewards
-from cai_dist.stages.label_calibration import label_calibration
-from cai_dist.stages.measures import measures
-from cai_dist.stages.pairs import heldout
-from cai_dist.stages.prompts import heldout_prompts, human_file, prompt_files
-from cai_dist.stages.rating import absolute_harm
-from cai_dist.stages.records import Revision, Sampled, read_comparisons, read_revisions
-from cai_dist.stages.results import show_results
-from cai_dist.stages.reuse import model_hash, take_over
-from cai_dist.stages.robustness import preference_scores, second_model
-from cai_dist.stages.training import ds_files
-from cai_dist.stages.transcripts import write_evaluation_transcripts
+from cai_dist.stages.evaluation import elo as comparing
+from cai_dist.stages.evaluation.absolute_harm import absolute_harm
+from cai_dist.stages.evaluation.gate import judge_gate
+from cai_dist.stages.evaluation.judges import Judge, RewardJudge, make_judge, make_rewards
+from cai_dist.stages.evaluation.label_calibration import label_calibration
+from cai_dist.stages.evaluation.multiple_choice import multiple_choice
+from cai_dist.stages.evaluation.overreaction import measures
+from cai_dist.stages.evaluation.pm_robustness import preference_scores, second_model
+from cai_dist.stages.evaluation.terminal_table import show_results
+from cai_dist.stages.execution.chat_format import chat_format
+from cai_dist.stages.execution.generation import Ask, generate
+from cai_dist.stages.execution.reuse import model_hash, take_over
+from cai_dist.stages.execution.training import ds_files
+from cai_dist.stages.tables.prompts import heldout_prompts, human_file, prompt_files
+from cai_dist.stages.tables.records import Revision, Sampled, read_comparisons, read_revisions
+from cai_dist.stages.tables.transcripts import write_evaluation_transcripts
 from cai_dist.tracking.atomic import write_json
 from cai_dist.types import Prompt
 
 if TYPE_CHECKING:
-    from cai_dist.cluster.queue import WorkQueue
+    from cai_dist.cluster.work_queue import WorkQueue
 
 NAME = "evaluate"
 RESULT = "evaluation.json"

@@ -26,10 +26,10 @@ from cai_dist.data.dialogues import conversation_id, safe_text
 from cai_dist.data.near_duplicates import NearDuplicates, Overlaps, words_of
 from cai_dist.errors import DataError
 from cai_dist.stages import prepare
-from cai_dist.stages.chats import chat_format
 from cai_dist.stages.context import RunContext, model_settings
-from cai_dist.stages.generation import Answer, Ask, generate
-from cai_dist.stages.prompts import (
+from cai_dist.stages.execution.chat_format import chat_format
+from cai_dist.stages.execution.generation import Answer, Ask, generate
+from cai_dist.stages.tables.prompts import (
     KINDS,
     expanded_file,
     given_prompts,
@@ -37,12 +37,12 @@ from cai_dist.stages.prompts import (
     heldout_prompts,
     human_file,
 )
-from cai_dist.stages.records import Expanded, write_expanded
-from cai_dist.stages.transcripts import write_expansion_transcripts
+from cai_dist.stages.tables.records import Expanded, write_expanded
+from cai_dist.stages.tables.transcripts import write_expansion_transcripts
 from cai_dist.types import Prompt, PromptKind, Turn
 
 if TYPE_CHECKING:
-    from cai_dist.cluster.queue import WorkQueue
+    from cai_dist.cluster.work_queue import WorkQueue
 
 NAME = "expand"
 SHORTEST = 3

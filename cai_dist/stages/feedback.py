@@ -18,20 +18,21 @@ from typing import TYPE_CHECKING, Any
 from cai_dist.config.run import RunConfig
 from cai_dist.constitution import ComparisonPrinciple, clean_answer, draw, draw_some
 from cai_dist.errors import DataError
-from cai_dist.stages import labelling, prepare
-from cai_dist.stages.chats import chat_format
+from cai_dist.stages import prepare
+from cai_dist.stages.ai_feedback import labelling
+from cai_dist.stages.ai_feedback.labelling import pair_answers, refuse_noise
+from cai_dist.stages.ai_feedback.local_check import check_workers, needs_check
+from cai_dist.stages.ai_feedback.option_tokens import check_feedback
+from cai_dist.stages.ai_feedback.statistics import Statistics, agree, entropy, principle_statistics
 from cai_dist.stages.context import RunContext, stable_seed
-from cai_dist.stages.generation import Ask, generate
-from cai_dist.stages.label_statistics import Statistics, agree, entropy, principle_statistics
-from cai_dist.stages.label_tokens import check_feedback
-from cai_dist.stages.labelling import pair_answers, refuse_noise
-from cai_dist.stages.local_check import check_workers, needs_check
-from cai_dist.stages.prompts import heldout_prompts, prompt_files, training_prompts
-from cai_dist.stages.records import Labelled, write_comparisons
+from cai_dist.stages.execution.chat_format import chat_format
+from cai_dist.stages.execution.generation import Ask, generate
+from cai_dist.stages.tables.prompts import heldout_prompts, prompt_files, training_prompts
+from cai_dist.stages.tables.records import Labelled, write_comparisons
 from cai_dist.types import Comparison, Prompt
 
 if TYPE_CHECKING:
-    from cai_dist.cluster.queue import WorkQueue
+    from cai_dist.cluster.work_queue import WorkQueue
 
 NAME = "feedback"
 PRINCIPLES = "principles.json"

@@ -14,14 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cai_dist.config.load import dump_run
+from cai_dist.config.loading.load import dump_run
 from cai_dist.config.run import RunConfig
 from cai_dist.constitution import run_constitution
 from cai_dist.errors import ConfigError, Interrupted
 from cai_dist.stages import dpo, evaluate, expand, feedback, ppo, preference, prepare, revise, sft
 from cai_dist.stages.context import RunContext
-from cai_dist.stages.gate import enforce
-from cai_dist.stages.placement import check_placement, on_gpus
+from cai_dist.stages.evaluation.gate import enforce
+from cai_dist.stages.execution.ppo_placement import check_placement, on_gpus
 from cai_dist.stages.summaries import GATES, TELL, Told
 from cai_dist.tracking.atomic import sha256_json, write_text
 from cai_dist.tracking.console import Console

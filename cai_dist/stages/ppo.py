@@ -11,15 +11,15 @@ from typing import Any
 from cai_dist.config.run import RunConfig
 from cai_dist.config.training import Dtype
 from cai_dist.coordinator import loop
-from cai_dist.coordinator.prompts import TokenizedPrompt
+from cai_dist.coordinator.prompt_cursor import TokenizedPrompt
 from cai_dist.data.chat import ChatFormat
 from cai_dist.errors import DataError
-from cai_dist.stages.chats import chat_format
 from cai_dist.stages.context import RunContext, model_settings, stable_seed
-from cai_dist.stages.groups import export_model, ppo_roles
-from cai_dist.stages.placement import shown_placement
-from cai_dist.stages.prompts import prompt_files, training_prompts
-from cai_dist.stages.training import ds_files
+from cai_dist.stages.execution.chat_format import chat_format
+from cai_dist.stages.execution.ppo_placement import shown_placement
+from cai_dist.stages.execution.training import ds_files
+from cai_dist.stages.execution.worker_groups import export_model, ppo_roles
+from cai_dist.stages.tables.prompts import prompt_files, training_prompts
 from cai_dist.tracking.atomic import write_text
 from cai_dist.tracking.checkpoints import CheckpointStore
 from cai_dist.tracking.timeline import Timeline

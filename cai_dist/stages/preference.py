@@ -11,11 +11,9 @@ from typing import Any
 
 from cai_dist.config.run import RunConfig
 from cai_dist.data.chat import ChatFormat
-from cai_dist.stages import pm_pretraining, prepare
-from cai_dist.stages.chats import chat_format
-from cai_dist.stages.context import RunContext, model_settings
-from cai_dist.stages.groups import export_model, trained_model
-from cai_dist.stages.pairs import (
+from cai_dist.stages import prepare
+from cai_dist.stages.comparisons import pm_pretraining
+from cai_dist.stages.comparisons.pairs import (
     ai_comparisons,
     disjoint_halves,
     human_comparisons,
@@ -23,8 +21,17 @@ from cai_dist.stages.pairs import (
     token_pairs,
     training_comparisons,
 )
-from cai_dist.stages.pm_measures import Measured, agreement_figures, by_source, score_comparisons, temperature_figures
-from cai_dist.stages.training import ds_files, total_steps, train
+from cai_dist.stages.comparisons.pm_calibration import (
+    Measured,
+    agreement_figures,
+    by_source,
+    score_comparisons,
+    temperature_figures,
+)
+from cai_dist.stages.context import RunContext, model_settings
+from cai_dist.stages.execution.chat_format import chat_format
+from cai_dist.stages.execution.training import ds_files, total_steps, train
+from cai_dist.stages.execution.worker_groups import export_model, trained_model
 from cai_dist.types import Comparison, ScoredPair
 
 NAME = "preference"

@@ -24,14 +24,14 @@ from cai_dist.errors import ConfigError
 from cai_dist.models.cache import cache_root
 from cai_dist.models.load import load_config
 from cai_dist.models.resolve import resolve_model
-from cai_dist.stages.chats import chat_format
+from cai_dist.stages.ai_feedback.local_check import check_workers, needs_check
+from cai_dist.stages.ai_feedback.option_tokens import check_feedback
 from cai_dist.stages.context import CHAT_KEYS, RunContext, chat_settings, stable_seed
-from cai_dist.stages.groups import export_model, trained_model
-from cai_dist.stages.label_tokens import check_feedback
-from cai_dist.stages.local_check import check_workers, needs_check
-from cai_dist.stages.records import Labelled, write_comparisons, write_prompts, write_ranked
-from cai_dist.stages.rehearsal import context_line, model_bytes, rehearse, room_problem, uses
-from cai_dist.stages.training import ds_files, total_steps, train
+from cai_dist.stages.execution.chat_format import chat_format
+from cai_dist.stages.execution.training import ds_files, total_steps, train
+from cai_dist.stages.execution.worker_groups import export_model, trained_model
+from cai_dist.stages.preflight.rehearsal import context_line, model_bytes, rehearse, room_problem, uses
+from cai_dist.stages.tables.records import Labelled, write_comparisons, write_prompts, write_ranked
 from cai_dist.tracking.atomic import sha256_json, sha256_path, staging_dir, write_json
 from cai_dist.types import Comparison, Prompt, PromptKind, RankedQuestion
 
@@ -66,7 +66,7 @@ def run(run: RunContext) -> list[Path]:
     folder = run.folder(NAME)
     written = _tables(run, folder)
     if run.config.data.harm_ratings.source != "none":
-        from cai_dist.stages.rating import check_ratings  # which reads the tables of this stage
+        from cai_dist.stages.evaluation.absolute_harm import check_ratings  # which reads the tables of this stage
 
         check_ratings(run)
     models, own = run.config.models, run.config.own_models
@@ -85,7 +85,7 @@ def run(run: RunContext) -> list[Path]:
         }
     check_label_words(run, path_of(run, resolved["pretrained"]["path"]))
     check_feedback(run, path_of(run, resolved.get("feedback", resolved["pretrained"])["path"]))
-    from cai_dist.stages.outlook import check_tables  # which reads the tables of this stage
+    from cai_dist.stages.preflight.token_counts import check_tables  # which reads the tables of this stage
 
     check_tables(run, {role: path_of(run, model["path"]) for role, model in resolved.items()})
     if not run.config.feedback_is_sl and needs_check(run):

@@ -24,16 +24,16 @@ from cai_dist.constitution import (
 )
 from cai_dist.data.chat import ChatFormat
 from cai_dist.stages import prepare
-from cai_dist.stages.chats import chat_format
 from cai_dist.stages.context import RunContext, model_settings
-from cai_dist.stages.generation import Answer, Ask, generate
-from cai_dist.stages.prompts import prompt_files, training_prompts
-from cai_dist.stages.records import Revision, write_revisions
-from cai_dist.stages.transcripts import write_revision_transcripts
+from cai_dist.stages.execution.chat_format import chat_format
+from cai_dist.stages.execution.generation import Answer, Ask, generate
+from cai_dist.stages.tables.prompts import prompt_files, training_prompts
+from cai_dist.stages.tables.records import Revision, write_revisions
+from cai_dist.stages.tables.transcripts import write_revision_transcripts
 from cai_dist.types import Prompt, Role, Turn
 
 if TYPE_CHECKING:
-    from cai_dist.cluster.queue import WorkQueue
+    from cai_dist.cluster.work_queue import WorkQueue
 
 NAME = "revise"
 

@@ -11,11 +11,11 @@ from cai_dist.config.run import RunConfig
 from cai_dist.data.batches import loss_weight
 from cai_dist.errors import DataError
 from cai_dist.stages import prepare, revise
-from cai_dist.stages.chats import chat_format
 from cai_dist.stages.context import RunContext, model_settings
-from cai_dist.stages.groups import export_model, trained_model
-from cai_dist.stages.records import read_revisions
-from cai_dist.stages.training import ds_files, total_steps, train
+from cai_dist.stages.execution.chat_format import chat_format
+from cai_dist.stages.execution.training import ds_files, total_steps, train
+from cai_dist.stages.execution.worker_groups import export_model, trained_model
+from cai_dist.stages.tables.records import read_revisions
 from cai_dist.types import Demonstration, TokenSequence
 
 NAME = "sft"

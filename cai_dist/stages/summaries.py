@@ -1,5 +1,5 @@
 """What each stage tells on the terminal when it is done: one line with the figures that say how it went, and warnings
-with what to do; and, for `feedback` and `preference`, why a run must not go on (`stages/gate.py`).
+with what to do; and, for `feedback` and `preference`, why a run must not go on (`stages/evaluation/gate.py`).
 
 Everything is read from what the stage has left in the run folder, so that it can be told again by a later command.
 """
@@ -15,13 +15,13 @@ from statistics import fmean
 from typing import Any
 
 from cai_dist.stages import dpo, evaluate, expand, feedback, ppo, preference, prepare, revise, sft
+from cai_dist.stages.ai_feedback.statistics import agree
+from cai_dist.stages.comparisons.pairs import heldout
 from cai_dist.stages.context import RunContext
-from cai_dist.stages.figures import Figure, pooled_proportion
-from cai_dist.stages.gate import CHANCE, above, shown, stops, warns
-from cai_dist.stages.label_statistics import agree
-from cai_dist.stages.pairs import heldout
-from cai_dist.stages.prompts import KINDS, given_prompts, heldout_prompts
-from cai_dist.stages.records import Labelled, Revision, read_comparisons, read_revisions
+from cai_dist.stages.evaluation.gate import CHANCE, above, shown, stops, warns
+from cai_dist.stages.tables.intervals import Figure, pooled_proportion
+from cai_dist.stages.tables.prompts import KINDS, given_prompts, heldout_prompts
+from cai_dist.stages.tables.records import Labelled, Revision, read_comparisons, read_revisions
 from cai_dist.tracking.metrics import read_metrics
 
 FEW_USABLE = 0.8

@@ -7,7 +7,9 @@ Masks are never stored: they follow from lengths.
 
 from __future__ import annotations
 
-from cai_dist.types.data import (
+from cai_dist.types.refs import Block, HasRows, Kept, Lesson, Row, Sample, rows_of
+from cai_dist.types.samples import Finish, Generation, SamplingParams, Trajectory
+from cai_dist.types.text import (
     ChoiceQuestion,
     Comparison,
     Demonstration,
@@ -25,8 +27,6 @@ from cai_dist.types.data import (
     TokenSequence,
     Turn,
 )
-from cai_dist.types.held import Block, HasRows, Kept, Lesson, Row, Sample, rows_of
-from cai_dist.types.samples import Finish, Generation, SamplingParams, Trajectory
 from cai_dist.types.weights import AdapterSpec, TensorPiece, TensorSpec, WeightPart, WeightPlan, WeightTerms
 from cai_dist.types.workers import GenerateRequest, LabelRequest, Part, Phase, RankInfo, Span, StepShard, WorkerSpec
 

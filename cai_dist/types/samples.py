@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from cai_dist.types.data import PromptKind
+from cai_dist.types.text import PromptKind
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Generic, Literal, TypeVar
 
-from cai_dist.types.held import Row
+from cai_dist.types.refs import Row
 from cai_dist.types.samples import SamplingParams
 
 T = TypeVar("T")

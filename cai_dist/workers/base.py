@@ -12,8 +12,8 @@ import torch
 
 from cai_dist.config.run import TimeoutsConfig
 from cai_dist.config.training import Dtype, HeadDtype, Layout, LoraConfig, OptimizerConfig, ShardingConfig
-from cai_dist.engines.distributed import init_process_group, prepare_device
-from cai_dist.engines.train import TrainEngine
+from cai_dist.distributed.process_group import init_process_group, prepare_device
+from cai_dist.engines.protocols.training import TrainEngine
 from cai_dist.models.causal import CausalModel
 from cai_dist.models.load import copy_tokenizer
 from cai_dist.models.lora import add_lora
@@ -78,7 +78,7 @@ class TrainedWorker(Worker, ABC):
         threads: int = 1,
     ) -> None:
         super().__init__(info, threads=threads, seed=seed)
-        from cai_dist.engines.deepspeed_engine import DeepSpeedEngine
+        from cai_dist.engines.training.deepspeed_engine import DeepSpeedEngine
 
         timeout = (timeouts or TimeoutsConfig()).collective
         init_process_group(info, timeout)

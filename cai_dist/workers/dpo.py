@@ -11,7 +11,7 @@ from torch import Tensor
 
 from cai_dist.config.training import Dtype, Layout
 from cai_dist.data.batches import PairBatch, pair_batch
-from cai_dist.engines.train import Model
+from cai_dist.engines.protocols.training import Model
 from cai_dist.losses.dpo import dpo_loss
 from cai_dist.models.causal import CausalModel
 from cai_dist.models.load import load_causal

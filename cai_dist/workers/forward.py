@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from cai_dist.data.batches import TokenBatch
-from cai_dist.engines.train import Model
+from cai_dist.engines.protocols.training import Model
 
 
 def batch_logprobs(model: Model, batch: TokenBatch, temperature: float, wanted: Tensor | None = None) -> Tensor:

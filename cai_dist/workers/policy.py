@@ -11,19 +11,19 @@ from torch import Tensor
 from cai_dist.config.ppo import PpoConfig
 from cai_dist.config.training import Dtype, Layout
 from cai_dist.data.batches import response_rows, sample_batch, trajectory_batch
-from cai_dist.engines.distributed import listening_store
-from cai_dist.engines.train import Model
-from cai_dist.engines.weight_broadcast import Meeting, WeightSender
-from cai_dist.engines.weight_segments import SegmentSender, SegmentTicket
-from cai_dist.engines.weight_segments_cuda import collect
+from cai_dist.distributed.process_group import listening_store
+from cai_dist.engines.protocols.training import Model
 from cai_dist.errors import WeightTransferError
-from cai_dist.experience.lessons import LessonRequest, make_lessons
 from cai_dist.experience.moments import Whitening, whitened
-from cai_dist.experience.samples import kept_rows
+from cai_dist.experience.sample_checks import kept_rows
+from cai_dist.experience.trajectories import LessonRequest, make_lessons
 from cai_dist.losses.policy import PolicyObjective, policy_loss, token_means
 from cai_dist.models.causal import CausalModel
 from cai_dist.models.load import load_causal
 from cai_dist.types import Generation, Kept, RankInfo, StepShard, TensorSpec, Trajectory, WeightPart, WeightPlan
+from cai_dist.weight_sync.broadcast import Meeting, WeightSender
+from cai_dist.weight_sync.segments import SegmentSender, SegmentTicket
+from cai_dist.weight_sync.segments_cuda import collect
 from cai_dist.workers.base import TrainedWorker
 from cai_dist.workers.forward import batch_logprobs, batch_logprobs_and_entropy
 

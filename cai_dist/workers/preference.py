@@ -11,7 +11,7 @@ from torch import Tensor
 
 from cai_dist.config.training import Dtype, Layout
 from cai_dist.data.batches import PairBatch, pair_batch
-from cai_dist.engines.train import Model
+from cai_dist.engines.protocols.training import Model
 from cai_dist.losses.language import language_loss
 from cai_dist.losses.preference import soft_preference_loss
 from cai_dist.models.load import load_scalar, load_scalar_with_language

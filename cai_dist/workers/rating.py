@@ -9,7 +9,7 @@ from torch import Tensor
 
 from cai_dist.config.training import Dtype, Layout
 from cai_dist.data.batches import sequence_batch
-from cai_dist.engines.train import Model
+from cai_dist.engines.protocols.training import Model
 from cai_dist.losses.rating import rating_loss
 from cai_dist.models.load import load_scalar
 from cai_dist.models.scalar import ScalarHeadModel

@@ -8,9 +8,9 @@ from collections.abc import Collection, Sequence
 from cai_dist.config.run import TimeoutsConfig
 from cai_dist.config.training import Dtype, HeadDtype, Layout, ShardingConfig
 from cai_dist.data.batches import response_rows, sample_batch
-from cai_dist.engines.scoring import build_scoring_engine
-from cai_dist.engines.train import Model
-from cai_dist.experience.samples import kept_rows
+from cai_dist.engines.protocols.training import Model
+from cai_dist.engines.training.frozen import build_scoring_engine
+from cai_dist.experience.sample_checks import kept_rows
 from cai_dist.models.load import load_causal
 from cai_dist.types import Generation, Kept, Part, RankInfo, StepShard
 from cai_dist.workers.base import Worker

@@ -9,8 +9,8 @@ from cai_dist.config.run import TimeoutsConfig
 from cai_dist.config.training import Dtype, Layout, ShardingConfig
 from cai_dist.data.batches import sample_batch
 from cai_dist.data.thoughts import NO_THOUGHTS, ThoughtIds
-from cai_dist.engines.scoring import build_scoring_engine
-from cai_dist.engines.train import Model
+from cai_dist.engines.protocols.training import Model
+from cai_dist.engines.training.frozen import build_scoring_engine
 from cai_dist.models.load import load_scalar
 from cai_dist.types import Generation, Part, RankInfo, StepShard
 from cai_dist.workers.base import Worker

@@ -8,11 +8,9 @@ from typing import Any
 from cai_dist.config.engine import EngineConfig
 from cai_dist.config.training import Dtype
 from cai_dist.engines.factory import build_rollout_engine
-from cai_dist.engines.rollout import KeepsWeights
-from cai_dist.engines.weight_broadcast import Meeting, WeightTaker
-from cai_dist.engines.weight_segments import SegmentTaker, SegmentTicket
+from cai_dist.engines.protocols.rollout import KeepsWeights
 from cai_dist.errors import WeightTransferError
-from cai_dist.experience.samples import kept_samples
+from cai_dist.experience.sample_checks import kept_samples
 from cai_dist.types import (
     GenerateRequest,
     Generation,
@@ -25,6 +23,8 @@ from cai_dist.types import (
     WeightPlan,
     WeightTerms,
 )
+from cai_dist.weight_sync.broadcast import Meeting, WeightTaker
+from cai_dist.weight_sync.segments import SegmentTaker, SegmentTicket
 from cai_dist.workers.base import Worker
 
 

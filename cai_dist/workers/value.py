@@ -9,8 +9,8 @@ from torch import Tensor
 
 from cai_dist.config.training import Dtype, Layout
 from cai_dist.data.batches import response_rows, sample_batch, trajectory_batch
-from cai_dist.engines.train import Model
-from cai_dist.experience.samples import kept_rows
+from cai_dist.engines.protocols.training import Model
+from cai_dist.experience.sample_checks import kept_rows
 from cai_dist.losses.value import value_loss
 from cai_dist.models.load import load_scalar
 from cai_dist.models.scalar import ScalarHeadModel

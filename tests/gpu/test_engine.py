@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from cai_dist.config.engine import EngineConfig
-from cai_dist.engines import hf_rollout
-from cai_dist.engines.hf_rollout import HfRolloutEngine
+from cai_dist.engines.hf import rollout as hf_rollout
+from cai_dist.engines.hf.rollout import HfRolloutEngine
 from cai_dist.types import GenerateRequest, LabelRequest, SamplingParams
 from cai_dist.workers.memory import take_reading
 from tests.tiny import END, VOCAB, save_llama

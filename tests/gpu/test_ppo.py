@@ -11,12 +11,12 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from cai_dist.cluster.ppo_groups import PpoGroups, PpoModels
+from cai_dist.cluster.ppo.groups import PpoGroups, PpoModels
 from cai_dist.cluster.runtime import Cluster
 from cai_dist.config.ppo import PlacementConfig, PpoConfig, RoleShards, TransferBackend
 from cai_dist.config.training import OptimizerConfig, SamplingConfig, ShardingConfig
 from cai_dist.coordinator import loop
-from cai_dist.coordinator.prompts import TokenizedPrompt
+from cai_dist.coordinator.prompt_cursor import TokenizedPrompt
 from cai_dist.errors import CaiError
 from cai_dist.models.load import load_scalar
 from cai_dist.tracking.checkpoints import CheckpointStore

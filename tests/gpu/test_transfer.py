@@ -9,14 +9,14 @@ import pytest
 import torch
 
 from cai_dist.cluster.group import WorkerGroup
+from cai_dist.cluster.ppo.weight_transfer import WeightTransfer
 from cai_dist.cluster.runtime import Cluster, GroupSpec
-from cai_dist.cluster.transfer import WeightTransfer
 from cai_dist.config.ppo import PpoConfig, TransferBackend
 from cai_dist.config.training import Dtype, LoraConfig, ShardingConfig
-from cai_dist.engines.weight_segments import SegmentSender
 from cai_dist.errors import CaiError, ConfigError
 from cai_dist.losses.policy import PolicyObjective
 from cai_dist.types import GenerateRequest, Generation, SamplingParams, TensorSpec, WorkerSpec
+from cai_dist.weight_sync.segments import SegmentSender
 from tests.gpu.conftest import TIMEOUTS, skip_where_unshared
 from tests.integration.train_bench import OPTIMIZER, TOTAL_STEPS
 from tests.tiny import END, save_llama

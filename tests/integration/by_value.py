@@ -7,8 +7,8 @@ from typing import Any
 
 import ray
 
-from cai_dist.cluster.ppo_groups import PpoGroups
-from cai_dist.cluster.wait import Pending
+from cai_dist.cluster.futures import Pending
+from cai_dist.cluster.ppo.groups import PpoGroups
 from cai_dist.types import Generation, Lesson, Sample, SamplingParams, Trajectory, rows_of
 
 

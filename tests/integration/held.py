@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from torch import Tensor
 
-from cai_dist.engines.offload import model_tensors, optimizer_tensors
+from cai_dist.engines.training.offload import model_tensors, optimizer_tensors
 from cai_dist.workers.language import LanguageWorker
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from cai_dist.cluster.group import WorkerGroup
-from cai_dist.cluster.queue import WorkQueue
 from cai_dist.cluster.runtime import Cluster, GroupSpec
+from cai_dist.cluster.work_queue import WorkQueue
 from cai_dist.config.run import ClusterConfig, TimeoutsConfig
 from cai_dist.data.schedule import MicroBatchLimits, plan_schedule
 from cai_dist.errors import ConfigError, DataError, WorkerError, WorkerTimeout

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from cai_dist.cluster.node_survey import Silence, Survey
 from cai_dist.cluster.runtime import Cluster
-from cai_dist.cluster.survey import Silence, Survey
 from cai_dist.doctor import examine
 from cai_dist.doctor.examiner import Examiner
 from cai_dist.doctor.needs import Needs

@@ -18,9 +18,9 @@ from cai_dist.config.evaluate import EvaluateConfig
 from cai_dist.config.preference import DpoConfig
 from cai_dist.config.run import RunConfig, TrackingConfig, WorldConfig
 from cai_dist.constitution import load_constitution
-from cai_dist.stages.chats import chat_format
 from cai_dist.stages.context import RunContext
-from cai_dist.stages.judges import ImplicitRewardJudge
+from cai_dist.stages.evaluation.judges import ImplicitRewardJudge
+from cai_dist.stages.execution.chat_format import chat_format
 from cai_dist.tracking.console import Console
 from cai_dist.tracking.manifest import Manifest
 from cai_dist.tracking.metrics import Tracker

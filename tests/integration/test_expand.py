@@ -16,7 +16,7 @@ import pytest
 
 from cai_dist.config.run import WorldConfig
 from cai_dist.data.near_duplicates import words_of
-from cai_dist.stages.records import read_prompts
+from cai_dist.stages.tables.records import read_prompts
 from cai_dist.world import lexicon
 from cai_dist.world.build import write_initial_model
 

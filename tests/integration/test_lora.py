@@ -18,7 +18,7 @@ import cai_dist
 from cai_dist.cluster.group import WorkerGroup
 from cai_dist.config.training import LoraConfig, ShardingConfig
 from cai_dist.data.batches import loss_weight
-from cai_dist.engines.schedule import learning_rate
+from cai_dist.engines.training.learning_rate import learning_rate
 from cai_dist.errors import WorkerError
 from cai_dist.types import ScoredPair
 from tests.integration.test_zero import plain_loss, ragged_batches

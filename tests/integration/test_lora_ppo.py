@@ -13,11 +13,11 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import cai_dist
-from cai_dist.cluster.ppo_groups import PpoGroups, PpoModels
+from cai_dist.cluster.ppo.groups import PpoGroups, PpoModels
 from cai_dist.config.ppo import PlacementConfig, PpoConfig, RoleShards
 from cai_dist.config.training import LoraConfig, OptimizerConfig, SamplingConfig, ShardingConfig
 from cai_dist.coordinator import loop
-from cai_dist.coordinator.prompts import TokenizedPrompt
+from cai_dist.coordinator.prompt_cursor import TokenizedPrompt
 from cai_dist.models.load import load_hf_causal, load_scalar
 from cai_dist.tracking.checkpoints import CheckpointStore
 from cai_dist.types import GenerateRequest, Generation, RankInfo, SamplingParams, Trajectory

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from cai_dist.cluster.queue import Loss, WorkQueue
 from cai_dist.cluster.runtime import Cluster, GroupSpec
+from cai_dist.cluster.work_queue import Loss, WorkQueue
 from cai_dist.config.run import ClusterConfig, TimeoutsConfig
 from cai_dist.errors import NodeLost
 from cai_dist.types import WorkerSpec

@@ -11,13 +11,13 @@ import pytest
 import ray
 
 from cai_dist.cluster.group import WorkerGroup
-from cai_dist.cluster.queue import Loss, WorkQueue
 from cai_dist.cluster.runtime import Cluster, GroupSpec
+from cai_dist.cluster.work_queue import Loss, WorkQueue
 from cai_dist.config.run import RunConfig
 from cai_dist.constitution import load_constitution
 from cai_dist.errors import WorkerDied
-from cai_dist.stages.chats import chat_format
 from cai_dist.stages.context import RunContext
+from cai_dist.stages.execution.chat_format import chat_format
 from cai_dist.stages.revise import _Reviser
 from cai_dist.tracking.console import Console
 from cai_dist.tracking.manifest import Manifest

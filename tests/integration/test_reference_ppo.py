@@ -16,11 +16,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import cai_dist
-from cai_dist.cluster.ppo_groups import PpoGroups, PpoModels
+from cai_dist.cluster.ppo.groups import PpoGroups, PpoModels
 from cai_dist.config.ppo import KlConfig, PlacementConfig, PpoConfig, RoleShards
 from cai_dist.config.training import OptimizerConfig, SamplingConfig, ShardingConfig
 from cai_dist.coordinator import loop
-from cai_dist.coordinator.prompts import TokenizedPrompt
+from cai_dist.coordinator.prompt_cursor import TokenizedPrompt
 from cai_dist.models.load import load_scalar
 from cai_dist.tracking.checkpoints import CheckpointStore
 from cai_dist.types import Lesson, Trajectory

@@ -7,7 +7,7 @@ import time
 import pytest
 import ray
 
-from cai_dist.cluster.ppo_groups import PpoModels
+from cai_dist.cluster.ppo.groups import PpoModels
 from cai_dist.cluster.runtime import Cluster
 from cai_dist.errors import WorkerDied
 from cai_dist.types import SamplingParams

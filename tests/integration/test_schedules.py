@@ -12,14 +12,14 @@ from typing import Any
 import pytest
 import ray
 
-from cai_dist.cluster.ppo_groups import PpoGroups, PpoModels
+from cai_dist.cluster.ppo.groups import PpoGroups, PpoModels
 from cai_dist.cluster.runtime import Cluster
 from cai_dist.config.ppo import PlacementConfig, PpoConfig, RoleShards
 from cai_dist.config.training import OptimizerConfig, SamplingConfig, ShardingConfig
 from cai_dist.coordinator import loop
-from cai_dist.coordinator.prompts import TokenizedPrompt
+from cai_dist.coordinator.prompt_cursor import TokenizedPrompt
 from cai_dist.coordinator.rollout_phase import collect
-from cai_dist.coordinator.scoring import chunk_size
+from cai_dist.coordinator.score_requests import chunk_size
 from cai_dist.coordinator.state import PpoState
 from cai_dist.errors import WorkerError
 from cai_dist.models.load import load_scalar

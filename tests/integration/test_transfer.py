@@ -10,9 +10,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from cai_dist.cluster.ppo_groups import PpoGroups, PpoModels
+from cai_dist.cluster.ppo.groups import PpoGroups, PpoModels
+from cai_dist.cluster.ppo.weight_transfer import WeightTransfer
 from cai_dist.cluster.runtime import Cluster, GroupSpec
-from cai_dist.cluster.transfer import WeightTransfer
 from cai_dist.config.ppo import PlacementConfig, PpoConfig, RoleShards
 from cai_dist.config.training import OptimizerConfig, SamplingConfig, ShardingConfig
 from cai_dist.errors import WorkerError

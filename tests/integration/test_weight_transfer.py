@@ -8,16 +8,16 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 
+from cai_dist.cluster.futures import gather
 from cai_dist.cluster.group import WorkerGroup
+from cai_dist.cluster.ppo.weight_transfer import WeightTransfer
 from cai_dist.cluster.runtime import Cluster, GroupSpec
-from cai_dist.cluster.transfer import WeightTransfer
-from cai_dist.cluster.wait import gather
 from cai_dist.config.ppo import PpoConfig, TransferBackend
 from cai_dist.config.training import LoraConfig, ShardingConfig
-from cai_dist.engines.weights import TransferLedger, whole_tensors
 from cai_dist.errors import WorkerError
 from cai_dist.losses.policy import PolicyObjective
 from cai_dist.types import GenerateRequest, Generation, SamplingParams, WorkerSpec
+from cai_dist.weight_sync.receiver import TransferLedger, whole_tensors
 from tests.integration.conftest import TIMEOUTS
 from tests.integration.train_bench import OPTIMIZER, TOTAL_STEPS, TrainBench
 from tests.tiny import END, save_llama

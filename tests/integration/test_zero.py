@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from cai_dist.config.training import ShardingConfig
 from cai_dist.data.batches import loss_weight
-from cai_dist.engines.schedule import learning_rate
+from cai_dist.engines.training.learning_rate import learning_rate
 from cai_dist.errors import DataError, WorkerError
 from cai_dist.types import Generation, RankInfo, ScoredPair, StepShard, TokenSequence
 from cai_dist.workers.reference import ReferenceWorker

@@ -15,7 +15,7 @@ from cai_dist.cluster.group import WorkerGroup
 from cai_dist.config.run import TimeoutsConfig
 from cai_dist.config.training import OptimizerConfig, ShardingConfig
 from cai_dist.data.schedule import plan_items
-from cai_dist.engines.schedule import learning_rate
+from cai_dist.engines.training.learning_rate import learning_rate
 from cai_dist.types import StepShard
 
 OPTIMIZER = OptimizerConfig(lr=3e-3, schedule="cosine", warmup_steps=3, final_lr_fraction=0.1, weight_decay=0.01)

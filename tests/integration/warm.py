@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from cai_dist.cluster.futures import UNKNOWN, Call, gather
 from cai_dist.cluster.group import WorkerGroup
 from cai_dist.cluster.placement import GroupSpec, Seat
 from cai_dist.cluster.runtime import Cluster
-from cai_dist.cluster.wait import UNKNOWN, Call, gather
 from cai_dist.errors import WorkerError
 from cai_dist.types import RankInfo
 

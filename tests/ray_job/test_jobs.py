@@ -103,7 +103,7 @@ DEAF = "import signal, time; signal.signal(signal.SIGTERM, lambda *_: None); pri
 # In a process of its own: Ray reads the variables of authentication once.
 SUBMIT = f"""
 import sys
-from cai_dist.cluster.jobs import JobServer
+from cai_dist.cluster.ray_jobs import JobServer
 JobServer(None, patience=60).submit([sys.executable, "-c", {DEAF!r}], name="deaf", grace=2)
 """
 

@@ -12,8 +12,8 @@ import jsonschema
 import pytest
 import yaml
 
-from cai_dist import cli
-from cai_dist.config.load import load_run
+from cai_dist.cli import main as cli
+from cai_dist.config.loading.load import load_run
 
 ROOT = Path(__file__).resolve().parents[2]
 SCHEMA = yaml.safe_load((ROOT / "tests/ray_job/kuberay_schema.yaml").read_text(encoding="utf-8"))

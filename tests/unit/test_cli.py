@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from cai_dist import cli
+from cai_dist.cli import main as cli
 from cai_dist.errors import CheckpointError, DataError, GateFailed, Interrupted, WorkerError
 from cai_dist.tracking.lock import RunLock
 from cai_dist.tracking.manifest import Manifest
@@ -66,7 +66,7 @@ def raising(error: BaseException):
 
 def test_check_is_light_and_says_where_it_would_write(run_file):
     program = (
-        "import sys; from cai_dist.cli import main; code = main(sys.argv[1:]); "
+        "import sys; from cai_dist.cli.main import main; code = main(sys.argv[1:]); "
         f"heavy = [name for name in {HEAVY} if name in sys.modules]; print('heavy:', heavy); sys.exit(code)"
     )
     done = subprocess.run(

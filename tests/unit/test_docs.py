@@ -12,9 +12,9 @@ from types import ModuleType
 import pytest
 from pydantic import Field
 
-from cai_dist import cli
+from cai_dist.cli import main as cli
 from cai_dist.config.base import Section
-from cai_dist.config.problems import all_keys
+from cai_dist.config.loading.messages import all_keys
 from cai_dist.config.run import RunConfig
 
 ROOT = Path(__file__).parents[2]

@@ -19,14 +19,14 @@ from cai_dist.data.dialogues import MARKERS, dialogue, safe_text
 from cai_dist.data.html_text import plain_text
 from cai_dist.data.near_duplicates import NearDuplicates, Overlaps, words_of
 from cai_dist.report.page import _read_lines
-from cai_dist.stages.endpoint_reading import option_logprobs, read_positions, read_text
+from cai_dist.stages.ai_feedback.questions import usable_reasoning
+from cai_dist.stages.ai_feedback.server_reading import option_logprobs, read_positions, read_text
+from cai_dist.stages.evaluation.overreaction import boilerplate, distinct
+from cai_dist.stages.evaluation.refusals import is_canned_refusal, reactions
+from cai_dist.stages.execution.generation import Answer
 from cai_dist.stages.expand import Sample, Sieve
-from cai_dist.stages.generation import Answer
-from cai_dist.stages.measures import boilerplate, distinct
-from cai_dist.stages.questions import usable_reasoning
-from cai_dist.stages.records import Revision, Sampled, read_revisions, write_revisions
-from cai_dist.stages.refusals import is_canned_refusal, reactions
-from cai_dist.stages.transcripts import quote, write_evaluation_transcripts, write_revision_transcripts
+from cai_dist.stages.tables.records import Revision, Sampled, read_revisions, write_revisions
+from cai_dist.stages.tables.transcripts import quote, write_evaluation_transcripts, write_revision_transcripts
 from cai_dist.types import Prompt, Turn
 from cai_dist.world.tokenizer import build_tokenizer
 

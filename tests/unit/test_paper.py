@@ -9,9 +9,9 @@ from typing import Any, get_args
 import pytest
 
 from cai_dist.config.base import Section
-from cai_dist.config.problems import all_keys
+from cai_dist.config.loading.messages import all_keys
+from cai_dist.config.loading.yaml_text import parse_value
 from cai_dist.config.run import RunConfig
-from cai_dist.config.yaml_text import parse_value
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "paper.md").read_text(encoding="utf-8")

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from cai_dist.config.checks import check_run
-from cai_dist.config.load import load_run
+from cai_dist.config.checks.run import check_run
+from cai_dist.config.loading.load import load_run
 from cai_dist.constitution import run_constitution
 from cai_dist.constitution.check import check_constitution
 from cai_dist.errors import ConfigError

@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from cai_dist.config.engine import EngineConfig, VllmConfig
-from cai_dist.engines.sampling import sampling_logprobs
+from cai_dist.engines.hf.sampling import sampling_logprobs
 from cai_dist.models.tensors import spec_of, to_numpy
 from cai_dist.types import Generation, TensorPiece, TensorSpec, WeightPart
 

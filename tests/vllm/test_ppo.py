@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from cai_dist.cluster.ppo_groups import PpoGroups, PpoModels
+from cai_dist.cluster.ppo.groups import PpoGroups, PpoModels
 from cai_dist.config.engine import EngineConfig
 from cai_dist.config.ppo import PlacementConfig, PpoConfig, RoleShards
 from cai_dist.config.run import TimeoutsConfig
 from cai_dist.config.training import OptimizerConfig, SamplingConfig, ShardingConfig
 from cai_dist.coordinator import loop
-from cai_dist.coordinator.prompts import TokenizedPrompt
+from cai_dist.coordinator.prompt_cursor import TokenizedPrompt
 from cai_dist.engines.factory import build_rollout_engine
 from cai_dist.models.load import load_scalar
 from cai_dist.tracking.checkpoints import CheckpointStore

@@ -17,13 +17,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cai_dist.coordinator.probe import Probe
-from cai_dist.coordinator.prompts import derive_seed
+from cai_dist.coordinator.mismatch_probe import Probe
+from cai_dist.coordinator.prompt_cursor import derive_seed
 from cai_dist.coordinator.protocols import PendingParts
 from cai_dist.coordinator.rollout_phase import Rollout, evaluate
-from cai_dist.coordinator.sampling import asked_for, check_samples, sampling_params
+from cai_dist.coordinator.sample_requests import asked_for, check_samples, sampling_params
 from cai_dist.coordinator.schedules.protocol import Job, sample_from_dict, sample_to_dict
-from cai_dist.coordinator.scoring import Chunks, Fixed
+from cai_dist.coordinator.score_requests import Chunks, Fixed
 from cai_dist.coordinator.state import PpoState
 from cai_dist.types import Generation, Sample
 

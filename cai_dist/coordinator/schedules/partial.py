@@ -24,10 +24,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from cai_dist.config.ppo import PpoConfig
-from cai_dist.coordinator.probe import Probe
-from cai_dist.coordinator.prompts import TokenizedPrompt, choose, derive_seed
+from cai_dist.coordinator.mismatch_probe import Probe
+from cai_dist.coordinator.prompt_cursor import TokenizedPrompt, choose, derive_seed
 from cai_dist.coordinator.rollout_phase import Rollout, evaluate
-from cai_dist.coordinator.sampling import check_samples, sampling_params
+from cai_dist.coordinator.sample_requests import check_samples, sampling_params
 from cai_dist.coordinator.schedules.protocol import Job, sample_from_dict, sample_to_dict
 from cai_dist.coordinator.state import PpoState
 from cai_dist.errors import CaiError

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from cai_dist.config.ppo import PpoConfig
-from cai_dist.coordinator.prompts import TokenizedPrompt
+from cai_dist.coordinator.prompt_cursor import TokenizedPrompt
 from cai_dist.coordinator.protocols import PpoRoles
 from cai_dist.coordinator.rollout_phase import Rollout
 from cai_dist.coordinator.state import PpoState

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from cai_dist import cli, cli_job
-from cai_dist.cluster import jobs
-from cai_dist.cluster.jobs import Follower, Job, entrypoint, exit_code, recorded_code
+from cai_dist.cli import job
+from cai_dist.cli import main as cli
+from cai_dist.cluster import ray_jobs
+from cai_dist.cluster.ray_jobs import Follower, Job, entrypoint, exit_code, recorded_code
 from cai_dist.errors import JobError
 
 
@@ -109,14 +110,14 @@ class Server:
 
 
 def test_a_log_is_shown_once_however_often_the_connection_breaks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jobs.time, "sleep", lambda _: None)
+    monkeypatch.setattr(ray_jobs.time, "sleep", lambda _: None)
     shown: list[str] = []
     job = Follower(Server(5, 3, 14), "n", shown.append).run()  # type: ignore[arg-type]
     assert "".join(shown) == LOG and job.code == 0
 
 
 def test_an_interruption_loses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jobs.time, "sleep", lambda _: None)
+    monkeypatch.setattr(ray_jobs.time, "sleep", lambda _: None)
     shown: list[str] = []
     follower = Follower(Server(6, error=KeyboardInterrupt()), "n", shown.append)  # type: ignore[arg-type]
     with pytest.raises(KeyboardInterrupt):
@@ -127,8 +128,8 @@ def test_an_interruption_loses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_server_that_is_gone_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter(range(0, 10_000, 25))
-    monkeypatch.setattr(jobs.time, "sleep", lambda _: None)
-    monkeypatch.setattr(jobs.time, "monotonic", lambda: float(next(clock)))
+    monkeypatch.setattr(ray_jobs.time, "sleep", lambda _: None)
+    monkeypatch.setattr(ray_jobs.time, "monotonic", lambda: float(next(clock)))
     monkeypatch.setattr(Server, "job", lambda self, name: (_ for _ in ()).throw(JobError("does not answer")))
     with pytest.raises(JobError, match="job n: lost: does not answer"):
         Follower(Server(), "n", lambda text: None).run()  # type: ignore[arg-type]
@@ -178,6 +179,6 @@ def test_ctrl_c_stops_the_job_once_and_then_leaves_it(
 
     monkeypatch.setattr(Follower, "run", pressed)
     server = Stoppable()
-    assert cli_job._follow(server, "n") == code  # type: ignore[arg-type]
+    assert job._follow(server, "n") == code  # type: ignore[arg-type]
     assert server.stopped == min(presses, 1)
     assert ("cai-dist job logs n --follow" in capsys.readouterr().err) == (presses == 2)

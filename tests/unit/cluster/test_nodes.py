@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 from ray.exceptions import ActorDiedError, ActorUnavailableError, GetTimeoutError
 
-from cai_dist.cluster import nodes
-from cai_dist.cluster.interface import VARIABLES, interface_of, use_interface
-from cai_dist.cluster.nodes import NodeWatch, Post, Roster
-from cai_dist.cluster.wait import Call, translate
+from cai_dist.cluster import node_watch
+from cai_dist.cluster.futures import Call, translate
+from cai_dist.cluster.network_interface import VARIABLES, interface_of, use_interface
+from cai_dist.cluster.node_watch import NodeWatch, Post, Roster
 from cai_dist.errors import EXIT_RESUMABLE, ConfigError, NodeLost, WorkerDied
 
 HEAD = "10.0.0.1:6379"
@@ -54,7 +54,7 @@ class Directory:
 
 @pytest.fixture
 def directory(monkeypatch: pytest.MonkeyPatch) -> Iterator[Directory]:
-    monkeypatch.setattr(nodes, "CALM_SECONDS", 1.0)
+    monkeypatch.setattr(node_watch, "CALM_SECONDS", 1.0)
     found = Directory()
     yield found
     for server in found.raylets.values():
@@ -166,7 +166,7 @@ def test_a_head_that_does_not_answer_is_named(
 ) -> None:
     watch.explain([call(roster)], 0)
     directory.broken = True
-    monkeypatch.setattr(nodes, "HEAD_SECONDS", 0.1)
+    monkeypatch.setattr(node_watch, "HEAD_SECONDS", 0.1)
     deadline = time.monotonic() + 30
     while not watch.headless:
         assert time.monotonic() < deadline
@@ -180,8 +180,8 @@ def test_a_head_that_does_not_answer_is_named(
 def joined(watch: NodeWatch, roster: Roster, monkeypatch: pytest.MonkeyPatch) -> NodeWatch:
     """The watch over the cluster that this process is part of; it has had an answer."""
     watch.explain([call(roster)], 0)
-    monkeypatch.setattr(nodes, "_current", watch)
-    monkeypatch.setattr(nodes, "HEAD_SECONDS", 0.5)
+    monkeypatch.setattr(node_watch, "_current", watch)
+    monkeypatch.setattr(node_watch, "HEAD_SECONDS", 0.5)
     return watch
 
 
@@ -196,14 +196,14 @@ def test_a_question_to_a_head_that_is_gone_names_it(
     directory.broken = True
     began = time.monotonic()
     with pytest.raises(NodeLost, match=f"phase end: head on {HEAD}"):
-        nodes.ask_head("end", question)
+        node_watch.ask_head("end", question)
     assert time.monotonic() - began < 30
 
 
 def test_a_question_to_a_head_that_is_there(joined: NodeWatch) -> None:
-    assert nodes.ask_head("end", lambda: 7) == 7
+    assert node_watch.ask_head("end", lambda: 7) == 7
     with pytest.raises(GetTimeoutError, match="removing"):
-        nodes.ask_head("end", fails)
+        node_watch.ask_head("end", fails)
 
 
 def test_what_the_question_itself_says_is_not_doubted(directory: Directory, joined: NodeWatch) -> None:
@@ -212,12 +212,12 @@ def test_what_the_question_itself_says_is_not_doubted(directory: Directory, join
 
     directory.broken = True
     with pytest.raises(ConfigError, match="never hold"):
-        nodes.ask_head("start", refuse)
+        node_watch.ask_head("start", refuse)
 
 
 def test_without_a_watch_the_question_is_asked_here(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(nodes, "_current", None)
-    assert nodes.ask_head("end", threading.current_thread) is threading.current_thread()
+    monkeypatch.setattr(node_watch, "_current", None)
+    assert node_watch.ask_head("end", threading.current_thread) is threading.current_thread()
 
 
 def test_rays_words_on_the_end_of_a_process_are_in_the_line() -> None:

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cai_dist.cluster.queue import Loss, WorkQueue
+from cai_dist.cluster.work_queue import Loss, WorkQueue
 from cai_dist.errors import DataError, Interrupted, NodeLost, WorkerDied, WorkerError, WorkerTimeout
 
 CALL, START = 100.0, 30.0

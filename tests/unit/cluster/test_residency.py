@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from cai_dist.cluster.memory import peak_rows
-from cai_dist.cluster.residency import NEEDS, Residency
+from cai_dist.cluster.ppo.memory_log import peak_rows
+from cai_dist.cluster.ppo.offload_plan import NEEDS, Residency
 from cai_dist.types import Phase
 
 ROLES = ("policy", "value", "reference", "reward", "rollout")

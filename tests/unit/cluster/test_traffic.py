@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from ray.exceptions import RayTaskError
 
-from cai_dist.cluster import wait
-from cai_dist.cluster.wait import Call, Pending, PendingParts, gather
+from cai_dist.cluster import futures
+from cai_dist.cluster.futures import Call, Pending, PendingParts, gather
 from cai_dist.errors import WorkerError, WorkerTimeout
 
 
@@ -37,8 +37,8 @@ class FakeRay:
 
 
 def use(monkeypatch: pytest.MonkeyPatch, fake: FakeRay) -> None:
-    monkeypatch.setattr(wait.ray, "wait", fake.wait)
-    monkeypatch.setattr(wait.ray, "get", fake.get)
+    monkeypatch.setattr(futures.ray, "wait", fake.wait)
+    monkeypatch.setattr(futures.ray, "get", fake.get)
 
 
 def calls(n: int) -> list[Call]:
@@ -96,8 +96,8 @@ def test_nodes_are_watched_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
             return WorkerError("update", "policy", 1, "there", "the node is gone")
 
     use(monkeypatch, FakeRay())
-    monkeypatch.setattr(wait.nodes, "current", Watch)
-    monkeypatch.setattr(wait, "_SLICE", 0.05)
+    monkeypatch.setattr(futures.nodes, "current", Watch)
+    monkeypatch.setattr(futures, "_SLICE", 0.05)
     with pytest.raises(WorkerError, match="the node is gone"):
         gather(calls(2), 9.0, lambda: None)
 

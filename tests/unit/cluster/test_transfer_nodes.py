@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from cai_dist.cluster.transfer import WeightTransfer
+from cai_dist.cluster.ppo.weight_transfer import WeightTransfer
 from cai_dist.errors import ConfigError
 
 

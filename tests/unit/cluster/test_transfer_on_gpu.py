@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from cai_dist.cluster import transfer
-from cai_dist.cluster.transfer import WeightTransfer
+from cai_dist.cluster.ppo import weight_transfer
+from cai_dist.cluster.ppo.weight_transfer import WeightTransfer
 from cai_dist.types import TensorSpec, WeightPlan
 
 SPECS = tuple(TensorSpec(str(i), (4,), "float32", 16) for i in range(5))
@@ -34,8 +34,8 @@ def test_each_engine_borrows_from_the_rank_of_its_place_and_the_loan_ends(
     monkeypatch: pytest.MonkeyPatch, ranks: int
 ) -> None:
     log: list[tuple[Any, ...]] = []
-    monkeypatch.setattr(transfer, "gather", lambda calls, timeout: [call.result for call in calls])
-    monkeypatch.setattr(transfer.ray, "put", lambda value: value)  # the real one would start a Ray
+    monkeypatch.setattr(weight_transfer, "gather", lambda calls, timeout: [call.result for call in calls])
+    monkeypatch.setattr(weight_transfer.ray, "put", lambda value: value)  # the real one would start a Ray
     policy, rollout = Group("policy", ranks, log), Group("rollout", ranks, log)
     sending = WeightTransfer(policy, rollout, "cuda_ipc", 16, 1.0)  # type: ignore[arg-type]
     for version in (7, 8):

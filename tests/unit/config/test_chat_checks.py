@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from cai_dist.config.load import dump_run, load_run
+from cai_dist.config.loading.load import dump_run, load_run
 from cai_dist.errors import ConfigError
 from cai_dist.stages import evaluate, feedback, ppo, prepare, revise, sft
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from cai_dist.config import checks
-from cai_dist.config.checks import check_run, missing_packages
-from cai_dist.config.load import build_run, merge
+from cai_dist.config.checks import run as checks
+from cai_dist.config.checks.run import check_run, missing_packages
+from cai_dist.config.loading.load import build_run, merge
 from cai_dist.errors import ConfigError
 
 

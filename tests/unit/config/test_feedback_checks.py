@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from cai_dist.config.feedback_checks import feedback_problems
-from cai_dist.config.load import build_run
+from cai_dist.config.checks.feedback import feedback_problems
+from cai_dist.config.loading.load import build_run
 from cai_dist.errors import ConfigError
 
 ENDPOINT = {"url": "http://127.0.0.1:8000/v1", "model": "m"}

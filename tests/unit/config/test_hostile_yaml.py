@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cai_dist.config.load import load_run
+from cai_dist.config.loading.load import load_run
 from cai_dist.errors import ConfigError
 
 

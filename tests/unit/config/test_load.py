@@ -9,10 +9,10 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cai_dist.config.load import build_run, dump_run, is_path_key, load_run, merge
-from cai_dist.config.problems import all_keys
+from cai_dist.config.loading.load import build_run, dump_run, is_path_key, load_run, merge
+from cai_dist.config.loading.messages import all_keys
+from cai_dist.config.loading.yaml_text import dump_text, parse_value, read_document
 from cai_dist.config.run import RunConfig
-from cai_dist.config.yaml_text import dump_text, parse_value, read_document
 from cai_dist.errors import ConfigError
 
 
@@ -288,7 +288,7 @@ def test_any_override_loads_or_gives_one_line_for_each_problem(override):
 
 
 def _flow():
-    from cai_dist.config import yaml_text
+    from cai_dist.config.loading import yaml_text
 
     return yaml_text._CoreDumper
 

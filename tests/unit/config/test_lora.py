@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from cai_dist.cluster.placement import needed_cpus
-from cai_dist.config.checks import check_run
-from cai_dist.config.load import build_run, merge
+from cai_dist.config.checks.run import check_run
+from cai_dist.config.loading.load import build_run, merge
 from cai_dist.config.run import RunConfig
 from cai_dist.errors import ConfigError
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from cai_dist.config.checks import check_run
+from cai_dist.config.checks.run import check_run
 from cai_dist.config.run import RunConfig
 from cai_dist.errors import ConfigError
 

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from cai_dist.config.algorithms import DEFAULTS
-from cai_dist.config.checks import check_run
-from cai_dist.config.load import load_run
-from cai_dist.config.ppo_checks import ppo_problems, ppo_warnings
+from cai_dist.config.checks.ppo import ppo_problems, ppo_warnings
+from cai_dist.config.checks.run import check_run
+from cai_dist.config.loading.load import load_run
 from cai_dist.config.run import RunConfig
 from cai_dist.errors import ConfigError
 

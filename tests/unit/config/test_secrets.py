@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cai_dist.config.load import build_run, load_run
+from cai_dist.config.loading.load import build_run, load_run
 from cai_dist.errors import ConfigError
 
 SECRET = "sk-abcDEF0123456789abcDEF0123456789"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cai_dist.config.load import build_run
+from cai_dist.config.loading.load import build_run
 from cai_dist.constitution import load_constitution, run_constitution
 from cai_dist.constitution.check import check_constitution
 from cai_dist.errors import ConfigError

@@ -9,7 +9,7 @@ from pathlib import Path
 from cai_dist.config.ppo import KlConfig, PpoConfig
 from cai_dist.config.training import SamplingConfig, ShardingConfig
 from cai_dist.coordinator.loop import train
-from cai_dist.coordinator.prompts import TokenizedPrompt
+from cai_dist.coordinator.prompt_cursor import TokenizedPrompt
 from cai_dist.coordinator.rollout_phase import Rollout
 from cai_dist.coordinator.state import PpoState
 from cai_dist.experience.moments import Moments

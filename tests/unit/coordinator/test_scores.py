@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cai_dist.coordinator.scores import MIN_DEVIATION, ShapedScores, shape_scores, without_length
+from cai_dist.coordinator.score_shaping import MIN_DEVIATION, ShapedScores, shape_scores, without_length
 from cai_dist.experience.moments import Moments
 from tests.unit.coordinator.small_run import make_config
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cai_dist.config.ppo import PpoConfig
-from cai_dist.coordinator.scoring import chunk_size
+from cai_dist.coordinator.score_requests import chunk_size
 from cai_dist.coordinator.state import PpoState
 from cai_dist.errors import CaiError
 from cai_dist.types import Sample, SamplingParams

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from cai_dist.config.engine import EngineConfig
 from cai_dist.config.training import Layout
 from cai_dist.data.batches import TokenBatch, pair_batch, sample_batch, sequence_batch
-from cai_dist.engines.hf_rollout import HfRolloutEngine
+from cai_dist.engines.hf.rollout import HfRolloutEngine
 from cai_dist.losses.language import language_loss
 from cai_dist.models.load import load_causal, load_scalar
 from cai_dist.types import GenerateRequest, Generation, RankInfo, SamplingParams, ScoredPair, StepShard, TokenSequence

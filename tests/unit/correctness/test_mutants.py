@@ -20,7 +20,7 @@ TABLE = load()
 RATE = Mutant(
     "warm-up",
     (1,),
-    "cai_dist/engines/schedule.py",
+    "cai_dist/engines/training/learning_rate.py",
     "return config.lr * (step + 1) / config.warmup_steps",
     "return config.lr * step / config.warmup_steps",
     ("tests/unit/engines/test_schedule.py::test_warm_up_then_constant",),
@@ -115,7 +115,10 @@ def test_each_of_the_named_tests_must_fail(tree: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"old": "no such text"}, "cai_dist/engines/schedule.py: the text to change must stand there once, not 0"),
+        (
+            {"old": "no such text"},
+            "cai_dist/engines/training/learning_rate.py: the text to change must stand there once, not 0",
+        ),
         ({"old": "config"}, "must stand there once, not "),
         ({"new": RATE.old}, "changes nothing"),
         ({"file": "cai_dist/no_such_file.py"}, "no_such_file.py"),

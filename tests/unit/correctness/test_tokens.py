@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from cai_dist.coordinator.prompts import TokenizedPrompt
+from cai_dist.coordinator.prompt_cursor import TokenizedPrompt
 from cai_dist.coordinator.state import PpoState
 from cai_dist.coordinator.update_phase import run as update
 from cai_dist.data.batches import sample_batch, trajectory_batch

@@ -19,7 +19,7 @@ from cai_dist.config.ppo import PpoConfig
 from cai_dist.config.training import OptimizerConfig, ShardingConfig
 from cai_dist.data.batches import loss_weight
 from cai_dist.data.schedule import plan_items, token_count
-from cai_dist.engines.train import LossFn, Model
+from cai_dist.engines.protocols.training import LossFn, Model
 from cai_dist.losses.policy import PolicyObjective
 from cai_dist.types import (
     DpoPair,
@@ -141,7 +141,7 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Case]:
         )  # fmt: skip
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("cai_dist.engines.deepspeed_engine.DeepSpeedEngine", PlainEngine)
+        patch.setattr("cai_dist.engines.training.deepspeed_engine.DeepSpeedEngine", PlainEngine)
         patch.setattr("cai_dist.workers.base.init_process_group", lambda *args: None)
         asked = {"temperature": 0.7, "ppo": PpoConfig()}
         return {

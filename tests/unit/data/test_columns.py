@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from cai_dist.config.data import ComparisonSource, DataSource, PromptSource, RankedSource, RatingSource
-from cai_dist.config.load import build_run, dump_run
+from cai_dist.config.loading.load import build_run, dump_run
 from cai_dist.data.choices import load_choice_set
 from cai_dist.data.columns import harmless, holds_words
 from cai_dist.data.comparisons import load_comparison_set

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from cai_dist.config.data import DataConfig, DataSource, PromptSource
-from cai_dist.config.load import build_run
+from cai_dist.config.loading.load import build_run
 from cai_dist.config.run import RunConfig
 from cai_dist.data import rows as rows_module
 from cai_dist.data.files import data_files

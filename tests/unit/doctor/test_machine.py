@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from cai_dist import cli, cli_doctor
-from cai_dist.config.load import load_run
+from cai_dist.cli import doctor
+from cai_dist.cli import main as cli
+from cai_dist.config.loading.load import load_run
 from cai_dist.doctor import examine, examiner
 from cai_dist.doctor.checks import Check
 from cai_dist.doctor.examiner import Examiner
@@ -125,7 +126,7 @@ def test_exit_codes(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixtu
 
 def test_nodes_that_agree_share_a_row_and_failures_come_first() -> None:
     rows = [Check("a", "x", "1"), Check("b", "x", "1"), Check("c", "x", "2", "fail", "do")]
-    assert cli_doctor._rows(rows) == [["c", "x", "fail", "2", "do"], ["a, b", "x", "ok", "1", ""]]
+    assert doctor._rows(rows) == [["c", "x", "fail", "2", "do"], ["a, b", "x", "ok", "1", ""]]
 
 
 def test_a_run_file_with_a_mistake_is_the_users(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

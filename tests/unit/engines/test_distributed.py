@@ -8,7 +8,7 @@ from datetime import timedelta
 import pytest
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
-from cai_dist.engines.distributed import open_store
+from cai_dist.distributed.process_group import open_store
 
 
 def test_the_store_serves_at_its_address_and_at_no_other() -> None:

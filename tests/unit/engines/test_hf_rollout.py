@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from cai_dist.config.engine import EngineConfig
-from cai_dist.engines.hf_rollout import HfRolloutEngine
+from cai_dist.engines.hf.rollout import HfRolloutEngine
 from cai_dist.errors import DataError, StaleEngineError
 from cai_dist.types import GenerateRequest, LabelRequest, SamplingParams
 from tests.tiny import END, VOCAB, plain_logprobs, save_llama

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from cai_dist.config.engine import EngineConfig
-from cai_dist.engines.hf_rollout import HfRolloutEngine
+from cai_dist.engines.hf.rollout import HfRolloutEngine
 from cai_dist.errors import StaleEngineError, WeightTransferError
 from cai_dist.models.load import load_hf_causal
 from cai_dist.models.tensors import spec_of, to_numpy

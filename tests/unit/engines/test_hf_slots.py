@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, MistralConfig, MistralForCausalLM
 
 from cai_dist.config.engine import EngineConfig
-from cai_dist.engines.hf_batches import cut_by_cost, longest_first
-from cai_dist.engines.hf_rollout import HfRolloutEngine
-from cai_dist.engines.kv_cache import RoomyLayer
+from cai_dist.engines.hf.kv_cache import RoomyLayer
+from cai_dist.engines.hf.prefill_batches import cut_by_cost, longest_first
+from cai_dist.engines.hf.rollout import HfRolloutEngine
 from cai_dist.types import GenerateRequest, Generation, LabelRequest, SamplingParams
 from tests.tiny import END, VOCAB, plain_logprobs, save_llama
 

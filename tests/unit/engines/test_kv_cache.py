@@ -10,7 +10,7 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from cai_dist.engines.kv_cache import RoomyLayer, decode_attention, roomy_cache
+from cai_dist.engines.hf.kv_cache import RoomyLayer, decode_attention, roomy_cache
 from cai_dist.models.load import load_hf_causal
 from tests.tiny import save_llama
 

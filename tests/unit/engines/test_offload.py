@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from cai_dist.engines.offload import Offloader, model_tensors, optimizer_tensors
+from cai_dist.engines.training.offload import Offloader, model_tensors, optimizer_tensors
 from cai_dist.models.load import load_causal
 from tests.tiny import save_llama
 

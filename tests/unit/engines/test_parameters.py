@@ -13,12 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from cai_dist.engines.parameters import ParameterSource, slices
-from cai_dist.engines.weights import HeldWeights, WeightReceiver, whole_tensors
 from cai_dist.errors import WeightTransferError
 from cai_dist.models.lora import LoraFactors, merged
 from cai_dist.models.tensors import to_numpy
 from cai_dist.types import TensorSpec, WeightPlan
+from cai_dist.weight_sync.receiver import HeldWeights, WeightReceiver, whole_tensors
+from cai_dist.weight_sync.sender import ParameterSource, slices
 
 SHAPES = {"embed": (7, 5), "proj": (5, 3), "norm": (5,), "one": (1,)}
 BUCKET = 64

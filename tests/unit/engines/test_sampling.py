@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from cai_dist.engines.sampling import BLOCK, _first_above, draw, request_uniforms, sampling_logprobs
+from cai_dist.engines.hf.sampling import BLOCK, _first_above, draw, request_uniforms, sampling_logprobs
 
 LOGITS = torch.log(torch.tensor([[0.5, 0.3, 0.15, 0.05]]))
 

@@ -5,7 +5,7 @@ import torch
 from transformers import get_linear_schedule_with_warmup
 
 from cai_dist.config.training import OptimizerConfig
-from cai_dist.engines.schedule import learning_rate
+from cai_dist.engines.training.learning_rate import learning_rate
 
 
 def rates(total: int, **kwargs: object) -> list[float]:

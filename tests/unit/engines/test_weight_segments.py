@@ -13,12 +13,12 @@ import pytest
 import torch
 from torch import nn
 
-from cai_dist.engines.parameters import ParameterSource
-from cai_dist.engines.weight_segments import SegmentSender, SegmentTaker, SegmentTicket
-from cai_dist.engines.weight_segments_cuda import CudaPlace, unshared_allocator
-from cai_dist.engines.weights import WeightReceiver
 from cai_dist.errors import ConfigError, WeightTransferError
 from cai_dist.types import WeightPlan
+from cai_dist.weight_sync.receiver import WeightReceiver
+from cai_dist.weight_sync.segments import SegmentSender, SegmentTaker, SegmentTicket
+from cai_dist.weight_sync.segments_cuda import CudaPlace, unshared_allocator
+from cai_dist.weight_sync.sender import ParameterSource
 
 RANKS = 3
 

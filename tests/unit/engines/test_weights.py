@@ -10,10 +10,8 @@ import torch
 
 from cai_dist.config.engine import EngineConfig
 from cai_dist.config.training import Dtype
-from cai_dist.engines import weights as receiving
-from cai_dist.engines.hf_rollout import HfRolloutEngine
-from cai_dist.engines.train import buckets
-from cai_dist.engines.weights import whole_tensors
+from cai_dist.engines.hf.rollout import HfRolloutEngine
+from cai_dist.engines.protocols.training import buckets
 from cai_dist.errors import StaleEngineError, WeightTransferError
 from cai_dist.models.load import load_causal
 from cai_dist.models.tensors import from_numpy, spec_of, to_numpy
@@ -26,6 +24,8 @@ from cai_dist.types import (
     WeightPart,
     WeightTerms,
 )
+from cai_dist.weight_sync import receiver as receiving
+from cai_dist.weight_sync.receiver import whole_tensors
 from tests.tiny import save_llama
 
 REQUEST = GenerateRequest(((5, 6, 7), (8,)), SamplingParams(8, 0.0), 0)

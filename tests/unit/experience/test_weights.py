@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cai_dist.experience.weights import aggregation_weight, denominator, importance
+from cai_dist.experience.token_weights import aggregation_weight, denominator, importance
 from cai_dist.types import Block, Lesson, Row
 from tests.unit.coordinator.small_run import make_config
 

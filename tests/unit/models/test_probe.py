@@ -14,10 +14,10 @@ from transformers import DynamicCache
 
 from cai_dist.config.engine import EngineConfig
 from cai_dist.data.batches import sequence_positions
-from cai_dist.engines.hf_forward import forward_arguments
-from cai_dist.engines.hf_probe import probe_rollout
-from cai_dist.engines.hf_rollout import HfRolloutEngine
-from cai_dist.engines.kv_cache import decode_attention, keep_sequences
+from cai_dist.engines.hf.forward import forward_arguments
+from cai_dist.engines.hf.kv_cache import decode_attention, keep_sequences
+from cai_dist.engines.hf.probe import probe_rollout
+from cai_dist.engines.hf.rollout import HfRolloutEngine
 from cai_dist.errors import ConfigError
 from cai_dist.models.attention import SwallowedArgumentError, exact_attention, use_exact_attention
 from cai_dist.models.causal import logit_scaling

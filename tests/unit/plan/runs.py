@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from cai_dist.config.load import build_run
+from cai_dist.config.loading.load import build_run
 from cai_dist.config.run import RunConfig
 
 GIB = 2**30

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import yaml
 
-from cai_dist.config.load import build_run, load_run
+from cai_dist.config.loading.load import build_run, load_run
 from cai_dist.config.run import RunConfig
 from cai_dist.errors import ConfigError
 from cai_dist.plan.build import make_plan

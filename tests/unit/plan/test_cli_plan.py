@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from cai_dist.cli import main
-from cai_dist.config.load import load_run
+from cai_dist.cli.main import main
+from cai_dist.config.loading.load import load_run
 from cai_dist.errors import ConfigError
 
 ROOT = Path(__file__).parents[3]
@@ -92,7 +92,7 @@ def test_mistakes_end_with_2_and_one_line(words: list[str], says: str, capsys: p
 
 def test_nothing_heavy_is_imported() -> None:
     code = (
-        "import sys; from cai_dist.cli import main; main(['plan', 'launch/runs/demo.yaml']); "
+        "import sys; from cai_dist.cli.main import main; main(['plan', 'launch/runs/demo.yaml']); "
         "print(sorted({'torch', 'ray', 'transformers', 'deepspeed'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)

@@ -34,9 +34,9 @@ def worker(role: str, count: int, gpus: float, size: int) -> Worker:
 
 
 def test_the_table_of_residents_is_the_one_that_runs() -> None:
-    from cai_dist.cluster import residency
+    from cai_dist.cluster.ppo import offload_plan
 
-    assert dict(NEEDS) == dict(residency.NEEDS)
+    assert dict(NEEDS) == dict(offload_plan.NEEDS)
 
 
 def test_roles_that_share_stand_side_by_side_others_alone() -> None:

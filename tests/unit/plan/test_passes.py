@@ -20,10 +20,14 @@ SHAPE = Shape("tiny", 64, 2, 4, 2, 16, 160, 100, tied=False)
 
 
 def test_constants_are_those_of_the_code() -> None:
-    from cai_dist.engines import hf_batches, hf_slots
+    from cai_dist.engines.hf import continuous_batching, prefill_batches
     from cai_dist.losses import logprobs
 
-    assert (MAX_LOGITS, ROOM, PREFILL_TOKENS) == (logprobs.MAX_LOGITS, hf_slots.ROOM, hf_batches.PREFILL_TOKENS)
+    assert (MAX_LOGITS, ROOM, PREFILL_TOKENS) == (
+        logprobs.MAX_LOGITS,
+        continuous_batching.ROOM,
+        prefill_batches.PREFILL_TOKENS,
+    )
 
 
 def test_kept_activations_by_hand() -> None:

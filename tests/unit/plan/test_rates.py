@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from cai_dist.config.load import build_run, dump_run
+from cai_dist.config.loading.load import build_run, dump_run
 from cai_dist.errors import DataError
 from cai_dist.plan.passes import Tokens
 from cai_dist.plan.rates import Rates, Seconds, forward, read_rates, seconds, work_of

@@ -19,9 +19,9 @@ from cai_dist.config.feedback import EndpointConfig, FeedbackConfig
 from cai_dist.config.run import RunConfig, TrackingConfig
 from cai_dist.constitution import load_constitution
 from cai_dist.errors import ConfigError, EndpointError
-from cai_dist.stages import labelling
+from cai_dist.stages.ai_feedback import labelling
+from cai_dist.stages.ai_feedback.server_model import check_server
 from cai_dist.stages.context import RunContext
-from cai_dist.stages.endpoint_labels import check_server
 from cai_dist.tracking.console import Console
 from cai_dist.tracking.manifest import Manifest
 from cai_dist.tracking.metrics import Tracker

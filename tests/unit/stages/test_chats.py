@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from cai_dist.config.run import ModelsConfig
-from cai_dist.stages.chats import chat_format
+from cai_dist.stages.execution.chat_format import chat_format
 from cai_dist.tracking import manifest
 from cai_dist.types import Turn
 from tests.unit.data.chat_families import FAMILIES, tokenizer

@@ -11,12 +11,13 @@ from cai_dist.config.data import DataConfig, PromptSource
 from cai_dist.config.evaluate import EloConfig, EvaluateConfig
 from cai_dist.config.feedback import FeedbackConfig
 from cai_dist.config.preference import PreferenceConfig
-from cai_dist.stages import comparing, judges
+from cai_dist.stages.ai_feedback.labelling import PairLabel
 from cai_dist.stages.context import RunContext
-from cai_dist.stages.judges import AnswerScores, OracleJudge
-from cai_dist.stages.labelling import PairLabel
-from cai_dist.stages.records import Revision, Sampled
-from cai_dist.stages.robustness import preference_scores
+from cai_dist.stages.evaluation import elo as comparing
+from cai_dist.stages.evaluation import judges
+from cai_dist.stages.evaluation.judges import AnswerScores, OracleJudge
+from cai_dist.stages.evaluation.pm_robustness import preference_scores
+from cai_dist.stages.tables.records import Revision, Sampled
 from cai_dist.types import Comparison, Prompt, PromptKind, Turn
 from cai_dist.world import oracle
 from cai_dist.world.prompts import helpful_prompts, red_team_prompts

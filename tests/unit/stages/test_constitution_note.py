@@ -14,8 +14,8 @@ from cai_dist.constitution import load_constitution
 from cai_dist.errors import ConfigError
 from cai_dist.report import write_report
 from cai_dist.stages import evaluate, pipeline
-from cai_dist.stages.groups import export_model
-from cai_dist.stages.records import (
+from cai_dist.stages.execution.worker_groups import export_model
+from cai_dist.stages.tables.records import (
     Labelled,
     Revision,
     read_comparisons,

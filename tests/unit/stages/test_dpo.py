@@ -21,10 +21,11 @@ from cai_dist.config.supervised import ReviseConfig
 from cai_dist.config.training import SamplingConfig, ShardingConfig, TrainConfig
 from cai_dist.data.chat import ChatFormat
 from cai_dist.errors import Interrupted
-from cai_dist.stages import dpo, judges
+from cai_dist.stages import dpo
+from cai_dist.stages.comparisons.pairs import log_heldout, scored_pair, training_pairs
 from cai_dist.stages.context import RunContext
-from cai_dist.stages.pairs import log_heldout, scored_pair, training_pairs
-from cai_dist.stages.records import Labelled, Sampled, write_comparisons
+from cai_dist.stages.evaluation import judges
+from cai_dist.stages.tables.records import Labelled, Sampled, write_comparisons
 from cai_dist.types import Comparison, DpoPair, Prompt, StepShard, Turn
 from cai_dist.world.tokenizer import build_tokenizer
 

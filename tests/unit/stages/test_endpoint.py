@@ -14,14 +14,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cai_dist.chat_api.answer_store import AnswerStore
+from cai_dist.chat_api.client import Endpoint
+from cai_dist.chat_api.wire_messages import TOO_LONG
 from cai_dist.config.feedback import EndpointConfig, FeedbackConfig, ReasoningConfig
 from cai_dist.errors import ConfigError, EndpointError, Interrupted
-from cai_dist.stages import labelling
-from cai_dist.stages.endpoint import Endpoint
-from cai_dist.stages.endpoint_answers import AnswerStore
-from cai_dist.stages.endpoint_labels import answers_file, check_server
-from cai_dist.stages.endpoint_reading import option_logprobs, read_positions, read_text
-from cai_dist.stages.endpoint_says import TOO_LONG
+from cai_dist.stages.ai_feedback import labelling
+from cai_dist.stages.ai_feedback.server_model import answers_file, check_server
+from cai_dist.stages.ai_feedback.server_reading import option_logprobs, read_positions, read_text
 from cai_dist.types import Comparison, Prompt, Turn
 
 from .chat_server import ChatServer, Said, text, tokens

@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from cai_dist.chat_api.client import FAILED, REFUSED
 from cai_dist.config.feedback import EndpointConfig, FeedbackConfig, ReasoningConfig
-from cai_dist.config.load import build_run
+from cai_dist.config.loading.load import build_run
 from cai_dist.errors import ConfigError, EndpointError
-from cai_dist.stages import labelling
-from cai_dist.stages.endpoint import FAILED, REFUSED
-from cai_dist.stages.endpoint_labels import check_server
-from cai_dist.stages.endpoint_reading import option_logprobs, read_positions
+from cai_dist.stages.ai_feedback import labelling
+from cai_dist.stages.ai_feedback.server_model import check_server
+from cai_dist.stages.ai_feedback.server_reading import option_logprobs, read_positions
 
 from .chat_server import ChatServer, Said, text, tokens
 from .test_endpoint import BODIES, ECHOED, KEY, PAIR, _no_proxy, ask, echo, prefers_take

@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 
+from cai_dist.chat_api.client import REFUSED
+from cai_dist.chat_api.wire_messages import TOO_LONG
 from cai_dist.config.feedback import EndpointConfig, FeedbackConfig, ReasoningConfig
 from cai_dist.errors import ConfigError, DataError, EndpointError
-from cai_dist.stages import feedback, labelling
-from cai_dist.stages.endpoint import REFUSED
-from cai_dist.stages.endpoint_labels import answers_file, check_server
-from cai_dist.stages.endpoint_says import TOO_LONG
+from cai_dist.stages import feedback
+from cai_dist.stages.ai_feedback import labelling
+from cai_dist.stages.ai_feedback.server_model import answers_file, check_server
 
 from .chat_server import ChatServer, Said, text, tokens
 from .test_endpoint import BODIES, ECHOED, PAIR, Clock, _no_proxy, ask, echo, prefers_take

@@ -18,9 +18,10 @@ from cai_dist.config.run import RunConfig
 from cai_dist.config.training import SamplingConfig
 from cai_dist.data.chat import ChatFormat
 from cai_dist.errors import DataError
-from cai_dist.stages import evaluate, labelling, pipeline
+from cai_dist.stages import evaluate, pipeline
+from cai_dist.stages.ai_feedback import labelling
 from cai_dist.stages.context import RunContext
-from cai_dist.stages.reuse import take_over
+from cai_dist.stages.execution.reuse import take_over
 from cai_dist.tracking.console import Console
 from cai_dist.types import Generation, Prompt, Turn
 from cai_dist.world.tokenizer import build_tokenizer

@@ -17,13 +17,14 @@ from cai_dist.config.supervised import ExpandConfig
 from cai_dist.config.training import SamplingConfig
 from cai_dist.data.chat import ChatFormat
 from cai_dist.errors import DataError
-from cai_dist.stages import expand, ppo, prompts
+from cai_dist.stages import expand, ppo
 from cai_dist.stages.context import RunContext
+from cai_dist.stages.execution.generation import Answer
 from cai_dist.stages.expand import Sample
-from cai_dist.stages.generation import Answer
 from cai_dist.stages.pipeline import ALL
-from cai_dist.stages.records import Labelled, read_prompts, write_comparisons, write_prompts
 from cai_dist.stages.summaries import told_expand
+from cai_dist.stages.tables import prompts
+from cai_dist.stages.tables.records import Labelled, read_prompts, write_comparisons, write_prompts
 from cai_dist.tracking.metrics import read_metrics
 from cai_dist.types import Comparison, GenerateRequest, Generation, Prompt, Turn
 from cai_dist.world.prompts import asks_for_held_out

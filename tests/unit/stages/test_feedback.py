@@ -14,11 +14,12 @@ from cai_dist.config.run import ModelsConfig
 from cai_dist.config.training import SamplingConfig
 from cai_dist.data.chat import ChatFormat
 from cai_dist.errors import ConfigError, DataError
-from cai_dist.stages import feedback, label_tokens, labelling, local_check, local_labels
-from cai_dist.stages.label_statistics import agree, entropy, principle_statistics
-from cai_dist.stages.labelling import PairLabel
-from cai_dist.stages.questions import reasoned, usable_reasoning
-from cai_dist.stages.records import Labelled
+from cai_dist.stages import feedback
+from cai_dist.stages.ai_feedback import labelling, local_check, local_model, option_tokens
+from cai_dist.stages.ai_feedback.labelling import PairLabel
+from cai_dist.stages.ai_feedback.questions import reasoned, usable_reasoning
+from cai_dist.stages.ai_feedback.statistics import agree, entropy, principle_statistics
+from cai_dist.stages.tables.records import Labelled
 from cai_dist.types import Comparison, GenerateRequest, Generation, LabelRequest, Prompt, Turn
 from cai_dist.world.tokenizer import build_tokenizer
 
@@ -43,7 +44,7 @@ def labelled(number: int, p: float, split: str = "train") -> Labelled:
 def chat(make_run, monkeypatch) -> ChatFormat:
     """The micro-world's chat format in place of any model's."""
     found = ChatFormat(build_tokenizer(), "template")
-    for module in (local_labels, label_tokens, local_check):
+    for module in (local_model, option_tokens, local_check):
         monkeypatch.setattr(module, "chat_format", lambda run, model: found)
     monkeypatch.setattr(labelling.prepare, "model_path", lambda run, role: "unused")
     return found
@@ -343,7 +344,7 @@ def test_the_answer_before_the_label() -> None:
 
 def test_bare_text_is_the_papers_form() -> None:
     turns = (Turn("human", "Q1 The answer is:"), Turn("assistant", "(B)"), Turn("human", "Q2 The answer is:"))
-    assert local_labels.bare_text(turns) == "Q1 The answer is: (B)\n\nQ2 The answer is:"
+    assert local_model.bare_text(turns) == "Q1 The answer is: (B)\n\nQ2 The answer is:"
 
 
 def test_the_form_text_has_no_speakers(make_run, chat, tmp_path) -> None:
@@ -359,14 +360,14 @@ def test_the_form_text_has_no_speakers(make_run, chat, tmp_path) -> None:
 
 
 def test_labels_and_fixed_words_are_checked_before_anything_is_sampled(make_run, chat) -> None:
-    label_tokens.check_tokens(make_run(feedback=FeedbackConfig(reasoning=REASONING)), "m")
+    option_tokens.check_tokens(make_run(feedback=FeedbackConfig(reasoning=REASONING)), "m")
     for config, key in (
         (FeedbackConfig(option_labels=("(Y)", "(N)")), "feedback.option_labels"),
         (FeedbackConfig(reasoning=ReasoningConfig(closing="the answer is :")), "feedback.reasoning.opening"),
         (FeedbackConfig(prefill="well"), "feedback.prefill"),
     ):
         with pytest.raises(ConfigError, match=key) as caught:
-            label_tokens.check_tokens(make_run(feedback=config), "m")
+            option_tokens.check_tokens(make_run(feedback=config), "m")
         assert "\n" not in str(caught.value)
 
 
@@ -383,7 +384,7 @@ def test_labels_and_fixed_words_are_checked_before_anything_is_sampled(make_run,
     ],
 )
 def test_how_an_answer_goes_on(make_run, config, prefill, labels) -> None:
-    form = label_tokens.answer_form(config, make_run().constitution)
+    form = option_tokens.answer_form(config, make_run().constitution)
     assert (form.prefill, form.labels) == (prefill, labels)
 
 

@@ -13,13 +13,14 @@ from typing import Any
 import pytest
 
 from cai_dist.config.feedback import FeedbackConfig
-from cai_dist.config.load import load_run
+from cai_dist.config.loading.load import load_run
 from cai_dist.config.preference import PreferenceConfig
 from cai_dist.errors import GateFailed
-from cai_dist.stages import gate, pipeline, summaries
+from cai_dist.stages import pipeline, summaries
 from cai_dist.stages.context import RunContext
+from cai_dist.stages.evaluation import gate
 from cai_dist.stages.pipeline import Stage, check_gates, run_one
-from cai_dist.stages.records import Labelled, Revision, write_comparisons, write_revisions
+from cai_dist.stages.tables.records import Labelled, Revision, write_comparisons, write_revisions
 from cai_dist.tracking.console import Console
 from cai_dist.types import Comparison, Prompt, Turn
 

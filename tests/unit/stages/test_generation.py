@@ -9,7 +9,7 @@ import pytest
 from cai_dist.config.run import ModelsConfig
 from cai_dist.config.training import SamplingConfig
 from cai_dist.data.chat import ChatFormat
-from cai_dist.stages.generation import Ask, generate, score_labels
+from cai_dist.stages.execution.generation import Ask, generate, score_labels
 from cai_dist.types import GenerateRequest, Generation, LabelRequest
 from cai_dist.world.tokenizer import build_tokenizer
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from cai_dist import cli
+from cai_dist.cli import main as cli
 
 GOOD = [json.dumps({"prompt": f"What is the weather on day {n}?"}) for n in range(12)]
 SOME = "\n".join(GOOD[:4]) + "\n"
@@ -196,7 +196,7 @@ def test_what_was_not_looked_at_is_said(run_file, tmp_path: Path, capsys) -> Non
 
 def test_reading_the_data_is_light(run_file) -> None:
     program = (
-        "import sys; from cai_dist.cli import main; code = main(sys.argv[1:]); "
+        "import sys; from cai_dist.cli.main import main; code = main(sys.argv[1:]); "
         "heavy = [n for n in ('torch', 'transformers', 'ray', 'numpy', 'datasets', 'pyarrow') if n in sys.modules]; "
         "print('heavy:', heavy); sys.exit(code)"
     )

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from cai_dist.stages import judges
 from cai_dist.stages.context import RunContext
-from cai_dist.stages.figures import by_prompt, pooled_proportion, proportion
-from cai_dist.stages.judges import OracleJudge, PreferenceJudge, followed
-from cai_dist.stages.records import Revision, Sampled
-from cai_dist.stages.refusals import CANNED_REFUSAL
+from cai_dist.stages.evaluation import judges
+from cai_dist.stages.evaluation.judges import OracleJudge, PreferenceJudge, followed
+from cai_dist.stages.evaluation.refusals import CANNED_REFUSAL
+from cai_dist.stages.tables.intervals import by_prompt, pooled_proportion, proportion
+from cai_dist.stages.tables.records import Revision, Sampled
 from cai_dist.types import Prompt, Turn
 from cai_dist.world.oracle import parse_request
 from cai_dist.world.prompts import helpful_prompts, red_team_prompts

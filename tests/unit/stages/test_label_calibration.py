@@ -12,10 +12,11 @@ import pytest
 from cai_dist.config.evaluate import EvaluateConfig
 from cai_dist.config.feedback import FeedbackConfig
 from cai_dist.report.evaluation import results
-from cai_dist.stages import evaluate, label_calibration
+from cai_dist.stages import evaluate
+from cai_dist.stages.ai_feedback.labelling import PairLabel
 from cai_dist.stages.context import RunContext
-from cai_dist.stages.label_calibration import figures, known_pairs
-from cai_dist.stages.labelling import PairLabel
+from cai_dist.stages.evaluation import label_calibration
+from cai_dist.stages.evaluation.label_calibration import figures, known_pairs
 from cai_dist.types import ChoiceQuestion, Comparison, Turn
 
 
@@ -84,7 +85,7 @@ def test_a_file_by_path_is_asked_as_labels_are_made(
 
 
 def test_a_file_that_is_not_there_is_a_line_before_the_run(make_run: Callable[..., RunContext], tmp_path: Path) -> None:
-    from cai_dist.config.evaluate_checks import missing_choice_files
+    from cai_dist.config.checks.evaluate import missing_choice_files
 
     config = make_run(evaluate=EvaluateConfig(label_questions=(str(tmp_path / "no.jsonl"), "world"))).config
     [line] = missing_choice_files(config)

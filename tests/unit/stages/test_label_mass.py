@@ -14,8 +14,9 @@ from cai_dist.config.run import ModelsConfig
 from cai_dist.config.training import SamplingConfig
 from cai_dist.data.chat import ChatFormat
 from cai_dist.errors import ConfigError
-from cai_dist.stages import feedback, label_tokens, labelling, local_check, local_labels
-from cai_dist.stages.questions import Unanswered, option_mass, with_mass
+from cai_dist.stages import feedback
+from cai_dist.stages.ai_feedback import labelling, local_check, local_model, option_tokens
+from cai_dist.stages.ai_feedback.questions import Unanswered, option_mass, with_mass
 from cai_dist.types import Comparison, GenerateRequest, Generation, Prompt, Turn
 from cai_dist.world.tokenizer import build_tokenizer
 
@@ -32,7 +33,7 @@ OWN = ModelsConfig(feedback="/own/model")
 def _chat(monkeypatch: pytest.MonkeyPatch) -> None:
     """The micro-world's chat format in place of any model's."""
     found = ChatFormat(TOKENIZER, "template")
-    for module in (local_labels, label_tokens, local_check):
+    for module in (local_model, option_tokens, local_check):
         monkeypatch.setattr(module, "chat_format", lambda run, model: found)
     monkeypatch.setattr(labelling.prepare, "model_path", lambda run, role: "/own/model")
 

@@ -9,11 +9,11 @@ import pytest
 
 from cai_dist.config.evaluate import GateConfig
 from cai_dist.errors import GateFailed
-from cai_dist.stages.gate import enforce_gate, judge_gate
-from cai_dist.stages.judges import OracleJudge
-from cai_dist.stages.measures import boilerplate, distinct, measures
-from cai_dist.stages.records import Sampled
-from cai_dist.stages.refusals import engages, is_canned_refusal, reactions, refuses
+from cai_dist.stages.evaluation.gate import enforce_gate, judge_gate
+from cai_dist.stages.evaluation.judges import OracleJudge
+from cai_dist.stages.evaluation.overreaction import boilerplate, distinct, measures
+from cai_dist.stages.evaluation.refusals import engages, is_canned_refusal, reactions, refuses
+from cai_dist.stages.tables.records import Sampled
 from cai_dist.types import Prompt, PromptKind, Turn
 from cai_dist.world.prompts import helpful_prompts, red_team_prompts
 from cai_dist.world.tables import World

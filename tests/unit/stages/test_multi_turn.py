@@ -15,11 +15,11 @@ from cai_dist.config.run import ModelsConfig
 from cai_dist.config.supervised import ReviseConfig
 from cai_dist.data.chat import ChatFormat
 from cai_dist.stages import evaluate, feedback, ppo, prepare, revise, sft
-from cai_dist.stages.chats import chat_format
 from cai_dist.stages.context import RunContext
-from cai_dist.stages.prompts import heldout_prompts, training_prompts
-from cai_dist.stages.records import read_comparisons, read_revisions
-from cai_dist.stages.scoring import as_sample
+from cai_dist.stages.execution.answer_scoring import as_sample
+from cai_dist.stages.execution.chat_format import chat_format
+from cai_dist.stages.tables.prompts import heldout_prompts, training_prompts
+from cai_dist.stages.tables.records import read_comparisons, read_revisions
 from cai_dist.tracking.metrics import read_metrics
 from cai_dist.types import Generation, LabelRequest
 from cai_dist.world import lexicon

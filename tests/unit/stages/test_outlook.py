@@ -6,12 +6,13 @@ from typing import Any
 
 import pytest
 
-from cai_dist.config.load import build_run
+from cai_dist.config.loading.load import build_run
 from cai_dist.data.chat import ChatFormat
 from cai_dist.errors import DataError
-from cai_dist.stages import outlook, prepare
-from cai_dist.stages.outlook import few_comparisons, room_problem
-from cai_dist.stages.records import write_comparisons, write_prompts
+from cai_dist.stages import prepare
+from cai_dist.stages.preflight import token_counts
+from cai_dist.stages.preflight.token_counts import few_comparisons, room_problem
+from cai_dist.stages.tables.records import write_comparisons, write_prompts
 from cai_dist.types import Prompt, Turn
 from cai_dist.world.tokenizer import build_tokenizer
 
@@ -62,8 +63,8 @@ def test_prepare_refuses_what_will_be_missing_all_at_once(make_run, monkeypatch:
     write_prompts(folder / "red_team.parquet", prompts(60))
     write_prompts(folder / "helpful.parquet", [])
     write_comparisons(folder / "human.parquet", [])
-    monkeypatch.setattr(outlook, "chat_format", lambda run, path: CHAT)
+    monkeypatch.setattr(token_counts, "chat_format", lambda run, path: CHAT)
     with pytest.raises(DataError) as caught:
-        outlook.check_tables(run, {"assistant": "a", "pretrained": "b"})
+        token_counts.check_tables(run, {"assistant": "a", "pretrained": "b"})
     lines = str(caught.value).splitlines()
     assert [line.split(".")[0] for line in lines] == ["revise", "feedback", "ppo", "preference"]

@@ -20,11 +20,12 @@ from cai_dist.config.training import ShardingConfig, TrainConfig
 from cai_dist.data.chat import ChatFormat
 from cai_dist.errors import ConfigError, DataError, Interrupted
 from cai_dist.losses.calibration import wilson_interval
-from cai_dist.stages import pm_measures, pm_pretraining, preference, prepare
+from cai_dist.stages import preference, prepare
+from cai_dist.stages.comparisons import pm_calibration, pm_pretraining
+from cai_dist.stages.comparisons.pairs import disjoint_halves, log_heldout, training_comparisons
+from cai_dist.stages.comparisons.pm_calibration import Measured
 from cai_dist.stages.context import RunContext
-from cai_dist.stages.pairs import disjoint_halves, log_heldout, training_comparisons
-from cai_dist.stages.pm_measures import Measured
-from cai_dist.stages.records import Labelled, read_ranked, write_comparisons, write_ranked
+from cai_dist.stages.tables.records import Labelled, read_ranked, write_comparisons, write_ranked
 from cai_dist.types import Comparison, LabelledPair, Prompt, RankedAnswer, RankedQuestion, StepShard, Turn
 from cai_dist.world.tokenizer import build_tokenizer
 
@@ -90,7 +91,7 @@ def stage(make_run: Callable[..., RunContext], monkeypatch: pytest.MonkeyPatch) 
         monkeypatch.setattr(module, "trained_model", start)
     monkeypatch.setattr(preference, "chat_format", lambda run, model: CHAT)
     monkeypatch.setattr(prepare, "model_path", lambda run, role: "BASE")
-    monkeypatch.setattr(pm_measures, "score_texts", scores)
+    monkeypatch.setattr(pm_calibration, "score_texts", scores)
 
     def make(**sections: Any) -> RunContext:
         settings = {"helpful_fraction": 0.25, "train": TRAIN, "pretraining": PRETRAINING}
@@ -316,12 +317,12 @@ def test_scores_that_are_the_same_are_half_right_whichever_side_is_better() -> N
     assert [measured(m, p).right for m, p in ((1.0, 0.9), (1.0, 0.1), (-1.0, 0.9), (-1.0, 0.1))] == [1, 0, 0, 1]
     # A model that scores everything alike knows nothing: 1/2, and not the share of labels that say B.
     blind = [measured(0.0, 0.9 if n < 3 else 0.1, 1, prompt=f"p{n}") for n in range(12)]
-    found = pm_measures.source_figures(blind, calibrate=False)
+    found = pm_calibration.source_figures(blind, calibrate=False)
     assert found["accuracy"] == 0.5 and found["low"] < 0.5 < found["high"]
     assert found["length"]["longer_preferred"] == 0.5
     sure = [measured(1.0, 0.9, prompt=f"p{n}") for n in range(12)]
-    assert pm_measures.agreement_figures(blind, sure)["agreement"] == 0.5
-    assert pm_measures.agreement_figures(blind, blind)["agreement"] == 1.0
+    assert pm_calibration.agreement_figures(blind, sure)["agreement"] == 0.5
+    assert pm_calibration.agreement_figures(blind, blind)["agreement"] == 1.0
 
 
 def test_held_out_accuracy_takes_ties_as_halves(make_run: Callable[..., RunContext]) -> None:
@@ -334,7 +335,7 @@ def test_the_interval_of_accuracy_is_over_prompts() -> None:
     right = [1, 1, 1, 1, 1, 1, 0, 0, 1, 0]
     one_each = [measured(1.0 if r else -1.0, 0.9, prompt=f"p{n}") for n, r in enumerate(right)]
     eight_each = [m for m in one_each for _ in range(8)]
-    one, eight = (pm_measures.source_figures(found, calibrate=False) for found in (one_each, eight_each))
+    one, eight = (pm_calibration.source_figures(found, calibrate=False) for found in (one_each, eight_each))
     assert (one["n"], one["prompts"], eight["n"], eight["prompts"]) == (10, 10, 80, 10)
     assert (one["low"], one["high"]) == pytest.approx(wilson_interval(7, 10))
     assert eight["accuracy"] == one["accuracy"]
@@ -342,7 +343,7 @@ def test_the_interval_of_accuracy_is_over_prompts() -> None:
 
 
 def test_length_by_hand() -> None:
-    found = pm_measures.length_figures(
+    found = pm_calibration.length_figures(
         [
             measured(1.0, 0.9, 3),  # longer, better, scored higher
             measured(1.0, 0.2, 2),  # longer, worse, scored higher: wrong
@@ -362,26 +363,26 @@ def test_length_by_hand() -> None:
 
 
 def test_length_without_anything_to_count() -> None:
-    found = pm_measures.length_figures([measured(1.0, 0.9)])
+    found = pm_calibration.length_figures([measured(1.0, 0.9)])
     assert (found["n"], found["longer_wins"], found["margin_correlation"]) == (0, None, None)
-    assert pm_measures.correlation([1.0, 1.0], [0.0, 3.0]) is None
+    assert pm_calibration.correlation([1.0, 1.0], [0.0, 3.0]) is None
 
 
 def test_the_temperature_is_fitted_on_other_prompts_than_it_is_measured_on() -> None:
     names = [f"p{n}" for n in range(40)]
     # Far too sure of itself: margins of 8, right three times in four.
     many = [measured(8.0, float(n % 4 != 0), prompt=name) for n, name in enumerate(names)]
-    found = pm_measures.temperature_figures(many)
+    found = pm_calibration.temperature_figures(many)
     assert found is not None and found["n_fit"] + found["n"] == 40 and min(found["n_fit"], found["n"]) > 8
     assert found["temperature"] > 3 and found["ece_after"] < found["ece_before"]
     assert found["brier_after"] < found["brier_before"]
     # What a prompt was fitted on is never what it is measured on.
-    assert pm_measures.temperature_figures([measured(1.0, 0.9, prompt="p1")] * 5) is None
+    assert pm_calibration.temperature_figures([measured(1.0, 0.9, prompt="p1")] * 5) is None
 
 
 def test_how_far_two_models_agree() -> None:
     one = [measured(1.0, 0.9), measured(2.0, 0.9), measured(-1.0, 0.9), measured(3.0, 0.9)]
     other = [measured(2.0, 0.9), measured(-2.0, 0.9), measured(-2.0, 0.9), measured(6.0, 0.9)]
-    found = pm_measures.agreement_figures(one, other)
+    found = pm_calibration.agreement_figures(one, other)
     assert (found["n"], found["agreement"]) == (4, 0.75)
-    assert pm_measures.agreement_figures(one, one)["correlation"] == pytest.approx(1.0)
+    assert pm_calibration.agreement_figures(one, one)["correlation"] == pytest.approx(1.0)

@@ -9,13 +9,13 @@ import pytest
 from transformers import MistralConfig
 
 from cai_dist.config.data import ComparisonSource, DataConfig, PromptSource, RankedSource, RatingSource
-from cai_dist.config.load import build_run
+from cai_dist.config.loading.load import build_run
 from cai_dist.config.run import ModelsConfig, RunConfig
 from cai_dist.errors import ConfigError, DataError
 from cai_dist.stages import prepare
-from cai_dist.stages.groups import export_model
+from cai_dist.stages.execution.worker_groups import export_model
 from cai_dist.stages.prepare import check_context, settings
-from cai_dist.stages.records import read_comparisons, read_prompts, read_ranked
+from cai_dist.stages.tables.records import read_comparisons, read_prompts, read_ranked
 from tests.tiny import save_llama
 
 

@@ -10,17 +10,18 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer, CohereConfig, GPTJConfig, LlamaConfig, PreTrainedConfig
 
-from cai_dist import cli
+from cai_dist.cli import main as cli
 from cai_dist.config.data import DataConfig, RatingSource
-from cai_dist.config.load import build_run
+from cai_dist.config.loading.load import build_run
 from cai_dist.config.ppo import PpoConfig
 from cai_dist.config.run import ModelsConfig
 from cai_dist.config.training import LoraConfig
 from cai_dist.errors import ConfigError
 from cai_dist.models import load
-from cai_dist.stages import prepare, rehearsal
+from cai_dist.stages import prepare
 from cai_dist.stages.context import RunContext
-from cai_dist.stages.rehearsal import Rehearsal, rehearse, room_problem
+from cai_dist.stages.preflight import rehearsal
+from cai_dist.stages.preflight.rehearsal import Rehearsal, rehearse, room_problem
 from cai_dist.world.tokenizer import build_tokenizer
 
 TOKENIZER = build_tokenizer()

@@ -9,8 +9,8 @@ import pytest
 from cai_dist.config.supervised import ReviseConfig
 from cai_dist.data.chat import ChatFormat
 from cai_dist.stages import sft
-from cai_dist.stages.records import write_revisions
 from cai_dist.stages.revise import _Reviser
+from cai_dist.stages.tables.records import write_revisions
 from cai_dist.tracking.metrics import read_metrics
 from cai_dist.types import GenerateRequest, Generation, Prompt, Turn
 from cai_dist.world.tokenizer import build_tokenizer

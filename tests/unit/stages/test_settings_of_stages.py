@@ -10,7 +10,7 @@ import pytest
 
 from cai_dist.config.base import Section
 from cai_dist.config.feedback import EndpointConfig, FeedbackConfig, ReasoningConfig
-from cai_dist.config.load import build_run
+from cai_dist.config.loading.load import build_run
 from cai_dist.config.preference import PmPretrainingConfig, PreferenceConfig
 from cai_dist.stages import feedback, preference
 

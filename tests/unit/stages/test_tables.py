@@ -10,8 +10,8 @@ import pytest
 from cai_dist.config.supervised import ReviseConfig, SftConfig
 from cai_dist.errors import DataError
 from cai_dist.stages import prepare, sft
-from cai_dist.stages.pairs import mix
-from cai_dist.stages.records import (
+from cai_dist.stages.comparisons.pairs import mix
+from cai_dist.stages.tables.records import (
     Labelled,
     Revision,
     read_comparisons,
@@ -19,7 +19,7 @@ from cai_dist.stages.records import (
     write_comparisons,
     write_revisions,
 )
-from cai_dist.stages.transcripts import quote, write_revision_transcripts
+from cai_dist.stages.tables.transcripts import quote, write_revision_transcripts
 from cai_dist.types import Comparison, Prompt, Turn
 
 PROMPT = Prompt("p", (Turn("human", "a\n\nHuman: <b>"), Turn("assistant", "c"), Turn("human", "d")), "red_team")

@@ -13,10 +13,10 @@ from cai_dist.config.training import SamplingConfig
 from cai_dist.data.chat import ChatFormat
 from cai_dist.data.tables import read_rows
 from cai_dist.models.load import load_scalar
-from cai_dist.stages.generation import Ask, generate
+from cai_dist.stages.execution.generation import Ask, generate
 from cai_dist.stages.ppo import _transcript
-from cai_dist.stages.records import read_revisions, write_revisions
 from cai_dist.stages.revise import _Reviser
+from cai_dist.stages.tables.records import read_revisions, write_revisions
 from cai_dist.types import GenerateRequest, Generation, Prompt, RankInfo, StepShard, Turn
 from cai_dist.workers.reward import RewardWorker
 from tests.tiny import END, save_llama
@@ -109,7 +109,7 @@ def test_nobody_criticises_thoughts_and_the_table_has_them(make_run, tmp_path: P
 def test_a_table_from_before_there_were_thoughts_is_read(tmp_path: Path) -> None:
     import pyarrow.parquet as pq
 
-    from cai_dist.stages.records import Revision
+    from cai_dist.stages.tables.records import Revision
 
     write_revisions(tmp_path / "r.parquet", [Revision(PROMPT, 0, "", "", "x", "", "y")])
     table = pq.read_table(tmp_path / "r.parquet").drop_columns(["thoughts"])

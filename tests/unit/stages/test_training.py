@@ -10,7 +10,7 @@ from typing import Any
 from cai_dist.config.training import ShardingConfig, TrainConfig
 from cai_dist.data.batches import loss_weight
 from cai_dist.stages.context import RunContext
-from cai_dist.stages.training import train
+from cai_dist.stages.execution.training import train
 from cai_dist.types import StepShard, TokenSequence
 
 EXAMPLES = [TokenSequence((1, n), (0.0, 1.0)) for n in range(12)]

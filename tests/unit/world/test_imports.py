@@ -12,7 +12,7 @@ from cai_dist import errors
 ROOT = Path(errors.__file__).parent
 ORACLE = "cai_dist.world.oracle"
 HELD_OUT_QUESTIONS = "cai_dist.world.choices"
-ALLOWED = {"cai_dist.stages.evaluate", "cai_dist.stages.judges"}
+ALLOWED = {"cai_dist.stages.evaluate", "cai_dist.stages.evaluation.judges"}
 """The modules of evaluation."""
 
 

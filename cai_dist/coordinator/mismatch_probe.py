@@ -1,0 +1,70 @@
+"""A look at whether sampler and trainer agree, where an iteration learns from samples of older weights: a few short
+samples of the newest weights, which nothing else is done with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from operator import sub
+
+from cai_dist.config.ppo import PpoConfig
+from cai_dist.coordinator.prompt_cursor import TokenizedPrompt, derive_seed
+from cai_dist.coordinator.protocols import Pending, PendingParts, PpoRoles, Rows
+from cai_dist.coordinator.sample_requests import check_samples, sampling_params
+from cai_dist.coordinator.state import PpoState
+from cai_dist.experience.mismatch import Gaps
+from cai_dist.types import Sample
+
+TOKENS, PROMPTS = 8, 8
+"""At most so many new tokens a sample; at least so many prompts, and one for every rollout worker."""
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Samples under way. They follow from (seed, iteration) and the weights alone, and no other sample from them."""
+
+    under_way: PendingParts
+    prompts: list[tuple[int, ...]]
+    version: int
+
+    @classmethod
+    def start(
+        cls,
+        roles: PpoRoles,
+        asked: Sequence[TokenizedPrompt],
+        config: PpoConfig,
+        stop_ids: tuple[int, ...],
+        state: PpoState,
+        seed: int,
+    ) -> Probe:
+        """Set every sampler to work, with the weights that the policy has. In the phase `rollout`."""
+        count = max(PROMPTS, config.placement.rollout.workers)
+        prompts = [asked[number % len(asked)].ids for number in range(count)]
+        limit = min(TOKENS, config.pause_after or TOKENS, config.sampling.max_new_tokens)
+        sampling = sampling_params(config, stop_ids, limit)
+        seed = derive_seed(seed, "probe", state.iteration)
+        return cls(roles.generate(prompts, sampling, seed), prompts, state.weight_version)
+
+    def ask(self, roles: PpoRoles, config: PpoConfig) -> Answer:
+        """Wait for the samples, and ask the policy about them. In the phase `score`.
+
+        Raises: StaleEngineError (a sampler has other weights), WorkerError, WorkerTimeout.
+        """
+        samples = self.under_way.result()
+        check_samples(samples, self.prompts, self.version)
+        return Answer(samples, roles.policy_logprobs(samples, config.sampling.temperature))
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The policy's log-probabilities of the samples, under way."""
+
+    samples: list[Sample]
+    trainer: Pending[Rows]
+
+    def metrics(self, roles: PpoRoles) -> dict[str, float]:
+        """`mismatch_*` (`experience.mismatch`). Raises WorkerError, WorkerTimeout."""
+        trainer = roles.fetch(self.trainer.result())
+        sampler = [sample.logprobs for sample in roles.fetch([sample.row for sample in self.samples])]
+        differences = [d for ours, theirs in zip(trainer, sampler, strict=True) for d in map(sub, ours, theirs)]
+        return Gaps.of(differences).metrics("mismatch")

@@ -1,0 +1,52 @@
+"""What has been sampled so far for one request, prompt by prompt."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from cai_dist.engines.hf.sampling import draw, request_uniforms, sampling_logprobs
+from cai_dist.types import GenerateRequest, Generation
+
+
+class Samples:
+    """Draws the tokens of a request and keeps them. A token follows from (seed, prompt, position) and the logits.
+
+    Index `spare` is that of a prompt that does not exist: rows of a batch that are free draw for it.
+    """
+
+    def __init__(self, request: GenerateRequest, device: torch.device) -> None:
+        sampling, count = request.sampling, len(request.prompts)
+        self.spare = count
+        self._prompts, self._sampling = request.prompts, sampling
+        uniforms = request_uniforms(request.seed, count, sampling.max_new_tokens, request.first)
+        self._uniforms = torch.cat([uniforms, uniforms.new_zeros(1, sampling.max_new_tokens)]).to(device)
+        self._stops = torch.tensor(sampling.stop_ids, dtype=torch.long, device=device)
+        shape = count + 1, sampling.max_new_tokens
+        self._tokens = torch.zeros(shape, dtype=torch.long, device=device)
+        self._logprobs = torch.zeros(shape, device=device)
+        self._lengths = torch.zeros(count + 1, dtype=torch.long, device=device)
+        self._stopped = torch.zeros(count + 1, dtype=torch.bool, device=device)
+
+    def draw(self, logits: Tensor, prompts: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Draw token `positions` [B] of the responses to `prompts` [B] (indices) from logits [B, V]; returns the tokens
+        [B] and which responses end with them [B]."""
+        distribution = sampling_logprobs(logits, self._sampling.temperature, self._sampling.top_p)
+        chosen = draw(distribution, self._uniforms[prompts, positions])
+        self._tokens[prompts, positions] = chosen
+        self._logprobs[prompts, positions] = distribution.gather(-1, chosen.unsqueeze(-1)).squeeze(-1)
+        self._lengths[prompts] = positions + 1
+        stopped = torch.isin(chosen, self._stops)
+        self._stopped[prompts] = stopped
+        return chosen, stopped | (positions + 1 == self._sampling.max_new_tokens)
+
+    def generations(self, weight_version: int) -> list[Generation]:
+        """The responses in the order of the request; all must have ended."""
+        columns = (self._tokens, self._logprobs, self._lengths, self._stopped)
+        rows = zip(self._prompts, *(column[: self.spare].tolist() for column in columns), strict=True)
+        return [
+            Generation(
+                prompt, tuple(ids[:n]), tuple(scores[:n]), "stop" if ended else "length", weight_version, engine="hf"
+            )
+            for prompt, ids, scores, n, ended in rows
+        ]

@@ -1,0 +1,235 @@
+"""What the feedback model says about two answers: the label p(A) of each pair (2212.08073, section 4.1).
+
+Every question is asked under each given principle and in both orders of the answers (`feedback.orders`). Whether a
+model of this run answers, with or without reasoning, or a server, callers need not know.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
+
+from cai_dist.config.feedback import FeedbackConfig
+from cai_dist.config.run import RunConfig
+from cai_dist.constitution import comparison_turns, reasoning_turns
+from cai_dist.errors import ConfigError
+from cai_dist.stages import prepare
+from cai_dist.stages.ai_feedback.local_check import said_locally
+from cai_dist.stages.ai_feedback.local_model import ask_workers
+from cai_dist.stages.ai_feedback.questions import LogProbs, Question, Reply, Unanswered, option_mass, with_mass
+from cai_dist.stages.ai_feedback.server_model import ask_server, seen_at_server
+from cai_dist.stages.context import RunContext, model_settings, stable_seed
+from cai_dist.types import Comparison, Turn
+
+if TYPE_CHECKING:
+    from cai_dist.cluster.work_queue import WorkQueue
+
+
+FIRST = 32
+"""Questions that are asked before all others."""
+NEARLY_ALL = 0.9
+
+
+@dataclass(frozen=True)
+class PairLabel:
+    """What came of one pair."""
+
+    p: float
+    """p(A): the mean over principles and orders, clamped where the feedback reasons."""
+    first: tuple[float, ...]
+    """p(A) asked in the order (A, B), under each principle."""
+    second: tuple[float, ...]
+    """p(A) asked in the order (B, A), under each principle; empty where one order alone is asked."""
+    mass: tuple[float, ...] = ()
+    """Probability of both options together, under each principle: the mean over the orders."""
+
+    def under(self, k: int) -> float:
+        """p(A) under the k-th principle: the mean over the orders asked."""
+        return (self.first[k] + self.second[k]) / 2 if self.second else self.first[k]
+
+
+@dataclass(frozen=True)
+class PairAnswers:
+    """What came of all pairs."""
+
+    labels: tuple[PairLabel | None, ...]
+    """In the order of the pairs; None where one of a pair's questions has no answer."""
+    option_mass: float
+    """Mean over all questions with log-probabilities, those below `feedback.min_option_mass` too; NaN without any."""
+
+
+def settings(config: RunConfig) -> dict[str, Any]:
+    """The settings that decide a label, for the fingerprint of every stage that asks for some."""
+    kept = {
+        "orders", "few_shot", "temperature", "form", "reasoning", "prefill", "option_labels", "min_option_mass",
+        "shard_size",
+    }  # fmt: skip
+    found = config.feedback.model_dump(mode="json", include=kept)
+    if (server := config.feedback.endpoint) is not None:
+        deciding = {"url", "model", "top_logprobs", "min_temperature", "api_version", "extra_body"}
+        found["endpoint"] = server.model_dump(mode="json", include=deciding)
+    return {"labelling": found, **model_settings(config)}
+
+
+def inputs(run: RunContext) -> list[Path]:
+    """What the feedback model is read from."""
+    own = [run.run_dir / "sft" / "model"] if run.config.feedback_is_sl else []
+    return [run.run_dir / prepare.NAME / "models.json", *own]
+
+
+def label_pairs(
+    run: RunContext,
+    group: WorkQueue | None,
+    folder: Path,
+    phase: str,
+    pairs: Sequence[Comparison],
+    principle_ids: Sequence[Sequence[str]],
+) -> list[PairLabel | None]:
+    """The labels of `pair_answers` alone."""
+    return list(pair_answers(run, group, folder, phase, pairs, principle_ids).labels)
+
+
+def pair_answers(
+    run: RunContext,
+    group: WorkQueue | None,
+    folder: Path,
+    phase: str,
+    pairs: Sequence[Comparison],
+    principle_ids: Sequence[Sequence[str]],
+) -> PairAnswers:
+    """The label of each pair (whose own `p_a` and `principle_id` are not looked at) under the principles with the ids
+    `principle_ids[i]`.
+
+    `group`: rollout workers (`run.generators`); None will do where `feedback.endpoint` is set. What is answered stays
+    in `folder/phase…` (a server's answers in `endpoint/` of the run): an interrupted call goes on where it was. How
+    many questions had no answer, and why, and the mean mass of the options are logged as `FOLDER_PHASE`. Raises
+    Interrupted, ConfigError, EndpointError.
+    """
+    config = run.config.feedback
+    orders, questions = _orders(config), _questions(run, pairs, principle_ids)
+    chains = _chains(config)
+    given = _ask(run, group, folder, phase, questions)
+    masses = [option_mass(r) for r in given if not isinstance(r, Unanswered)]
+    replies = iter([with_mass(r, config.min_option_mass) for r in given])
+    counts = dict.fromkeys(Unanswered, 0)
+    labels: list[PairLabel | None] = []
+    for ids in principle_ids:
+        asked = [[[next(replies) for _ in chains] for _ in orders] for _ in ids]
+        for reason in (r for one in asked for said in one for r in said if isinstance(r, Unanswered)):
+            counts[reason] += 1
+        own = [[_said(config, said) for said in one] for one in asked]
+        labels.append(_label(config, [[x for x in one if x] for one in own]) if all(map(all, own)) else None)
+    series = f"{folder.name}_{phase}"
+    found = {"option_mass": fmean(masses)} if masses else {}
+    run.tracker.rewind(series, -1)
+    run.log(series, 0, questions=len(questions), **{str(reason): n for reason, n in counts.items()}, **found)
+    return PairAnswers(tuple(labels), found.get("option_mass", math.nan))
+
+
+def refuse_noise(
+    run: RunContext,
+    group: WorkQueue | None,
+    folder: Path,
+    pairs: Sequence[Comparison],
+    principle_ids: Sequence[Sequence[str]],
+) -> None:
+    """Where there are more than `FIRST` questions, ask so many alone and refuse a feedback model that names no option,
+    or both with a mass below `feedback.min_option_mass`, in nearly all of its answers. Files of the phase
+    `first-labels` stay in `folder`. Raises ConfigError, EndpointError, Interrupted."""
+    config, questions = run.config.feedback, _questions(run, pairs[: FIRST + 1], principle_ids[: FIRST + 1])
+    if len(questions) <= FIRST:
+        return  # they are all asked at once
+    questions = questions[:FIRST]
+    replies = [with_mass(r, config.min_option_mass) for r in _ask(run, group, folder, "first-labels", questions)]
+    unnamed = [q for q, r in zip(questions, replies, strict=True) if r is Unanswered.NO_LABEL]
+    if unnamed and len(unnamed) >= NEARLY_ALL * len(questions):
+        if group is None or config.endpoint is not None:
+            said = seen_at_server(run, "first-labels", unnamed[0])
+        else:
+            model = prepare.model_path(run, "feedback")
+            said = said_locally(run, group, folder, "first-labels-seen", unnamed[0], model)
+        raise ConfigError(f"feedback: {len(unnamed)} of the first {len(questions)} questions have no label; {said}")
+
+
+def first_option(logprobs: LogProbs, temperature: float = 1.0) -> float:
+    """Probability of the first of two options from their log-probabilities (nats), divided by `temperature` and
+    normalised over the two. One of them may be -inf."""
+    a, b = logprobs
+    if a == b:
+        return 0.5
+    return 1.0 / (1.0 + math.exp(min(700.0, (b - a) / temperature)))
+
+
+@dataclass(frozen=True)
+class _Said:
+    """What a question came to: the means over its chains of thought."""
+
+    first: float
+    """Probability of the option that stands first."""
+    mass: float
+    """Of both options together."""
+
+
+def _said(config: FeedbackConfig, chains: Sequence[Reply]) -> _Said | None:
+    """From the answer behind each chain of thought (one, without reasoning); None where none has an answer."""
+    found = [r for r in chains if not isinstance(r, Unanswered)]
+    if not found:
+        return None
+    return _Said(fmean(first_option(r, config.temperature) for r in found), fmean(map(option_mass, found)))
+
+
+def _label(config: FeedbackConfig, asked: Sequence[Sequence[_Said]]) -> PairLabel:
+    """From the answers under each principle, in each order."""
+    first = tuple(one[0].first for one in asked)
+    second = tuple(1.0 - one[1].first for one in asked) if config.orders == "both" else ()
+    p = fmean([*first, *second])
+    if config.reasoning is not None and config.reasoning.clamp is not None:
+        low, high = config.reasoning.clamp
+        p = min(max(p, low), high)
+    return PairLabel(p, first, second, tuple(fmean(said.mass for said in one) for one in asked))
+
+
+def _orders(config: FeedbackConfig) -> tuple[bool, ...]:
+    """Whether the answers of a pair change places, for each time that it is asked about."""
+    return (False, True) if config.orders == "both" else (False,)
+
+
+def _chains(config: FeedbackConfig) -> range:
+    """The chains of thought about each question in each order; one, without reasoning."""
+    return range(config.reasoning.chains if config.reasoning is not None else 1)
+
+
+def _questions(run: RunContext, pairs: Sequence[Comparison], principle_ids: Sequence[Sequence[str]]) -> list[Question]:
+    return [
+        Question(f"{i}/{k}/{int(swapped)}" + (f"/{chain}" if chain else ""), _turns(run, i, pair, principle, swapped))
+        for i, (pair, ids) in enumerate(zip(pairs, principle_ids, strict=True))
+        for k, principle in enumerate(ids)
+        for swapped in _orders(run.config.feedback)
+        for chain in _chains(run.config.feedback)
+    ]
+
+
+def _turns(run: RunContext, i: int, pair: Comparison, principle_id: str, swapped: bool) -> tuple[Turn, ...]:
+    """The question about pair `i`, after its worked examples."""
+    config, constitution = run.config.feedback, run.constitution
+    principle = next(p for p in constitution.comparison_principles if p.id == principle_id)
+    a, b = (pair.response_b, pair.response_a) if swapped else (pair.response_a, pair.response_b)
+    seed = stable_seed(run.config.seed, "few shot", i)
+    if config.reasoning is not None:
+        return reasoning_turns(constitution, pair.prompt.turns, principle, a, b, config.reasoning.few_shot, seed)
+    shown = (config.prefill + config.option_labels[0], config.prefill + config.option_labels[1])
+    return comparison_turns(constitution, pair.prompt.turns, principle, a, b, config.few_shot, seed, shown)
+
+
+def _ask(
+    run: RunContext, group: WorkQueue | None, folder: Path, phase: str, questions: Sequence[Question]
+) -> list[Reply]:
+    if run.config.feedback.endpoint is not None:
+        return ask_server(run, phase, questions)
+    if group is None:
+        raise ValueError("label_pairs needs workers unless feedback.endpoint is set")
+    return ask_workers(run, group, folder, phase, questions, prepare.model_path(run, "feedback"))

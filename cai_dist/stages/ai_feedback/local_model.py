@@ -1,0 +1,114 @@
+"""Answers of a model that this run's own workers hold: the log-probabilities of the option labels at the end of the
+question (2212.08073, section 4.1), with `feedback.reasoning` at the end of the model's reasoning about it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cai_dist.config.feedback import FeedbackConfig
+from cai_dist.data.chat import ChatFormat
+from cai_dist.stages.ai_feedback.option_tokens import answer_form, behind, option_tokens
+from cai_dist.stages.ai_feedback.questions import Question, Reply, Unanswered, reasoned, usable_reasoning
+from cai_dist.stages.context import RunContext
+from cai_dist.stages.execution.chat_format import chat_format
+from cai_dist.stages.execution.generation import Ask, generate, score_labels
+from cai_dist.types import Turn
+
+if TYPE_CHECKING:
+    from cai_dist.cluster.work_queue import WorkQueue
+
+
+def ask_workers(
+    run: RunContext, group: WorkQueue, folder: Path, phase: str, questions: Sequence[Question], model: str
+) -> list[Reply]:
+    """The answer of `model` (a folder or a hub name) to each question, in order. Shards of the phase `PHASE` (and with
+    reasoning `PHASE-reasoning-K`) stay in `folder`. Raises Interrupted, ConfigError."""
+    config, chat = run.config.feedback, chat_format(run, model)
+    prompts = answer_prompts(run, group, folder, phase, questions, model, chat)
+    asks = [Ask(q.key, p) for q, p in zip(questions, prompts, strict=True) if not isinstance(p, Unanswered)]
+    found = iter(
+        score_labels(
+            run, group, folder, phase, asks, model=model, labels=option_tokens(chat, config, run.constitution),
+            shard_size=config.shard_size,
+        )
+    )  # fmt: skip
+    return [p if isinstance(p, Unanswered) else next(found) or Unanswered.TOO_LONG for p in prompts]
+
+
+def answer_prompts(
+    run: RunContext,
+    group: WorkQueue,
+    folder: Path,
+    phase: str,
+    questions: Sequence[Question],
+    model: str,
+    chat: ChatFormat,
+) -> list[tuple[int, ...] | Unanswered]:
+    """Ids of all that stands before the option label of each question, the model's own reasoning included, or why there
+    is no such."""
+    config, form = run.config.feedback, answer_form(run.config.feedback, run.constitution)
+    thoughts: list[str | Unanswered] = [""] * len(questions)
+    if config.reasoning is not None:
+        thoughts = _reason(run, group, folder, phase, questions, model, chat)
+    return [
+        t if isinstance(t, Unanswered) else _prompt(chat, config, q.turns, t, form.prefill)
+        for q, t in zip(questions, thoughts, strict=True)
+    ]
+
+
+def _prompt(
+    chat: ChatFormat, config: FeedbackConfig, turns: Sequence[Turn], thoughts: str, prefill: str
+) -> tuple[int, ...]:
+    """Ids of all that stands before the option label."""
+    if config.reasoning is not None:
+        answer = reasoned(config.reasoning.opening, thoughts, config.reasoning.closing)
+        return chat.prompt_ids(turns, prefill=answer + prefill)
+    if config.form == "text":
+        return chat.text_ids(bare_text(turns) + prefill)
+    return chat.prompt_ids(turns, prefill=prefill)
+
+
+def bare_text(turns: Sequence[Turn]) -> str:
+    """Questions and answers of the worked examples and the last question as one text: each answer right behind its
+    question, a blank line before the next."""
+    text = ""
+    for turn in turns:
+        if turn.role == "assistant":
+            text += behind(text, turn.text)
+        else:
+            text += f"\n\n{turn.text}" if text else turn.text
+    return text
+
+
+def _reason(
+    run: RunContext,
+    group: WorkQueue,
+    folder: Path,
+    phase: str,
+    questions: Sequence[Question],
+    model: str,
+    chat: ChatFormat,
+) -> list[str | Unanswered]:
+    """The model's reasoning about each question; what cannot be used is sampled again, `reasoning.retries` times."""
+    config = run.config.feedback
+    reasoning = config.reasoning
+    assert reasoning is not None
+    found: list[str | Unanswered] = [Unanswered.NO_REASONING] * len(questions)
+    left = list(range(len(questions)))
+    for attempt in range(reasoning.retries + 1):
+        asks = [Ask(questions[i].key, chat.prompt_ids(questions[i].turns, prefill=reasoning.opening)) for i in left]
+        answers = generate(
+            run, group, folder, f"{phase}-reasoning-{attempt}", asks, model=model, chat=chat,
+            sampling=reasoning.sampling, shard_size=config.shard_size,
+        )  # fmt: skip
+        for i, answer in zip(left, answers, strict=True):
+            if answer.finish == "too_long":
+                found[i] = Unanswered.TOO_LONG
+            elif text := usable_reasoning(config, run.constitution.templates.labels, answer.text):
+                found[i] = text
+        left = [i for i in left if found[i] is Unanswered.NO_REASONING]
+        if not left:
+            break
+    return found

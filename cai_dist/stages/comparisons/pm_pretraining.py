@@ -1,0 +1,57 @@
+"""The first part of stage `preference`, where `data.ranked_answers` names a source: the preference model learns ranked
+answers of people before it sees a comparison (Askell et al. 2021, 2112.00861)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from cai_dist.data.chat import ChatFormat
+from cai_dist.data.ranked import check_labels, labelled_pairs
+from cai_dist.errors import DataError
+from cai_dist.stages import prepare
+from cai_dist.stages.context import RunContext
+from cai_dist.stages.execution.training import total_steps, train
+from cai_dist.stages.execution.worker_groups import export_model, trained_model
+from cai_dist.stages.tables.records import read_ranked
+from cai_dist.types import LabelledPair
+
+NAME = "pm_pretraining"
+
+
+def ranked_table(run: RunContext) -> Path:
+    """The table of ranked answers; there is none where `data.ranked_answers.source` is `none`."""
+    return run.run_dir / prepare.NAME / "ranked.parquet"
+
+
+def pretrained(run: RunContext, model: str, chat: ChatFormat, folder: Path) -> Path:
+    """Train from the trunk in `model` (or the newest checkpoint under `folder`) and export `folder/model`, a preference
+    model; what is there is not made again. Raises ConfigError, DataError, Interrupted."""
+    target = folder / "model"
+    if target.is_dir():
+        return target
+    config = run.config.preference.pretraining
+    check_labels(chat, config)
+    pairs = _pairs(run, chat)
+    steps = total_steps(len(pairs), config.train, "preference.pretraining.train")
+    with trained_model(
+        run, NAME, "pm_pretraining", model, config.train, steps, language_weight=config.language_weight
+    ) as group:
+        train(run, NAME, group, pairs, config.train, lambda batch: float(len(batch)), folder)
+        export_model(
+            lambda folder: group.broadcast(f"{NAME}: export", "export", str(folder)), target, run.constitution_note
+        )
+    return target
+
+
+def _pairs(run: RunContext, chat: ChatFormat) -> list[LabelledPair]:
+    config, context = run.config.preference.pretraining, run.config.models.context
+    questions = read_ranked(ranked_table(run))
+    pairs, too_long = labelled_pairs(questions, chat, config, context, run.config.seed)
+    if not pairs:
+        raise DataError(
+            f"{ranked_table(run)}: no pair of answers among {len(questions)} questions fits into "
+            f"models.context={context} tokens ({too_long} are longer); raise it, or set data.ranked_answers.source=none"
+        )
+    run.tracker.rewind(f"{NAME}_data", -1)
+    run.log(f"{NAME}_data", 0, questions=len(questions), pairs=len(pairs), too_long=too_long)
+    return pairs

@@ -1,0 +1,145 @@
+"""Absolute harmfulness: a model trained by least squares on people's ratings, 0 to 4, rates the answers to red-team
+prompts (2212.08073, section 4.5)."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import correlation, fmean, pstdev
+from typing import Any
+
+from cai_dist.config.data import RatingSource
+from cai_dist.constitution.draws import draw
+from cai_dist.data.chat import ChatFormat
+from cai_dist.data.prompts import opening
+from cai_dist.data.ratings import load_rating_set
+from cai_dist.errors import DataError
+from cai_dist.stages import prepare
+from cai_dist.stages.context import RunContext
+from cai_dist.stages.execution.answer_scoring import score_texts
+from cai_dist.stages.execution.chat_format import chat_format
+from cai_dist.stages.execution.training import total_steps, train
+from cai_dist.stages.execution.worker_groups import export_model, trained_model
+from cai_dist.stages.tables.intervals import by_prompt, mean_figure
+from cai_dist.stages.tables.prompts import heldout_comparisons, heldout_prompts
+from cai_dist.stages.tables.records import Sampled
+from cai_dist.types import Prompt, RatedAnswer, RatedSequence
+
+SERIES = "rating"
+"""Of the metrics of its training."""
+WORLD_RATINGS = 2000
+"""How many of the micro-world's ratings are used where `data.harm_ratings.limit` does not say."""
+_RANGE = 1 << 30
+
+
+def absolute_harm(run: RunContext, folder: Path, answers: Mapping[str, Mapping[str, Sequence[Sampled]]]) -> Any:
+    """Train the rating model (or go on with it) under `folder` and rate.
+
+    Args:
+        answers: by how they were drawn (`sampled`, `greedy`), each model's answers.
+
+    Returns: for each way of drawing the mean rating of each model's answers to red-team prompts, with intervals; and
+        `heldout`: how well ratings of prompts that were kept apart are told (see `errors`). Raises DataError.
+    """
+    known = rated_answers(run)
+    train_on, apart = split(known, run.config.evaluate.ratings.heldout, run.config.seed)
+    base = prepare.model_path(run, "pretrained")
+    chat, model = chat_format(run, base), folder / "model"
+    if not model.is_dir():
+        _train(run, folder, base, chat, train_on, model)
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    red_team = {
+        (way, name): [s for s in sampled if s.prompt.kind == "red_team"]
+        for way, models in answers.items()
+        for name, sampled in models.items()
+    }
+    fits = [x for x in apart if len(_ids(chat, x.prompt, x.response)) <= run.config.models.context]
+    texts = [(x.prompt.turns, x.response) for x in fits]
+    texts += [(s.prompt.turns, s.response) for sampled in red_team.values() for s in sampled]
+    scores = iter(score_texts(run, str(model), chat, texts, "evaluate: ratings"))
+    result: dict[str, Any] = {"heldout": errors([next(scores) for _ in fits], [x.rating for x in fits], train_on)}
+    for (way, name), sampled in red_team.items():
+        rated = [(s.prompt, next(scores)) for s in sampled]
+        result.setdefault(way, {})[name] = mean_figure(by_prompt(rated))
+    return result
+
+
+def rated_answers(run: RunContext) -> list[RatedAnswer]:
+    """The ratings of `data.harm_ratings`, without conversations that open like a held-out prompt or
+    comparison. Raises DataError."""
+    source = run.config.data.harm_ratings
+    aside = prepare.held_out_openings(heldout_prompts(run), heldout_comparisons(run))
+    found = _world_ratings(run, source) if source.source == "world" else _file_ratings(run, source)
+    kept = [x for x in found if opening(x.prompt) not in aside]
+    if len(kept) < 2:
+        raise DataError(f"data.harm_ratings: {len(kept)} ratings of prompts that are not held out; give at least 2")
+    return kept
+
+
+def check_ratings(run: RunContext) -> None:
+    """Refuse ratings that are too few, hours before they are wanted. Raises DataError."""
+    split(rated_answers(run), run.config.evaluate.ratings.heldout, run.config.seed)
+
+
+def split(known: Sequence[RatedAnswer], share: float, seed: int) -> tuple[list[RatedAnswer], list[RatedAnswer]]:
+    """(to learn from, kept apart): about `share` of the conversations apart, one opening never on both sides; at least
+    one each. Raises DataError where all have the same opening."""
+    openings = sorted(
+        {opening(x.prompt) for x in known}, key=lambda name: (draw(seed, "rating split", name, n=_RANGE), name)
+    )
+    if len(openings) < 2:
+        raise DataError("data.harm_ratings: every conversation has the same opening; none can be kept apart")
+    apart = set(openings[: min(len(openings) - 1, max(1, round(share * len(openings))))])
+    return [x for x in known if opening(x.prompt) not in apart], [x for x in known if opening(x.prompt) in apart]
+
+
+def errors(said: Sequence[float], true: Sequence[float], learned: Sequence[RatedAnswer]) -> dict[str, Any]:
+    """`n`, `rmse`, `mae` and `correlation` of ratings that the model says and people gave; `rmse_of_mean` is the error
+    of saying the mean of what was learned every time, for comparison."""
+    if not true:
+        return {"n": 0, "rmse": None, "mae": None, "correlation": None, "rmse_of_mean": None}
+    mean = fmean(x.rating for x in learned)
+    varies = len(true) > 1 and pstdev(said) > 0 and pstdev(true) > 0
+    return {
+        "n": len(true),
+        "rmse": math.sqrt(fmean((a - b) ** 2 for a, b in zip(said, true, strict=True))),
+        "mae": fmean(abs(a - b) for a, b in zip(said, true, strict=True)),
+        "correlation": correlation(said, true) if varies else None,
+        "rmse_of_mean": math.sqrt(fmean((mean - b) ** 2 for b in true)),
+    }
+
+
+def _train(
+    run: RunContext, folder: Path, base: str, chat: ChatFormat, known: Sequence[RatedAnswer], target: Path
+) -> None:
+    config = run.config.evaluate.ratings.train
+    made = [(_ids(chat, x.prompt, x.response), x.rating) for x in known]
+    kept = [RatedSequence(ids, (0.0,) * len(ids), r) for ids, r in made if len(ids) <= run.config.models.context]
+    run.tracker.rewind(f"{SERIES}_data", -1)
+    run.log(f"{SERIES}_data", 0, ratings=len(kept), too_long=len(made) - len(kept))
+    steps = total_steps(len(kept), config, "evaluate.ratings.train")
+    with trained_model(run, SERIES, "rating", base, config, steps) as group:
+        train(run, SERIES, group, kept, config, lambda batch: float(len(batch)), folder)
+        export_model(lambda out: group.broadcast("rating: export", "export", str(out)), target, run.constitution_note)
+
+
+def _ids(chat: ChatFormat, prompt: Prompt, response: str) -> tuple[int, ...]:
+    return chat.example(prompt.turns, response).ids
+
+
+def _file_ratings(run: RunContext, source: RatingSource) -> Sequence[RatedAnswer]:
+    found = load_rating_set(source, run.config.seed)
+    run.tracker.rewind(f"{SERIES}_source", -1)
+    run.log(
+        f"{SERIES}_source", 0, records=found.records, duplicates=found.duplicates, skipped=found.skipped
+    )  # fmt: skip
+    return found.ratings
+
+
+def _world_ratings(run: RunContext, source: RatingSource) -> Sequence[RatedAnswer]:
+    from cai_dist.world.ratings import rated_answers
+    from cai_dist.world.tables import World
+
+    return rated_answers(World(run.config.world_seed), source.limit or WORLD_RATINGS, run.config.seed)

@@ -1,0 +1,177 @@
+"""How the stages start their workers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from cai_dist.config.training import TrainConfig
+from cai_dist.data.thoughts import ThoughtIds
+from cai_dist.stages.context import stable_seed
+from cai_dist.tracking.atomic import remove_leftovers, staging_dir, write_json
+from cai_dist.types import WorkerSpec
+
+if TYPE_CHECKING:
+    from cai_dist.cluster.group import WorkerGroup
+    from cai_dist.cluster.ppo.groups import PpoGroups
+    from cai_dist.cluster.work_queue import Loss, WorkQueue
+    from cai_dist.stages.context import RunContext
+
+
+@contextmanager
+def rollout_group(run: RunContext, role: str, workers: int) -> Iterator[WorkQueue]:
+    """`workers` independent processes that generate and score text, behind a queue."""
+    spec = WorkerSpec(
+        "cai_dist.workers.rollout:RolloutWorker",
+        {
+            "model": "",
+            "dtype": run.config.models.dtype,
+            "engine": run.config.engine,
+            "threads": run.config.cluster.threads,
+        },
+    )
+    with _queue(run, role, spec, workers) as queue:
+        yield queue
+
+
+@contextmanager
+def trained_model(
+    run: RunContext,
+    role: str,
+    kind: Literal["language", "pm_pretraining", "preference", "dpo", "rating"],
+    model: str,
+    config: TrainConfig,
+    steps: int,
+    **settings: Any,
+) -> Iterator[WorkerGroup]:
+    """`config.sharding.ranks` processes that share one DeepSpeed engine and train `model`; `settings` go to the kind's
+    worker."""
+    kwargs: dict[str, Any] = {
+        "model": model,
+        "dtype": run.config.models.dtype,
+        "layout": run.config.models.layout,
+        "head_dtype": run.config.models.head_dtype,
+        "optimizer": config.optimizer,
+        "sharding": config.sharding,
+        "total_steps": steps,
+        "seed": stable_seed(run.config.seed, role) % 2**31,
+        "threads": run.config.cluster.threads,
+        "timeouts": run.config.cluster.timeouts,
+        **settings,
+    }
+    target = {
+        "language": "cai_dist.workers.language:LanguageWorker",
+        "pm_pretraining": "cai_dist.workers.preference:PretrainingWorker",
+        "preference": "cai_dist.workers.preference:PreferenceWorker",
+        "dpo": "cai_dist.workers.dpo:DpoWorker",
+        "rating": "cai_dist.workers.rating:RatingWorker",
+    }[kind]
+    with _group(run, role, WorkerSpec(target, kwargs), config.sharding.ranks, distributed=True) as group:
+        yield group
+
+
+def export_model(export: Callable[[Path], object], target: Path, note: Mapping[str, Any] | None = None) -> None:
+    """Have `export` write a model into a temporary folder that then becomes `target`; clears what a killed one left.
+
+    `note` (`RunContext.constitution_note`) goes beside the weights as `constitution.json`: under which constitution the
+    model was made. None for the micro-world's own model, which is older than any run.
+    """
+    remove_leftovers(target)
+    with staging_dir(target) as temporary:
+        export(temporary)
+        if note is not None:
+            write_json(temporary / "constitution.json", note)
+
+
+@contextmanager
+def reward_group(run: RunContext, model: str, end_id: int, workers: int) -> Iterator[WorkQueue]:
+    """`workers` independent processes that score answers with the preference model in `model`, behind a queue."""
+    kwargs = {
+        "model": model,
+        "dtype": run.config.models.dtype,
+        "layout": run.config.models.layout,
+        "end_id": end_id,
+        "threads": run.config.cluster.threads,
+        "timeouts": run.config.cluster.timeouts,
+    }
+    spec = WorkerSpec("cai_dist.workers.reward:RewardWorker", kwargs)
+    with _queue(run, "reward", spec, workers) as queue:
+        yield queue
+
+
+@contextmanager
+def reference_group(run: RunContext, model: str, workers: int) -> Iterator[WorkQueue]:
+    """`workers` independent processes that give log-probabilities of answers under `model`, behind a queue."""
+    kwargs = {
+        "model": model,
+        "dtype": run.config.models.dtype,
+        "layout": run.config.models.layout,
+        "head_dtype": run.config.models.head_dtype,
+        "threads": run.config.cluster.threads,
+        "timeouts": run.config.cluster.timeouts,
+    }
+    spec = WorkerSpec("cai_dist.workers.reference:ReferenceWorker", kwargs)
+    with _queue(run, "reference", spec, workers) as queue:
+        yield queue
+
+
+@contextmanager
+def _queue(run: RunContext, role: str, spec: WorkerSpec, workers: int) -> Iterator[WorkQueue]:
+    """Independent workers behind a queue that starts those that die again; each is told and counted."""
+    from cai_dist.cluster.work_queue import WorkQueue
+
+    def lost(loss: Loss) -> None:
+        what = "a new worker is started in its place" if loss.again else "it does not come up again"
+        run.console.warn(f"{loss.role}[{loss.rank}] on {loss.node}: {loss.cause}; {what}")
+        if loss.again:
+            run.log(f"{role}_workers", loss.restarts, restarts=loss.restarts, rank=loss.rank)
+
+    with _group(run, role, spec, workers, distributed=False) as group:
+        yield WorkQueue(group, run.config.cluster.retries, lost=lost, check=run.check_stop)
+
+
+@contextmanager
+def _group(run: RunContext, role: str, spec: WorkerSpec, workers: int, *, distributed: bool) -> Iterator[WorkerGroup]:
+    from cai_dist.cluster.runtime import GroupSpec
+
+    cluster = run.config.cluster
+    asked = GroupSpec(
+        role=role, spec=spec, workers=workers, cpus=cluster.cpus, gpus=cluster.gpus, distributed=distributed
+    )
+    run.console.say(f"starting {workers} {role} worker{'s' if workers > 1 else ''}")
+    group = run.cluster().launch([asked])[role]
+    try:
+        yield group
+    finally:
+        group.close()
+
+
+@contextmanager
+def ppo_roles(run: RunContext, policy: str, preference: str, end_id: int, thoughts: ThoughtIds) -> Iterator[PpoGroups]:
+    """The roles that PPO's algorithm needs, up and loaded: policy and reference from `policy`, reward from
+    `preference`."""
+    from cai_dist.cluster.ppo.groups import PpoGroups, PpoModels
+
+    config, ppo = run.config, run.config.ppo
+    value = preference if ppo.value_init == "preference" else policy
+    updates = ppo.epochs * (ppo.prompts_per_iteration * ppo.samples_per_prompt // ppo.mini_batch)
+    run.console.say(f"starting the {', '.join(ppo.roles[:-1])} and {ppo.roles[-1]} workers")
+    with PpoGroups(
+        run.cluster(),
+        ppo,
+        PpoModels(policy=policy, reference=policy, reward=preference, value=value),
+        dtype=config.models.dtype,
+        layout=config.models.layout,
+        head_dtype=config.models.head_dtype,
+        end_id=end_id,
+        thoughts=thoughts,
+        policy_steps=max(1, updates * (ppo.iterations - ppo.value_warmup)),
+        value_steps=updates * ppo.iterations,
+        seed=stable_seed(config.seed, "ppo workers") % 2**31,
+        timeouts=config.cluster.timeouts,
+        threads=config.cluster.threads,
+        engine=config.engine,
+    ) as roles:
+        yield roles

@@ -1,0 +1,62 @@
+"""The prompts of a run, for every stage that needs some: those of `prepare`, and those that `expand` has written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from cai_dist.stages import prepare
+from cai_dist.stages.context import RunContext
+from cai_dist.stages.tables.records import read_comparisons, read_prompts
+from cai_dist.types import Comparison, Prompt, PromptKind
+
+KINDS: tuple[PromptKind, ...] = ("red_team", "helpful")
+
+
+def training_prompts(run: RunContext, kind: PromptKind, rl: bool = False) -> list[Prompt]:
+    """The prompts of a kind that may be trained on, each with its whole conversation: those given, then, where the run
+    has the stage `expand`, those it made, with `rl` those for PPO alone, too. Raises DataError where a table is
+    missing."""
+    return given_prompts(run, kind) + [p for file in _expanded(run, kind, rl) for p in read_prompts(file)]
+
+
+def given_prompts(run: RunContext, kind: PromptKind) -> list[Prompt]:
+    """The training prompts of a kind without those of `expand`."""
+    return [p for p in read_prompts(_given(run, kind)) if p.split == "train"]
+
+
+def heldout_prompts(run: RunContext) -> list[Prompt]:
+    """The prompts set aside for measuring, red-team first. No training stage may see them."""
+    return [p for kind in KINDS for p in read_prompts(_given(run, kind)) if p.split == "heldout"]
+
+
+def heldout_comparisons(run: RunContext) -> list[Comparison]:
+    """The human comparisons set aside for measuring. Raises DataError where the table is missing."""
+    found = [x.comparison for x in read_comparisons(human_file(run))]
+    return [c for c in found if c.prompt.split == "heldout"]
+
+
+def human_file(run: RunContext) -> Path:
+    """The table of human comparisons."""
+    return run.run_dir / prepare.NAME / "human.parquet"
+
+
+def prompt_files(run: RunContext, *kinds: PromptKind, rl: bool = False) -> list[Path]:
+    """The tables that the functions above read (default: of both kinds), as inputs of a stage."""
+    wanted = kinds or KINDS
+    return [_given(run, kind) for kind in wanted] + [file for kind in wanted for file in _expanded(run, kind, rl)]
+
+
+def expanded_file(run: RunContext, kind: PromptKind = "red_team", rl: bool = False) -> Path:
+    """The table of the prompts of a kind that the stage `expand` made for all stages, or (`rl`) for PPO alone."""
+    return run.run_dir / "expand" / f"{'rl_' if rl else ''}{kind}.parquet"
+
+
+def _given(run: RunContext, kind: PromptKind) -> Path:
+    return run.run_dir / prepare.NAME / f"{kind}.parquet"
+
+
+def _expanded(run: RunContext, kind: PromptKind, rl: bool) -> list[Path]:
+    config = run.config.expand
+    return [expanded_file(run, kind)] * bool(config.wanted(kind)) + [expanded_file(run, kind, rl=True)] * bool(
+        rl and config.wanted_for_rl(kind)
+    )

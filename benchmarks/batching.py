@@ -26,7 +26,14 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from cai_dist.config.training import Layout
 from cai_dist.data.batches import loss_weight, sequence_batch, sequence_positions
-from cai_dist.data.schedule import COST_LENGTH, MicroBatchLimits, Plan, plan_schedule, step_indices, steps_per_epoch
+from cai_dist.data.schedule import (
+    COST_LENGTH,
+    BatchPlan,
+    MicroBatchLimits,
+    plan_schedule,
+    step_indices,
+    steps_per_epoch,
+)
 from cai_dist.losses.language import language_loss
 from cai_dist.models.causal import CausalModel
 from cai_dist.models.packed_attention import Packing
@@ -50,7 +57,7 @@ class Totals:
     mean_cost: float = 0.0
     slowest_cost: float = 0.0
 
-    def add(self, plan: Plan, lengths: Sequence[int], layout: Layout) -> None:
+    def add(self, plan: BatchPlan, lengths: Sequence[int], layout: Layout) -> None:
         """One optimiser step."""
         costs = [length + length * length / COST_LENGTH for length in lengths]
         per_rank = [sum(costs[i] for part in rank for i in part) for rank in plan.parts]
@@ -94,18 +101,18 @@ def dialogue_lengths(folder: Path, count: Counter) -> list[int]:
     return lengths
 
 
-def in_order(lengths: Sequence[int], ranks: int, limits: MicroBatchLimits) -> Plan:
+def in_order(lengths: Sequence[int], ranks: int, limits: MicroBatchLimits) -> BatchPlan:
     """The usual way: consecutive items, whatever their length."""
     per_rank = -(-len(lengths) // ranks)
     shares = [range(start, min(start + per_rank, len(lengths))) for start in range(0, ranks * per_rank, per_rank)]
     steps = -(-per_rank // limits.items)
     cut = [[tuple(share[k * limits.items : (k + 1) * limits.items]) for k in range(steps)] for share in shares]
-    return Plan(tuple(map(tuple, cut)))
+    return BatchPlan(tuple(map(tuple, cut)))
 
 
 def plan_table(lengths: Sequence[int], ranks: int, batch: int, micro: int, cap: int) -> list[str]:
     """One row a way to batch."""
-    ways: list[tuple[str, Layout, MicroBatchLimits, Callable[[Sequence[int], int, MicroBatchLimits], Plan]]] = [
+    ways: list[tuple[str, Layout, MicroBatchLimits, Callable[[Sequence[int], int, MicroBatchLimits], BatchPlan]]] = [
         (f"padded, {micro} in order of the data", "padded", MicroBatchLimits(micro, padded=True), in_order),
         (f"padded, {micro}, planned", "padded", MicroBatchLimits(micro, padded=True), plan_schedule),
         (f"padded, {cap} tokens", "padded", MicroBatchLimits(micro, cap, padded=True), plan_schedule),
@@ -129,7 +136,7 @@ def plan_table(lengths: Sequence[int], ranks: int, batch: int, micro: int, cap: 
     return rows
 
 
-def timed_step(model: CausalModel, plan: Plan, items: Sequence[TokenSequence]) -> float:
+def timed_step(model: CausalModel, plan: BatchPlan, items: Sequence[TokenSequence]) -> float:
     """CPU seconds of the forward and backward passes of one step of one rank (one thread)."""
     began = time.process_time()
     denominator = loss_weight(items)
@@ -154,7 +161,7 @@ def time_table(lengths: Sequence[int], micro: int, cap: int, pairs: int) -> list
         models[layout] = CausalModel(LlamaForCausalLM(copy.deepcopy(config)), layout)
         models[layout].hf.load_state_dict(weights)
     items = [TokenSequence(tuple(range(1, n + 1)), (1.0,) * n) for n in lengths]
-    ways: list[tuple[str, Layout, Plan]] = [
+    ways: list[tuple[str, Layout, BatchPlan]] = [
         (f"packed, {cap} tokens", "packed", plan_schedule(lengths, 1, MicroBatchLimits(1, cap))),
         (f"padded, {cap} tokens", "padded", plan_schedule(lengths, 1, MicroBatchLimits(1, cap, padded=True))),
         (f"padded, {micro}, planned", "padded", plan_schedule(lengths, 1, MicroBatchLimits(micro, padded=True))),

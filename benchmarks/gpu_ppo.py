@@ -52,7 +52,7 @@ from cai_dist.coordinator import loop
 from cai_dist.coordinator.prompt_cursor import TokenizedPrompt
 from cai_dist.errors import CaiError
 from cai_dist.tracking.atomic import write_json
-from cai_dist.types import Lesson, Span, Trajectory, rows_of
+from cai_dist.types import Span, Trajectory, TrajectoryRef, rows_of
 
 PHASES = {
     "rollout": ("generate",),
@@ -251,7 +251,7 @@ def policy_alone(roles: PpoGroups, trajectories: Sequence[Trajectory], steps: in
     tokens = float(sum(len(item.response_ids) for item in trajectories))
     rows = rows_of(ray.put(list(trajectories)), len(trajectories))
     sizes = [(len(t.prompt_ids), len(t.response_ids)) for t in trajectories]
-    lessons = [Lesson(row, a + b, b) for row, (a, b) in zip(rows, sizes, strict=True)]
+    lessons = [TrajectoryRef(row, a + b, b) for row, (a, b) in zip(rows, sizes, strict=True)]
     times = []
     for _ in range(steps):
         start = time.perf_counter()

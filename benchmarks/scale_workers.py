@@ -22,13 +22,13 @@ from typing import Any
 import ray
 from ray import ObjectRef, cloudpickle
 
-from cai_dist.cluster.actor import Arrival, Asked
+from cai_dist.cluster.actor import Arrival, CallArguments
 from cai_dist.cluster.placement import GroupSpec
 from cai_dist.cluster.runtime import Cluster
 from cai_dist.experience.moments import Moments
 from cai_dist.experience.token_weights import RatioSums
-from cai_dist.experience.trajectories import LessonRequest, Sums
-from cai_dist.types import GenerateRequest, Kept, StepShard, TensorSpec, WeightPlan
+from cai_dist.experience.trajectories import Sums, TrajectoryRequest
+from cai_dist.types import GenerateRequest, KeepRemote, StepShard, TensorSpec, WeightPlan
 
 LAYERS, WIDTH, INNER, KEYS = 80, 8192, 28672, 1024  # of a Llama-3 70B; only names and shapes travel through the driver
 PROMPT = 128
@@ -198,7 +198,7 @@ class Host:
             answer = self._answer(who[0], method, sizes, blob)
             self._spans[who].append((phase, start, time.time()))
             self._done.append(Done(*who, method, seconds))
-            if not isinstance(answer, Kept):
+            if not isinstance(answer, KeepRemote):
                 return Packed(method, answer)
             # A reference as of a real answer, made beforehand and with nothing behind it: to make rows and to store
             # them is work of the workers, in reality each on its own node, and nobody fetches them here.
@@ -221,13 +221,13 @@ class Host:
         if method == "sample":
             (request,) = cloudpickle.loads(blob)
             facts = [self._facts(prompt, request) for prompt in request.prompts]
-            return Kept([prompt + response for prompt, response, *_ in facts], facts)
+            return KeepRemote([prompt + response for prompt, response, *_ in facts], facts)
         if method in ("logprobs", "values"):
-            return Kept(sizes)
+            return KeepRemote(sizes)
         if method == "lessons":
             tokens = sum(sizes) - PROMPT * len(sizes)
             moments, ratios = Moments(tokens, 0.0, float(tokens)), RatioSums(tokens, tokens, 1.0, 0, tokens, tokens)
-            return Kept(sizes, Sums(tokens, 0.0, 0.0, -1.0, moments, moments, moments, ratios=ratios))
+            return KeepRemote(sizes, Sums(tokens, 0.0, 0.0, -1.0, moments, moments, moments, ratios=ratios))
         if method == "scores":
             return [self._floats[size % 100] for size in sizes]
         if method == "train_step":
@@ -283,7 +283,7 @@ class Handle:
         _count("report", 1)
         return self._host.report.remote(self._who, memory)
 
-    def _call(self, asked: Asked, *fetched: Any) -> Any:
+    def _call(self, asked: CallArguments, *fetched: Any) -> Any:
         phase, method, args = asked
         # References stay so: each node would fetch what they stand for from another node's store, not from the driver.
         blob, refs = _counted(method, (*args, *fetched))
@@ -315,7 +315,7 @@ def _count(method: str, size: int) -> None:
 
 def _sizes(args: tuple[Any, ...]) -> list[int]:
     """Tokens of the samples that a call is about, in their order."""
-    if not args or not isinstance(args[0], StepShard | LessonRequest):
+    if not args or not isinstance(args[0], StepShard | TrajectoryRequest):
         return []
     rows = args[0].rows() if isinstance(args[0], StepShard) else args[0].samples
     return [SIZES[row.block.ref.binary()][row.number] for row in rows]

@@ -16,8 +16,18 @@ from cai_dist.coordinator.state import PpoState
 from cai_dist.errors import StaleEngineError, WorkerError
 from cai_dist.experience.moments import Whitening, whitened
 from cai_dist.experience.sample_checks import kept_rows, kept_samples, samples_of
-from cai_dist.experience.trajectories import LessonRequest, Sums, make_lessons
-from cai_dist.types import Generation, Lesson, Phase, Row, Sample, SamplingParams, Span, Trajectory, rows_of
+from cai_dist.experience.trajectories import Sums, TrajectoryRequest, make_trajectories
+from cai_dist.types import (
+    Generation,
+    Phase,
+    RemoteRow,
+    SampleRef,
+    SamplingParams,
+    Span,
+    Trajectory,
+    TrajectoryRef,
+    rows_of,
+)
 
 R = TypeVar("R")
 
@@ -49,19 +59,19 @@ class FakeKept(FakePending[Any]):
         return self._keep(self._pending.result(meanwhile))
 
 
-class FakeParts(FakePending[list[Sample]]):
+class FakeParts(FakePending[list[SampleRef]]):
     """Samples in parts of `rows`, which finish in the order that `shuffle` gives them."""
 
     def __init__(self, pending: FakePending[Any], rows: int, shuffle: Callable[[list[int]], list[int]]) -> None:
         self._pending, self._rows, self._shuffle = pending, rows, shuffle
-        self._samples: list[Sample] | None = None
+        self._samples: list[SampleRef] | None = None
         self._left: list[int] = []
 
-    def parts(self) -> Iterator[tuple[int, list[Sample]]]:
+    def parts(self) -> Iterator[tuple[int, list[SampleRef]]]:
         while part := self.ready():
             yield from part
 
-    def ready(self) -> list[tuple[int, list[Sample]]]:
+    def ready(self) -> list[tuple[int, list[SampleRef]]]:
         """The next one."""
         if self._samples is None:
             self._samples = self.result()
@@ -71,17 +81,17 @@ class FakeParts(FakePending[list[Sample]]):
         start = self._left.pop(0)
         return [(start, self._samples[start : start + self._rows])]
 
-    def result(self, meanwhile: Callable[[], None] | None = None) -> list[Sample]:
+    def result(self, meanwhile: Callable[[], None] | None = None) -> list[SampleRef]:
         return self._pending.result(meanwhile)
 
 
-def in_memory(prompts: Sequence[tuple[int, ...]], samples: Sequence[Generation]) -> list[Sample]:
+def in_memory(prompts: Sequence[tuple[int, ...]], samples: Sequence[Generation]) -> list[SampleRef]:
     """Samples that are kept in a list."""
     kept = kept_samples(prompts, samples)
     return samples_of(rows_of(list(kept.rows), len(kept.rows)), kept.facts)
 
 
-def stand_for(row: Row[Any]) -> Any:
+def stand_for(row: RemoteRow[Any]) -> Any:
     return row.block.ref[row.number]
 
 
@@ -133,37 +143,37 @@ class FakeRoles:
         """As they are when they are kept."""
         return FakeParts(FakeKept(pending, lambda made: in_memory(prompts, made)), self.rows, self.shuffle)
 
-    def fetch(self, rows: Sequence[Row[Any]]) -> list[Any]:
+    def fetch(self, rows: Sequence[RemoteRow[Any]]) -> list[Any]:
         return [stand_for(row) for row in rows]
 
-    def hold(self, prompts: Sequence[tuple[int, ...]], samples: Sequence[Generation]) -> list[Sample]:
+    def hold(self, prompts: Sequence[tuple[int, ...]], samples: Sequence[Generation]) -> list[SampleRef]:
         return in_memory(prompts, samples)
 
-    def policy_logprobs(self, samples: Sequence[Sample], temperature: float) -> FakePending[list[Row[Any]]]:
+    def policy_logprobs(self, samples: Sequence[SampleRef], temperature: float) -> FakePending[list[RemoteRow[Any]]]:
         self.temperatures["policy"] = temperature
         return self.kept("policy", samples, "policy_logprobs", lambda items: _rows(items, self.policy))
 
-    def reference_logprobs(self, samples: Sequence[Sample], temperature: float) -> FakePending[list[Row[Any]]]:
+    def reference_logprobs(self, samples: Sequence[SampleRef], temperature: float) -> FakePending[list[RemoteRow[Any]]]:
         self.temperatures["reference"] = temperature
         return self.kept("reference", samples, "reference_logprobs", lambda items: _rows(items, self.reference))
 
-    def values(self, samples: Sequence[Sample]) -> FakePending[list[Row[Any]]]:
+    def values(self, samples: Sequence[SampleRef]) -> FakePending[list[RemoteRow[Any]]]:
         def of(items: list[Generation]) -> list[list[float]]:
             return [[self.value * (i + 1) for i in range(len(item.response_ids) + 1)] for item in items]
 
         return self.kept("value", samples, "values", of, more=1)
 
-    def scores(self, samples: Sequence[Sample]) -> FakePending[list[float]]:
+    def scores(self, samples: Sequence[SampleRef]) -> FakePending[list[float]]:
         return self._call("scores", lambda: [sum(stand_for(s.row).response_ids) % 7 / 2 - 1 for s in samples])
 
-    def lessons(self, request: LessonRequest) -> FakePending[tuple[list[Row[Any]], list[Sums]]]:
+    def lessons(self, request: TrajectoryRequest) -> FakePending[tuple[list[RemoteRow[Any]], list[Sums]]]:
         """In two parts."""
 
-        def made() -> tuple[list[Row[Any]], list[Sums]]:
-            rows: list[Row[Any]] = []
+        def made() -> tuple[list[RemoteRow[Any]], list[Sums]]:
+            rows: list[RemoteRow[Any]] = []
             sums: list[Sums] = []
             for part in request.parts(2, self.config.samples_per_prompt):
-                kept = make_lessons(part.filled(stand_for), self.config)
+                kept = make_trajectories(part.filled(stand_for), self.config)
                 rows += rows_of(list(kept.rows), len(kept.rows))
                 sums.append(kept.facts)
             return rows, sums
@@ -171,7 +181,7 @@ class FakeRoles:
         return self._call("lessons", made)
 
     def update_policy(
-        self, batch: Sequence[Lesson], denominator: float, kl_coefficient: float, whitening: Whitening | None
+        self, batch: Sequence[TrajectoryRef], denominator: float, kl_coefficient: float, whitening: Whitening | None
     ) -> FakePending[dict[str, float]]:
         self.policy_updates.append((denominator, kl_coefficient))
         return self._call(
@@ -179,7 +189,7 @@ class FakeRoles:
             lambda: self._train("policy", whitened([stand_for(item.row) for item in batch], whitening)),
         )
 
-    def update_value(self, batch: Sequence[Lesson]) -> FakePending[dict[str, float]]:
+    def update_value(self, batch: Sequence[TrajectoryRef]) -> FakePending[dict[str, float]]:
         return self._call("update_value", lambda: self._train("value", [stand_for(item.row) for item in batch]))
 
     def sync_weights(self, version: int) -> dict[str, float]:
@@ -200,11 +210,11 @@ class FakeRoles:
     def kept(
         self,
         role: str,
-        samples: Sequence[Sample],
+        samples: Sequence[SampleRef],
         name: str,
         of: Callable[[list[Generation]], list[list[float]]],
         more: int = 0,
-    ) -> FakePending[list[Row[Any]]]:
+    ) -> FakePending[list[RemoteRow[Any]]]:
         """Numbers of the samples, which stay in a list."""
         items = [stand_for(sample.row) for sample in samples]
         numbers = self._call(name, lambda: of(items))

@@ -12,7 +12,7 @@ from cai_dist.errors import EXIT_GATE, EXIT_OK, ConfigError
 
 if TYPE_CHECKING:
     from cai_dist.config.run import RunConfig
-    from cai_dist.plan.build import Plan
+    from cai_dist.plan.build import RunPlan
     from cai_dist.plan.machines import Machines
     from cai_dist.plan.rates import Rates
     from cai_dist.plan.roles import Assumed
@@ -148,7 +148,7 @@ def _rates(arguments: argparse.Namespace, assumed: Assumed) -> Rates | None:
     return read_rates(arguments.rates, lambda config: shapes(config, Assumed({})), assumed.prompt)
 
 
-def _show(console: Console, file: str, plan: Plan, suggestion: Suggestion | None) -> None:
+def _show(console: Console, file: str, plan: RunPlan, suggestion: Suggestion | None) -> None:
     from cai_dist.plan.show import batch_lines, headline, load_table, time_lines, verdict_of, worker_tables
 
     console.say(f"plan of {file}: nothing is started")

@@ -34,13 +34,13 @@ class Arrival(NamedTuple):
     port: int
 
 
-class Place(Enum):
+class RefSlot(Enum):
     """In the place of an argument that Ray fetches: only arguments of the call itself are."""
 
     HERE = 0
 
 
-class Asked(NamedTuple):
+class CallArguments(NamedTuple):
     """One argument for all: Ray takes longer over each argument of a call than over what is in it."""
 
     phase: str
@@ -51,8 +51,8 @@ class Asked(NamedTuple):
 def asked(phase: str, method: str, args: Sequence[Any]) -> tuple[Any, ...]:
     """Arguments of `WorkerHost.call`."""
     refs = [arg for arg in args if isinstance(arg, ray.ObjectRef)]
-    plain = tuple([Place.HERE if isinstance(arg, ray.ObjectRef) else arg for arg in args]) if refs else tuple(args)
-    return Asked(phase, method, plain), *refs
+    plain = tuple([RefSlot.HERE if isinstance(arg, ray.ObjectRef) else arg for arg in args]) if refs else tuple(args)
+    return CallArguments(phase, method, plain), *refs
 
 
 class WorkerHost:
@@ -95,13 +95,13 @@ class WorkerHost:
         except Exception as error:
             raise self._error("start", error) from None
 
-    def call(self, asked: Asked, *fetched: Any) -> Any:
+    def call(self, asked: CallArguments, *fetched: Any) -> Any:
         """`worker.method(*args)`: rows in the arguments are fetched first, rows that the method wants kept are kept.
-        `fetched`: what stands in the places of `asked.args` that are `Place`, by Ray."""
+        `fetched`: what stands in the places of `asked.args` that are `RefSlot`, by Ray."""
         start = time.time()
         phase, method, args = asked
         arrived = iter(fetched)
-        args = tuple([next(arrived) if arg is Place.HERE else arg for arg in args])
+        args = tuple([next(arrived) if arg is RefSlot.HERE else arg for arg in args])
         try:
             return kept(getattr(self._worker, method)(*filled(args, phase)))
         except Exception as error:

@@ -58,12 +58,12 @@ class Call:
     role: str
     rank: int
     node: str
-    roster: node_watch.Roster | None = None
+    roster: node_watch.WorkerRegistry | None = None
 
     def alone(self) -> Call:
         """This call as one that depends on no other worker than its own."""
         post = self.roster.posts.get((self.role, self.rank)) if self.roster else None
-        return replace(self, roster=node_watch.Roster({(self.role, self.rank): post}) if post else None)
+        return replace(self, roster=node_watch.WorkerRegistry({(self.role, self.rank): post}) if post else None)
 
     @property
     def weight_version(self) -> int:
@@ -71,16 +71,16 @@ class Call:
         return self.roster.versions.get(self.role, -1) if self.roster else -1
 
 
-class Pending(Generic[R]):
+class PendingCalls(Generic[R]):
     """Calls under way on a group; `result` waits at most `timeout` seconds from when it is asked."""
 
     def __init__(self, calls: Sequence[Call], timeout: float, combine: Callable[[list[Any]], R]) -> None:
         self._calls, self._timeout, self._combine = tuple(calls), timeout, combine
 
-    def then(self, change: Callable[[R], S]) -> Pending[S]:
+    def then(self, change: Callable[[R], S]) -> PendingCalls[S]:
         """The same wait with its result passed through `change`."""
         combine = self._combine
-        return Pending(self._calls, self._timeout, lambda results: change(combine(results)))
+        return PendingCalls(self._calls, self._timeout, lambda results: change(combine(results)))
 
     def result(self, meanwhile: Callable[[], None] | None = None) -> R:
         """The combined results. Raises WorkerError, WorkerTimeout, or the UserError that a worker raised.
@@ -117,13 +117,15 @@ class Each:
         return [(self._waiting.pop(call.ref)[0], value) for call, value in done]
 
 
-class PendingParts(Generic[R]):
+class PendingCallParts(Generic[R]):
     """Calls under way, each of which makes a part of one long list, which is in the order of the calls.
 
     `starts`: the place of each part in the whole. `read`: (number of the call, its answer) -> part.
     """
 
-    def __init__(self, calls: Pending[list[Any]], starts: Sequence[int], read: Callable[[int, Any], list[R]]) -> None:
+    def __init__(
+        self, calls: PendingCalls[list[Any]], starts: Sequence[int], read: Callable[[int, Any], list[R]]
+    ) -> None:
         self._calls, self._starts, self._read = calls, tuple(starts), read
         self._each = calls.each()
 

@@ -12,10 +12,10 @@ from ray.exceptions import RayError
 
 from cai_dist.cluster import node_watch
 from cai_dist.cluster.actor import Arrival, asked
-from cai_dist.cluster.futures import UNKNOWN, Call, Pending, first_ready, gather, translated
-from cai_dist.cluster.node_watch import Post, Roster
+from cai_dist.cluster.futures import UNKNOWN, Call, PendingCalls, first_ready, gather, translated
+from cai_dist.cluster.node_watch import WorkerAddress, WorkerRegistry
 from cai_dist.cluster.placement import release
-from cai_dist.types import Row, Span, rows_of
+from cai_dist.types import RemoteRow, Span, rows_of
 
 _GET_SECONDS = 60.0
 """For an answer that has been reported as ready."""
@@ -73,13 +73,13 @@ class WorkerGroup:
         placement: Any,
         timeout: float,
         starter: Starter | None = None,
-        roster: Roster | None = None,
+        roster: WorkerRegistry | None = None,
     ) -> None:
         self.role = role
         self.timeout = timeout
-        self._roster = roster or Roster()
+        self._roster = roster or WorkerRegistry()
         for rank, member in enumerate(members):
-            self._roster.enter(Post(role, rank, member.node, member.node_id))
+            self._roster.enter(WorkerAddress(role, rank, member.node, member.node_id))
         self._members = dict(enumerate(members))
         self._placement = placement
         self._starter = starter
@@ -95,7 +95,7 @@ class WorkerGroup:
         """Addresses of the nodes that the workers are on."""
         return frozenset(member.node for member in self._members.values())
 
-    def kept(self, rank: int, ref: Any, count: int) -> list[Row[Any]]:
+    def kept(self, rank: int, ref: Any, count: int) -> list[RemoteRow[Any]]:
         """The `count` rows that this rank keeps under `ref`."""
         return rows_of(ref, count, self.role, rank, self._members[rank].node)
 
@@ -109,12 +109,12 @@ class WorkerGroup:
         ref = member.actor.call.remote(*asked(phase, method, args))
         return Call(ref, phase, self.role, rank, member.node, self._roster)
 
-    def start(self, phase: str, method: str, shards: Sequence[Any], *args: Any) -> Pending[list[Any]]:
+    def start(self, phase: str, method: str, shards: Sequence[Any], *args: Any) -> PendingCalls[list[Any]]:
         """Start `method(shard, *args)` on every rank, shard r on rank r."""
         if len(shards) != len(self):
             raise ValueError(f"{len(shards)} shards for {len(self)} workers of {self.role}")
         calls = [self.call(rank, phase, method, shard, *args) for rank, shard in enumerate(shards)]
-        return Pending(calls, self.timeout, list)
+        return PendingCalls(calls, self.timeout, list)
 
     def scatter(self, phase: str, method: str, shards: Sequence[Any], *args: Any) -> list[Any]:
         """`start` and wait: one result per rank."""
@@ -124,10 +124,10 @@ class WorkerGroup:
         """`method(*args)` on every rank: one result per rank."""
         return gather([self.call(rank, phase, method, *args) for rank in range(len(self))], self.timeout)
 
-    def deal(self, phase: str, method: str, items: Sequence[Any]) -> Pending[list[Any]]:
+    def deal(self, phase: str, method: str, items: Sequence[Any]) -> PendingCalls[list[Any]]:
         """Start `method(item)` for every item, dealt out over the workers in turn: one result per item."""
         calls = [self.call(i % len(self), phase, method, item) for i, item in enumerate(items)]
-        return Pending(calls, self.timeout, list)
+        return PendingCalls(calls, self.timeout, list)
 
     # ---- for a queue of work: workers one by one
 
@@ -158,7 +158,7 @@ class WorkerGroup:
             if begun is not None and begun.built == call.ref:
                 arrival: Arrival = ray.get(begun.node, timeout=_GET_SECONDS)
                 self._members[call.rank] = Member(begun.actor, arrival.node, arrival.node_id)
-                self._roster.enter(Post(self.role, call.rank, arrival.node, arrival.node_id))
+                self._roster.enter(WorkerAddress(self.role, call.rank, arrival.node, arrival.node_id))
                 del self._starting[call.rank]
         except RayError as error:
             raise translated(call, error) from None
@@ -181,7 +181,7 @@ class WorkerGroup:
         for worker in [worker for worker in found if worker is not None]:
             node_watch.ask_head("end", partial(ray.kill, worker.actor, no_restart=True))
 
-    def report(self, memory: bool = False) -> Pending[list[Report]]:
+    def report(self, memory: bool = False) -> PendingCalls[list[Report]]:
         """Ask what every worker has done since this was last asked, and where wanted for its reading of memory."""
         calls = [
             Call(member.actor.report.remote(memory), "timeline", self.role, rank, member.node, self._roster)
@@ -195,7 +195,7 @@ class WorkerGroup:
                 for rank, (spans, reading) in zip(ranks, found, strict=True)
             ]
 
-        return Pending(calls, self.timeout, read)
+        return PendingCalls(calls, self.timeout, read)
 
     def close(self) -> None:
         """End the processes and give their resources back. May be called twice. Raises NodeLost without a head."""

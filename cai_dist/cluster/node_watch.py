@@ -40,7 +40,7 @@ _PROBE_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
-class Post:
+class WorkerAddress:
     """A worker and its node: address and Ray's id."""
 
     role: str
@@ -50,14 +50,14 @@ class Post:
 
 
 @dataclass
-class Roster:
+class WorkerRegistry:
     """The workers that were launched together, none of which can go on without the others, and the version of the
     weights that each role holds."""
 
-    posts: dict[tuple[str, int], Post] = field(default_factory=dict)
+    posts: dict[tuple[str, int], WorkerAddress] = field(default_factory=dict)
     versions: dict[str, int] = field(default_factory=dict)
 
-    def enter(self, post: Post) -> None:
+    def enter(self, post: WorkerAddress) -> None:
         """A worker is up; it takes the place of an earlier one."""
         self.posts[post.role, post.rank] = post
 
@@ -67,7 +67,7 @@ class Roster:
             del self.posts[key]
 
 
-class Waiting(Protocol):
+class WatchedCall(Protocol):
     """A call under way, as `cai_dist.cluster.futures.Call`."""
 
     @property
@@ -77,7 +77,7 @@ class Waiting(Protocol):
     @property
     def rank(self) -> int: ...
     @property
-    def roster(self) -> Roster | None: ...
+    def roster(self) -> WorkerRegistry | None: ...
 
 
 class NodeWatch:
@@ -105,7 +105,7 @@ class NodeWatch:
         """Whether the GCS has been silent for too long."""
         return time.monotonic() - self._answered > HEAD_SECONDS
 
-    def loss(self, calls: Sequence[Waiting]) -> NodeLost | None:
+    def loss(self, calls: Sequence[WatchedCall]) -> NodeLost | None:
         """What is known by now: the head is lost, or a node with a worker that one of `calls` depends on."""
         return self.head_lost(calls[0].phase) or self._named(calls, self._dead, "the node is gone")
 
@@ -127,7 +127,7 @@ class NodeWatch:
                 return lost
         return None
 
-    def explain(self, calls: Sequence[Waiting], patience: float = PATIENCE) -> NodeLost | None:
+    def explain(self, calls: Sequence[WatchedCall], patience: float = PATIENCE) -> NodeLost | None:
         """The loss behind the failure of the first of `calls`; None where the nodes of all workers that `calls` depend
         on answer. Takes at most about `patience` seconds; 0: one look."""
         deadline = time.monotonic() + patience
@@ -174,7 +174,7 @@ class NodeWatch:
         node = self._table.get(node_id)
         return node is not None and not node["Alive"]
 
-    def _named(self, calls: Sequence[Waiting], lost: Callable[[str], bool], cause: str) -> NodeLost | None:
+    def _named(self, calls: Sequence[WatchedCall], lost: Callable[[str], bool], cause: str) -> NodeLost | None:
         """By the name of a worker whose node (its id) is `lost`: of one of `calls` where there is such a worker."""
         for call in calls:
             post = call.roster.posts.get((call.role, call.rank)) if call.roster else None
@@ -196,12 +196,12 @@ class NodeWatch:
         return set(ports) - {node_id for node_id, _ in _reached(ports.items())}
 
 
-def _posts(calls: Sequence[Waiting]) -> Iterator[Post]:
+def _posts(calls: Sequence[WatchedCall]) -> Iterator[WorkerAddress]:
     for roster in {id(call.roster): call.roster for call in calls if call.roster is not None}.values():
         yield from roster.posts.values()
 
 
-def _error(call: Waiting, post: Post, cause: str) -> NodeLost:
+def _error(call: WatchedCall, post: WorkerAddress, cause: str) -> NodeLost:
     version = call.roster.versions.get(post.role, -1) if call.roster else -1
     return NodeLost(call.phase, post.role, post.rank, post.node, cause, version)
 

@@ -9,7 +9,7 @@ import ray
 from ray.exceptions import GetTimeoutError, ObjectLostError
 
 from cai_dist.errors import WorkerDied
-from cai_dist.types import Block, HasRows, Kept, Row
+from cai_dist.types import HasRows, KeepRemote, RemoteBlock, RemoteRow
 
 FETCH_SECONDS = 120.0
 """For all rows of a call: megabytes, from other nodes."""
@@ -17,7 +17,7 @@ FETCH_SECONDS = 120.0
 
 def kept(result: Any) -> Any:
     """What a caller gets: of rows that are to be kept (reference, facts), of anything else itself."""
-    return (ray.put(list(result.rows)), result.facts) if isinstance(result, Kept) else result
+    return (ray.put(list(result.rows)), result.facts) if isinstance(result, KeepRemote) else result
 
 
 def filled(args: Sequence[Any], phase: str) -> list[Any]:
@@ -27,19 +27,19 @@ def filled(args: Sequence[Any], phase: str) -> list[Any]:
     return [arg.filled(found) if isinstance(arg, HasRows) else arg for arg in args]
 
 
-def fetched(rows: Sequence[Row[Any]], phase: str) -> list[Any]:
+def fetched(rows: Sequence[RemoteRow[Any]], phase: str) -> list[Any]:
     """What the rows stand for. Raises as `filled`."""
     return list(map(_finder(rows, phase), rows))
 
 
-def _finder(rows: Iterable[Row[Any]], phase: str) -> Callable[[Row[Any]], Any]:
+def _finder(rows: Iterable[RemoteRow[Any]], phase: str) -> Callable[[RemoteRow[Any]], Any]:
     """What says of each of the rows what it stands for; all that it takes is here."""
     blocks = {id(row.block): row.block for row in rows}
     lists = dict(zip(blocks, _lists(list(blocks.values()), phase), strict=True))
     return lambda row: lists[id(row.block)][row.number]
 
 
-def _lists(blocks: Sequence[Block], phase: str) -> list[Any]:
+def _lists(blocks: Sequence[RemoteBlock], phase: str) -> list[Any]:
     """One question to Ray for all; where that fails, one for each says whose is lost."""
     if not blocks:
         return []

@@ -49,7 +49,7 @@ class GroupSpec:
 
 
 @dataclass(frozen=True)
-class Seat:
+class WorkerPlacement:
     """Where one worker is. `gpus`: Ray's ids of the devices that it sees; `share`: as in `GroupSpec`."""
 
     role: str
@@ -156,7 +156,7 @@ def release(placements: Mapping[str, Placement]) -> None:
         placement.leave(role)
 
 
-def seat_rows(seats: Sequence[Seat]) -> list[list[str]]:
+def seat_rows(seats: Sequence[WorkerPlacement]) -> list[list[str]]:
     """A table role x node x GPU: rank by rank, what it has and with whom it shares."""
     roles: dict[str, list[str]] = {}
     for seat in seats:

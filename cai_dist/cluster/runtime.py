@@ -25,8 +25,8 @@ from cai_dist.cluster.environment import worker_environment
 from cai_dist.cluster.futures import UNKNOWN, Call, all_done, gather
 from cai_dist.cluster.group import Member, Starter, Starting, WorkerGroup
 from cai_dist.cluster.joining import join
-from cai_dist.cluster.node_watch import Post, Roster
-from cai_dist.cluster.placement import GroupSpec, Placement, Seat, gpu_fraction, place, release, sharing
+from cai_dist.cluster.node_watch import WorkerAddress, WorkerRegistry
+from cai_dist.cluster.placement import GroupSpec, Placement, WorkerPlacement, gpu_fraction, place, release, sharing
 from cai_dist.config.run import ClusterConfig
 from cai_dist.errors import ConfigError, NodeLost, WorkerDied
 from cai_dist.types import RankInfo
@@ -50,7 +50,7 @@ class Cluster:
         self._local = config.address == "local"
         self._groups: list[WorkerGroup] = []
         self._outer_env: dict[str, str | None] = {}
-        self.seats: list[Seat] = []
+        self.seats: list[WorkerPlacement] = []
         """Where the workers of the last `launch` are."""
 
     def __enter__(self) -> Cluster:
@@ -98,7 +98,7 @@ class Cluster:
             return {spec.role: [start(spec, rank) for rank in range(spec.workers)] for spec in every}
 
         actors = node_watch.ask_head("start", start_all)
-        roster = Roster()
+        roster = WorkerRegistry()
         try:
             members = self._build(specs, actors, start, roster, timeout)
             seats = self._seats(specs, actors, roster, timeout)
@@ -232,12 +232,17 @@ class Cluster:
         return Call(actor.prepare.remote(spec.spec.target, collective, self._local), "start", spec.role, rank, UNKNOWN)
 
     def _build(
-        self, specs: Sequence[GroupSpec], actors: dict[str, list[Any]], start: _Start, roster: Roster, timeout: float
+        self,
+        specs: Sequence[GroupSpec],
+        actors: dict[str, list[Any]],
+        start: _Start,
+        roster: WorkerRegistry,
+        timeout: float,
     ) -> dict[str, list[Member]]:
         """Learn the addresses, then construct everywhere at once."""
         found = self._arrivals(specs, actors, start, timeout)
         for (role, rank), arrival in found.items():
-            roster.enter(Post(role, rank, arrival.node, arrival.node_id))
+            roster.enter(WorkerAddress(role, rank, arrival.node, arrival.node_id))
         groups = sharing(specs)
         for turn in range(max(len(group) for group in groups)):
             calls = []
@@ -261,13 +266,13 @@ class Cluster:
         }
 
     def _seats(
-        self, specs: Sequence[GroupSpec], actors: dict[str, list[Any]], roster: Roster, timeout: float
-    ) -> list[Seat]:
+        self, specs: Sequence[GroupSpec], actors: dict[str, list[Any]], roster: WorkerRegistry, timeout: float
+    ) -> list[WorkerPlacement]:
         """Asked of the workers themselves: which device a fraction came from is Ray's decision."""
         placed = [(spec, rank, actor) for spec in specs for rank, actor in enumerate(actors[spec.role])]
         calls = [Call(actor.where.remote(), "start", spec.role, rank, UNKNOWN, roster) for spec, rank, actor in placed]
         return [
-            Seat(spec.role, rank, node, gpus, spec.cpus, spec.share)
+            WorkerPlacement(spec.role, rank, node, gpus, spec.cpus, spec.share)
             for (spec, rank, _), (node, gpus) in zip(placed, gather(calls, timeout), strict=True)
         ]
 

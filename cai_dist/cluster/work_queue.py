@@ -34,7 +34,7 @@ class Calling(Protocol):
     def node(self) -> str: ...
 
 
-class Crew(Protocol):
+class WorkerPool(Protocol):
     """What the queue needs of a group; `WorkerGroup` in production. `timeout` and `start_timeout` are in seconds."""
 
     @property
@@ -99,7 +99,7 @@ class WorkQueue:
 
     def __init__(
         self,
-        group: Crew,
+        group: WorkerPool,
         retries: int,
         *,
         lost: Callable[[Loss], None] = lambda loss: None,

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Algorithm = Literal["gae", "rloo", "reinforce++", "reinforce++-group", "grpo", "dr-grpo"]
+AlgorithmName = Literal["gae", "rloo", "reinforce++", "reinforce++-group", "grpo", "dr-grpo"]
 KlWhere = Literal["reward", "loss"]
 KlEstimator = Literal["k1", "k2", "k3"]
 Aggregation = Literal["token", "sequence", "constant"]
@@ -31,7 +31,7 @@ class AlgorithmDefaults:
     """`gamma` has a part in it; a whole response that gets one number has no time to discount over."""
 
 
-DEFAULTS: dict[Algorithm, AlgorithmDefaults] = {
+DEFAULTS: dict[AlgorithmName, AlgorithmDefaults] = {
     "gae": AlgorithmDefaults("reward", "k1", "token", whiten=True, needs_value=True),
     # The log-probability of a whole response is a sum over its tokens: nothing divides it by its length.
     "rloo": AlgorithmDefaults("reward", "k1", "constant", whiten=False, needs_group=True, discounts=False),

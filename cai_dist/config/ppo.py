@@ -9,7 +9,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from cai_dist.config.algorithms import DEFAULTS, Aggregation, Algorithm, AlgorithmDefaults, KlEstimator, KlWhere
+from cai_dist.config.algorithms import DEFAULTS, Aggregation, AlgorithmDefaults, AlgorithmName, KlEstimator, KlWhere
 from cai_dist.config.base import Section
 from cai_dist.config.training import LoraConfig, OptimizerConfig, SamplingConfig, ShardingConfig
 
@@ -42,8 +42,8 @@ class PlacementConfig(Section):
     may have more."""
 
 
-Role = Literal["policy", "value", "reference", "reward", "rollout"]
-Schedule = Literal["sync", "one_step_off", "partial"]
+PpoRole = Literal["policy", "value", "reference", "reward", "rollout"]
+ScheduleName = Literal["sync", "one_step_off", "partial"]
 TransferBackend = Literal["object_store", "broadcast", "shared_memory", "cuda_ipc"]
 
 
@@ -54,7 +54,7 @@ class RoleShards(Section):
     """`separate`: every worker has its own GPU; `colocated`: all roles share the same ones, and what a phase does not
     need leaves the GPU for it (engines sleep, training states are offloaded); `hybrid`: the roles of each group in
     `share` do so."""
-    share: tuple[tuple[Role, ...], ...] = ()
+    share: tuple[tuple[PpoRole, ...], ...] = ()
     """With `mode: hybrid`: groups of roles that share GPUs, such as [[policy, rollout], [value, reward, reference]]; a
     role that is in none has its own."""
     policy: PlacementConfig = PlacementConfig()
@@ -67,7 +67,7 @@ class RoleShards(Section):
 class PpoConfig(Section):
     """Stage 5: PPO on Ray (as in 2204.05862), or another algorithm in its place."""
 
-    algorithm: Algorithm = "gae"
+    algorithm: AlgorithmName = "gae"
     """Where advantages come from: `gae` is PPO with a value model; the others need none."""
     iterations: int = Field(20, ge=1)
     prompts_per_iteration: int = Field(64, ge=1)
@@ -124,7 +124,7 @@ class PpoConfig(Section):
     """Clip scores to +- this; default: no clip."""
     missing_eos_penalty: float = Field(0.0, ge=0)
     """Taken off the score of a response that was cut off at the token limit."""
-    schedule: Schedule = "sync"
+    schedule: ScheduleName = "sync"
     """`sync`: generate, score, update, transfer, one after the other. `one_step_off`: the next samples are generated,
     with the weights of one update ago, while the update goes on. `partial`: a response that is not finished after
     `pause_after` tokens waits for the next iteration and goes on with its weights."""

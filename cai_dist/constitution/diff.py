@@ -8,7 +8,7 @@ from typing import Any
 
 from cai_dist.constitution.schema import ComparisonPrinciple, Constitution, CritiquePrinciple
 
-Principle = CritiquePrinciple | ComparisonPrinciple
+_Principle = CritiquePrinciple | ComparisonPrinciple
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ def diff(before: Constitution, after: Constitution) -> list[Difference]:
     return changed
 
 
-def _principles(kind: str, before: Sequence[Principle], after: Sequence[Principle]) -> Iterator[Difference]:
+def _principles(kind: str, before: Sequence[_Principle], after: Sequence[_Principle]) -> Iterator[Difference]:
     old, new = {p.id: p for p in before}, {p.id: p for p in after}
     renamed = _renamed(old, new)
     for one, other in renamed.items():
@@ -60,7 +60,7 @@ def _principles(kind: str, before: Sequence[Principle], after: Sequence[Principl
         yield Difference(f"{kind}: another order", ", ".join(common), ", ".join(order))
 
 
-def _renamed(old: dict[str, Principle], new: dict[str, Principle]) -> dict[str, str]:
+def _renamed(old: dict[str, _Principle], new: dict[str, _Principle]) -> dict[str, str]:
     """Old id -> new id of the principles whose text stayed."""
     texts = {_text(p): name for name, p in new.items() if name not in old}
     return {name: texts[_text(p)] for name, p in old.items() if name not in new and _text(p) in texts}
@@ -105,7 +105,7 @@ def _example(example: Any) -> str:
     return f"{under}{turns} / (A) {example.a} / (B) {example.b} / better: {example.answer}"
 
 
-def _text(principle: Principle) -> str:
+def _text(principle: _Principle) -> str:
     if isinstance(principle, ComparisonPrinciple):
         return principle.text
     return f"{principle.critique_request} -> {principle.revision_request}"

@@ -9,7 +9,7 @@ from enum import StrEnum
 from functools import lru_cache
 
 from cai_dist.constitution.schema import Labels
-from cai_dist.types import Role, Turn
+from cai_dist.types import Speaker, Turn
 
 LONGEST_BLOCK = 16
 """Words in a repeated block that still counts as a loop."""
@@ -62,7 +62,7 @@ def clean_answer(
     return Parsed(answer, None, cut)
 
 
-def split_dialogue(text: str, markers: Mapping[str, Role]) -> list[Turn]:
+def split_dialogue(text: str, markers: Mapping[str, Speaker]) -> list[Turn]:
     """Split "\\n\\nHuman: … \\n\\nAssistant: …" into turns with stripped texts (which may be empty).
 
     A marker counts at the start of the text or after a blank line. Text before the first marker makes the result empty:

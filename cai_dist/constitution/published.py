@@ -12,7 +12,7 @@ from typing import Any
 
 from cai_dist.constitution.parse import split_dialogue
 from cai_dist.errors import DataError
-from cai_dist.types import Role, Turn
+from cai_dist.types import Speaker, Turn
 
 CRITIQUES = "CritiqueRevisionInstructions.json"
 CRITIQUE_EXAMPLES = "CritiqueRevisionFewShotPrompts.json"
@@ -30,7 +30,7 @@ Consider the following conversation between a human and an assistant:
 """The question that is to be thought about (2212.08073, section 4.1): the plain one without "The answer is:", in the
 form of the worked examples."""
 
-_MARKERS: dict[str, Role] = {
+_MARKERS: dict[str, Speaker] = {
     "Human": "human",
     "Assistant": "assistant",
     "CritiqueRequest": "critique_request",

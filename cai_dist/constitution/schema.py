@@ -18,7 +18,7 @@ from pydantic import ConfigDict
 
 from cai_dist.constitution.substitute import slots
 from cai_dist.errors import ConfigError
-from cai_dist.types import Role, Turn
+from cai_dist.types import Speaker, Turn
 
 COMPARISON_SLOTS = ("conversation", "principle", "a", "b")
 _ID = re.compile(r"[\w.-]+")
@@ -60,7 +60,7 @@ class Labels:
     revision_request: str = "Revision Request: "
     revision: str = "Revision: "
 
-    def of(self, role: Role) -> str:
+    def of(self, role: Speaker) -> str:
         """The label of a role; a system message has none."""
         return "" if role == "system" else str(getattr(self, role))
 

@@ -9,7 +9,7 @@ from cai_dist.coordinator import update_phase
 from cai_dist.coordinator.prompt_cursor import TokenizedPrompt, digest
 from cai_dist.coordinator.protocols import Checkpoints, Log, PpoRoles
 from cai_dist.coordinator.resume import Keeper
-from cai_dist.coordinator.schedules import Job, make_schedule
+from cai_dist.coordinator.schedules import ScheduleContext, make_schedule
 from cai_dist.coordinator.state import PpoState
 from cai_dist.coordinator.timing import OnSpans, Stopwatch
 from cai_dist.types import Trajectory
@@ -52,7 +52,7 @@ def train(
     Raises: Interrupted (stopped on request; all is saved), CheckpointError, DataError, StaleEngineError, WorkerError,
         WorkerTimeout.
     """
-    schedule = make_schedule(Job(roles, prompts, config, stop_ids, seed))
+    schedule = make_schedule(ScheduleContext(roles, prompts, config, stop_ids, seed))
     identity: dict[str, int | str] = {"algorithm": config.algorithm, "schedule": config.schedule}
     identity |= {"seed": seed, "prompts": digest(prompts)}
     keeper = Keeper(checkpoints, roles, schedule, identity)

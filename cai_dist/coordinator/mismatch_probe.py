@@ -9,11 +9,11 @@ from operator import sub
 
 from cai_dist.config.ppo import PpoConfig
 from cai_dist.coordinator.prompt_cursor import TokenizedPrompt, derive_seed
-from cai_dist.coordinator.protocols import Pending, PendingParts, PpoRoles, Rows
+from cai_dist.coordinator.protocols import Pending, PendingParts, PpoRoles, RemoteRows
 from cai_dist.coordinator.sample_requests import check_samples, sampling_params
 from cai_dist.coordinator.state import PpoState
 from cai_dist.experience.mismatch import Gaps
-from cai_dist.types import Sample
+from cai_dist.types import SampleRef
 
 TOKENS, PROMPTS = 8, 8
 """At most so many new tokens a sample; at least so many prompts, and one for every rollout worker."""
@@ -45,22 +45,22 @@ class Probe:
         seed = derive_seed(seed, "probe", state.iteration)
         return cls(roles.generate(prompts, sampling, seed), prompts, state.weight_version)
 
-    def ask(self, roles: PpoRoles, config: PpoConfig) -> Answer:
+    def ask(self, roles: PpoRoles, config: PpoConfig) -> PolicyAnswer:
         """Wait for the samples, and ask the policy about them. In the phase `score`.
 
         Raises: StaleEngineError (a sampler has other weights), WorkerError, WorkerTimeout.
         """
         samples = self.under_way.result()
         check_samples(samples, self.prompts, self.version)
-        return Answer(samples, roles.policy_logprobs(samples, config.sampling.temperature))
+        return PolicyAnswer(samples, roles.policy_logprobs(samples, config.sampling.temperature))
 
 
 @dataclass(frozen=True)
-class Answer:
+class PolicyAnswer:
     """The policy's log-probabilities of the samples, under way."""
 
-    samples: list[Sample]
-    trainer: Pending[Rows]
+    samples: list[SampleRef]
+    trainer: Pending[RemoteRows]
 
     def metrics(self, roles: PpoRoles) -> dict[str, float]:
         """`mismatch_*` (`experience.mismatch`). Raises WorkerError, WorkerTimeout."""

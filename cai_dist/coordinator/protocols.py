@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from cai_dist.experience.moments import Whitening
-from cai_dist.experience.trajectories import LessonRequest, Sums
-from cai_dist.types import Generation, Lesson, Phase, Row, Sample, SamplingParams, Span
+from cai_dist.experience.trajectories import Sums, TrajectoryRequest
+from cai_dist.types import Generation, Phase, RemoteRow, SampleRef, SamplingParams, Span, TrajectoryRef
 
 R = TypeVar("R", covariant=True)
-Rows = list[Row[Any]]
+RemoteRows = list[RemoteRow[Any]]
 """One a sample, in the order of the samples: what stays with the worker that made it."""
 
 
@@ -30,17 +30,17 @@ class Pending(Protocol[R]):
 class PendingParts(Protocol):
     """Samples under way: taken all together, or part by part as they finish."""
 
-    def parts(self) -> Iterator[tuple[int, list[Sample]]]:
+    def parts(self) -> Iterator[tuple[int, list[SampleRef]]]:
         """(place of the first one in the call, samples of one request), in the order in which requests finish; raises
         as `result` does."""
         ...
 
-    def ready(self) -> list[tuple[int, list[Sample]]]:
+    def ready(self) -> list[tuple[int, list[SampleRef]]]:
         """Those of `parts` that are there by now, without waiting; `parts` then gives the others. Raises as `result`
         does."""
         ...
 
-    def result(self) -> list[Sample]:
+    def result(self) -> list[SampleRef]:
         """All samples, in the order of the prompts; waits (with the group's deadline). Raises WorkerError or
         WorkerTimeout."""
         ...
@@ -67,37 +67,37 @@ class PpoRoles(Protocol):
         """One sampled response per prompt; the samples depend on prompts, sampling, seed and weights alone."""
         ...
 
-    def fetch(self, rows: Sequence[Row[Any]]) -> list[Any]:
+    def fetch(self, rows: Sequence[RemoteRow[Any]]) -> list[Any]:
         """What rows stand for, brought to the driver: a cost that grows with the tokens. Raises WorkerDied."""
         ...
 
-    def hold(self, prompts: Sequence[tuple[int, ...]], samples: Sequence[Generation]) -> list[Sample]:
+    def hold(self, prompts: Sequence[tuple[int, ...]], samples: Sequence[Generation]) -> list[SampleRef]:
         """The other way: samples that the driver has, of these prompts. Raises CaiError where they are not."""
         ...
 
-    def policy_logprobs(self, samples: Sequence[Sample], temperature: float) -> Pending[Rows]:
+    def policy_logprobs(self, samples: Sequence[SampleRef], temperature: float) -> Pending[RemoteRows]:
         """Per sample, the log-probability (nats) of each response token under the policy."""
         ...
 
-    def reference_logprobs(self, samples: Sequence[Sample], temperature: float) -> Pending[Rows]:
+    def reference_logprobs(self, samples: Sequence[SampleRef], temperature: float) -> Pending[RemoteRows]:
         """The same under the reference."""
         ...
 
-    def values(self, samples: Sequence[Sample]) -> Pending[Rows]:
+    def values(self, samples: Sequence[SampleRef]) -> Pending[RemoteRows]:
         """Per sample, V of the state before each response token and, last, of the state after them: one number more
         than tokens."""
         ...
 
-    def scores(self, samples: Sequence[Sample]) -> Pending[list[float]]:
+    def scores(self, samples: Sequence[SampleRef]) -> Pending[list[float]]:
         """Per sample, the raw score (logits) of the preference model on prompt + response."""
         ...
 
-    def lessons(self, request: LessonRequest) -> Pending[tuple[Rows, list[Sums]]]:
+    def lessons(self, request: TrajectoryRequest) -> Pending[tuple[RemoteRows, list[Sums]]]:
         """What is trained on, of all samples of the iteration; sums of each part that they were divided into."""
         ...
 
     def update_policy(
-        self, batch: Sequence[Lesson], denominator: float, kl_coefficient: float, whitening: Whitening | None
+        self, batch: Sequence[TrajectoryRef], denominator: float, kl_coefficient: float, whitening: Whitening | None
     ) -> Pending[dict[str, float]]:
         """One optimiser step of the policy on one mini-batch.
 
@@ -107,7 +107,7 @@ class PpoRoles(Protocol):
         """
         ...
 
-    def update_value(self, batch: Sequence[Lesson]) -> Pending[dict[str, float]]:
+    def update_value(self, batch: Sequence[TrajectoryRef]) -> Pending[dict[str, float]]:
         """One optimiser step of the value model on one mini-batch."""
         ...
 

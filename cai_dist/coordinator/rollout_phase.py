@@ -23,22 +23,22 @@ from statistics import fmean
 from typing import Any
 
 from cai_dist.config.ppo import PpoConfig
-from cai_dist.coordinator.mismatch_probe import Answer, Probe
+from cai_dist.coordinator.mismatch_probe import PolicyAnswer, Probe
 from cai_dist.coordinator.prompt_cursor import TokenizedPrompt, derive_seed
 from cai_dist.coordinator.protocols import PpoRoles
 from cai_dist.coordinator.sample_requests import asked_for, check_samples, sampling_params
-from cai_dist.coordinator.score_requests import Fixed, Scored, answers, ask_all, score_stream
+from cai_dist.coordinator.score_requests import FrozenScores, Scored, answers, ask_all, score_stream
 from cai_dist.coordinator.score_shaping import ShapedScores, shape_scores
 from cai_dist.coordinator.state import PpoState
 from cai_dist.experience.moments import Moments, Whitening, explained_variance, whitened
-from cai_dist.experience.trajectories import LessonRequest, Sums, total
-from cai_dist.types import Lesson, Sample, Trajectory
+from cai_dist.experience.trajectories import Sums, TrajectoryRequest, total
+from cai_dist.types import SampleRef, Trajectory, TrajectoryRef
 
 
 class Brought(Sequence[Trajectory]):
     """The trajectories of some lessons, brought to the driver when they are looked at."""
 
-    def __init__(self, roles: PpoRoles, lessons: Sequence[Lesson], whitening: Whitening | None) -> None:
+    def __init__(self, roles: PpoRoles, lessons: Sequence[TrajectoryRef], whitening: Whitening | None) -> None:
         self._roles, self._lessons, self._whitening = roles, lessons, whitening
 
     def __len__(self) -> int:
@@ -58,7 +58,7 @@ class Brought(Sequence[Trajectory]):
 class Rollout:
     """One iteration's samples, on their way from the rollout to the update phase."""
 
-    lessons: tuple[Lesson, ...]
+    lessons: tuple[TrajectoryRef, ...]
     trajectories: Sequence[Trajectory]
     """Those of the lessons, as they are learned from; looking at one brings it to the driver."""
     whitening: Whitening | None
@@ -109,11 +109,11 @@ def collect(
 def evaluate(
     roles: PpoRoles,
     asked: Sequence[TokenizedPrompt],
-    samples: Sequence[Sample],
+    samples: Sequence[SampleRef],
     config: PpoConfig,
     state: PpoState,
     began: float,
-    fixed: Mapping[int, Fixed] | None = None,
+    fixed: Mapping[int, FrozenScores] | None = None,
     probe: Probe | None = None,
 ) -> Rollout:
     """Score samples that are there, with the present weights of all roles.
@@ -135,18 +135,18 @@ def evaluate(
 def _rollout(
     roles: PpoRoles,
     asked: Sequence[TokenizedPrompt],
-    samples: Sequence[Sample],
+    samples: Sequence[SampleRef],
     scored: Scored,
     config: PpoConfig,
     state: PpoState,
     began: float,
-    probe: Answer | None = None,
+    probe: PolicyAnswer | None = None,
 ) -> Rollout:
     """Scores of the whole batch; rewards, advantages and weights where the samples are; metrics from their sums."""
     truncated = [sample.finish == "length" for sample in samples]
     lengths = [sample.response_tokens for sample in samples]
     scores = shape_scores(scored.scores, lengths, truncated, config, state.scores)
-    request = LessonRequest(
+    request = TrajectoryRequest(
         samples=tuple([sample.row for sample in samples]),
         logprobs=None if scored.logprobs is None else tuple(scored.logprobs),
         reference=tuple(scored.reference),
@@ -161,7 +161,7 @@ def _rollout(
     mismatch = {} if probe is None else probe.metrics(roles)
     rows, parts = lessons.result()
     sums = total(parts)
-    made = [Lesson(row, s.tokens, s.response_tokens) for row, s in zip(rows, samples, strict=True)]
+    made = [TrajectoryRef(row, s.tokens, s.response_tokens) for row, s in zip(rows, samples, strict=True)]
     whitening = Whitening.by(sums.advantages) if config.whitens else None
     metrics = _metrics(asked, samples, scored.scores, scores, sums, state)
     if config.old_logprobs == "trainer":
@@ -181,7 +181,7 @@ def _rollout(
 
 def _metrics(
     asked: Sequence[TokenizedPrompt],
-    samples: Sequence[Sample],
+    samples: Sequence[SampleRef],
     raw: Sequence[float],
     scores: ShapedScores,
     sums: Sums,

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from cai_dist.config.ppo import PpoConfig
 from cai_dist.coordinator.prompt_cursor import TokenizedPrompt, choose
 from cai_dist.errors import CaiError, StaleEngineError
-from cai_dist.types import Sample, SamplingParams
+from cai_dist.types import SampleRef, SamplingParams
 
 
 def asked_for(prompts: Sequence[TokenizedPrompt], config: PpoConfig, seed: int, batch: int) -> list[TokenizedPrompt]:
@@ -28,7 +28,7 @@ def sampling_params(config: PpoConfig, stop_ids: tuple[int, ...], limit: int | N
 
 
 def check_samples(
-    samples: Sequence[Sample],
+    samples: Sequence[SampleRef],
     prompts: Sequence[tuple[int, ...]],
     policy: int,
     staleness: int = 0,

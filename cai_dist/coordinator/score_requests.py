@@ -7,44 +7,44 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from cai_dist.config.ppo import PpoConfig
-from cai_dist.coordinator.protocols import Pending, PendingParts, PpoRoles, Rows
+from cai_dist.coordinator.protocols import Pending, PendingParts, PpoRoles, RemoteRows
 from cai_dist.coordinator.sample_requests import check_samples
 from cai_dist.errors import CaiError
-from cai_dist.types import Sample
+from cai_dist.types import SampleRef
 
 
 @dataclass(frozen=True, slots=True)
 class Scored:
     """Answers of the scoring roles, in the order of the samples; all but the scores stay with those who gave them."""
 
-    logprobs: Rows | None
+    logprobs: RemoteRows | None
     """Of the policy; None: those of the sampler are used."""
-    reference: Rows
-    values: Rows | None
+    reference: RemoteRows
+    values: RemoteRows | None
     """None without a value model."""
     scores: Sequence[float]
 
 
 @dataclass(frozen=True, slots=True)
-class Fixed:
+class FrozenScores:
     """The roles that do not learn at work on some samples: when they are asked makes no difference."""
 
-    reference: Pending[Rows]
+    reference: Pending[RemoteRows]
     scores: Pending[list[float]]
 
     @classmethod
-    def ask(cls, roles: PpoRoles, samples: Sequence[Sample], config: PpoConfig) -> Fixed:
+    def ask(cls, roles: PpoRoles, samples: Sequence[SampleRef], config: PpoConfig) -> FrozenScores:
         """Set both to work."""
         return cls(roles.reference_logprobs(samples, config.sampling.temperature), roles.scores(samples))
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
+class ScoreRequest:
     """The four roles at work on some samples."""
 
-    fixed: Fixed
-    policy: Pending[Rows] | None
-    values: Pending[Rows] | None
+    fixed: FrozenScores
+    policy: Pending[RemoteRows] | None
+    values: Pending[RemoteRows] | None
 
     def answer(self) -> Scored:
         """Wait for each."""
@@ -56,18 +56,20 @@ class Question:
         )
 
 
-def ask(roles: PpoRoles, samples: Sequence[Sample], config: PpoConfig, fixed: Fixed | None = None) -> Question:
+def ask(
+    roles: PpoRoles, samples: Sequence[SampleRef], config: PpoConfig, fixed: FrozenScores | None = None
+) -> ScoreRequest:
     """Set all to work; `fixed`: those that have been. The policy is left out where the sampler's log-probabilities are
     used, the value model where the algorithm has none."""
     recompute = config.old_logprobs == "trainer"
     policy = roles.policy_logprobs(samples, config.sampling.temperature) if recompute else None
     values = roles.values(samples) if config.defaults.needs_value else None
-    return Question(fixed or Fixed.ask(roles, samples, config), policy, values)
+    return ScoreRequest(fixed or FrozenScores.ask(roles, samples, config), policy, values)
 
 
 def ask_all(
-    roles: PpoRoles, samples: Sequence[Sample], config: PpoConfig, fixed: Mapping[int, Fixed] | None = None
-) -> list[Question]:
+    roles: PpoRoles, samples: Sequence[SampleRef], config: PpoConfig, fixed: Mapping[int, FrozenScores] | None = None
+) -> list[ScoreRequest]:
     """Ask about samples that are all there, in the chunks that `score_stream` asks about: the same numbers to the bit.
 
     `fixed`: by the place of a chunk's first sample, who has been asked about it.
@@ -77,7 +79,7 @@ def ask_all(
     return [ask(roles, samples[start : start + size], config, fixed.get(start)) for start in starts]
 
 
-def answers(questions: Sequence[Question], samples: Sequence[Sample]) -> Scored:
+def answers(questions: Sequence[ScoreRequest], samples: Sequence[SampleRef]) -> Scored:
     """What is said of the samples, by chunk. Raises CaiError for an answer that does not fit, WorkerError,
     WorkerTimeout."""
     scored = _joined([question.answer() for question in questions])
@@ -100,9 +102,9 @@ class Chunks:
         self._prompts, self._policy, self._size = prompts, policy, chunk_size(config)
         self.starts = range(0, len(prompts), self._size)
         self._missing = {start: min(self._size, len(prompts) - start) for start in self.starts}
-        self._found: dict[int, Sample] = {}
+        self._found: dict[int, SampleRef] = {}
 
-    def add(self, first: int, part: Sequence[Sample]) -> Iterator[tuple[int, list[Sample]]]:
+    def add(self, first: int, part: Sequence[SampleRef]) -> Iterator[tuple[int, list[SampleRef]]]:
         """(place of the first sample, samples) of each chunk that `part`, whose first sample has the place `first`,
         makes whole. Raises what `check_samples` raises."""
         check_samples(part, self._prompts[first : first + len(part)], self._policy, first=first)
@@ -113,7 +115,7 @@ class Chunks:
             if self._missing[start] == 0:
                 yield start, [self._found[i] for i in range(start, min(start + self._size, len(self._prompts)))]
 
-    def samples(self) -> list[Sample]:
+    def samples(self) -> list[SampleRef]:
         """All of them. Raises what `check_samples` raises, where one has not come."""
         samples = [self._found[place] for place in sorted(self._found)]
         check_samples(samples, self._prompts, self._policy)
@@ -122,13 +124,13 @@ class Chunks:
 
 def score_stream(
     roles: PpoRoles, under_way: PendingParts, prompts: Sequence[tuple[int, ...]], config: PpoConfig, policy: int
-) -> tuple[list[Sample], Scored]:
+) -> tuple[list[SampleRef], Scored]:
     """Ask about each chunk as soon as its last sample is there.
 
     `prompts`, `policy`: as for `Chunks`. Raises what `check_samples` and `answers` raise.
     """
     chunks = Chunks(prompts, config, policy)
-    questions: dict[int, Question] = {}
+    questions: dict[int, ScoreRequest] = {}
     for first, part in under_way.parts():
         for start, chunk in chunks.add(first, part):
             questions[start] = ask(roles, chunk, config)
@@ -143,7 +145,7 @@ def chunk_size(config: PpoConfig) -> int:
 
 
 def _joined(parts: Sequence[Scored]) -> Scored:
-    def rows(of_parts: Sequence[Rows | None]) -> Rows | None:
+    def rows(of_parts: Sequence[RemoteRows | None]) -> RemoteRows | None:
         found = [row for part in of_parts for row in part or ()]
         return found if of_parts[0] is not None else None
 
@@ -155,7 +157,7 @@ def _joined(parts: Sequence[Scored]) -> Scored:
     )
 
 
-def _check(scored: Scored, samples: Sequence[Sample]) -> None:
+def _check(scored: Scored, samples: Sequence[SampleRef]) -> None:
     """An answer for every sample, and a score that is finite. Numbers of tokens have been checked where they are."""
     for role, rows in (("policy", scored.logprobs), ("reference", scored.reference), ("value", scored.values)):
         if rows is not None and len(rows) != len(samples):

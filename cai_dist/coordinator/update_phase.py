@@ -14,7 +14,7 @@ from cai_dist.coordinator.rollout_phase import Rollout
 from cai_dist.coordinator.state import PpoState
 from cai_dist.data.schedule import epoch_order
 from cai_dist.experience.token_weights import denominator
-from cai_dist.types import Lesson
+from cai_dist.types import TrajectoryRef
 
 Steps = dict[str, Pending[dict[str, float]]]
 """By role: one optimiser step under way."""
@@ -91,7 +91,7 @@ def run(
     return {**metrics, "update_seconds": time.perf_counter() - began}
 
 
-def mini_batches(lessons: Sequence[Lesson], config: PpoConfig, seed: int) -> Iterator[list[Lesson]]:
+def mini_batches(lessons: Sequence[TrajectoryRef], config: PpoConfig, seed: int) -> Iterator[list[TrajectoryRef]]:
     """Every sample once an epoch, in an order of (seed, epoch)."""
     for epoch in range(config.epochs):
         order = epoch_order(len(lessons), seed, epoch)

@@ -23,7 +23,7 @@ _STAND_IN = (0, 0)
 Batch = TypeVar("Batch", "TokenBatch", "PairBatch", "TrajectoryBatch")
 
 
-class Sample(Protocol):
+class PromptWithResponse(Protocol):
     """A prompt with its response: `Generation` or `Trajectory`."""
 
     @property
@@ -168,7 +168,7 @@ def loss_weight(sequences: Sequence[TokenSequence]) -> float:
     return math.fsum(weight for sequence in sequences for weight in sequence.weights[1:])
 
 
-def sample_batch(samples: Sequence[Sample]) -> TokenBatch:
+def sample_batch(samples: Sequence[PromptWithResponse]) -> TokenBatch:
     """A batch of prompt + response; `prompt_lengths` where the response begins."""
     if not samples:
         return _stand_in()

@@ -17,7 +17,7 @@ from cai_dist.data.marks import Marks
 from cai_dist.data.template import Arguments, ChatTemplate, Message
 from cai_dist.data.thoughts import ThoughtIds, split_thoughts, thought_ids
 from cai_dist.errors import ConfigError
-from cai_dist.types import Role, TokenSequence, Turn
+from cai_dist.types import Speaker, TokenSequence, Turn
 
 _SPOKEN_BY_MODEL = ("assistant", "critique", "revision")
 _PROBE = "qxz"
@@ -70,7 +70,9 @@ class ChatFormat:
         """How thoughts before an answer open and close, as this tokenizer's ids."""
         return thought_ids(self.tokenizer, self._marks.thoughts)
 
-    def prompt_ids(self, turns: Sequence[Turn], answer_role: Role = "assistant", prefill: str = "") -> tuple[int, ...]:
+    def prompt_ids(
+        self, turns: Sequence[Turn], answer_role: Speaker = "assistant", prefill: str = ""
+    ) -> tuple[int, ...]:
         """Ids of the conversation with the answer of `answer_role` opened, and `prefill` as its first words.
 
         With `human` it is the human's turn that is opened, for a model that is to write prompts.
@@ -87,7 +89,7 @@ class ChatFormat:
         """Ids of bare text, of no conversation, for a model that is to continue it."""
         return self._opened(self._marks.harmless(text))
 
-    def example(self, turns: Sequence[Turn], response: str, answer_role: Role = "assistant") -> TokenSequence:
+    def example(self, turns: Sequence[Turn], response: str, answer_role: Speaker = "assistant") -> TokenSequence:
         """The conversation with its answer and the end token; weight 1 on answer and end token, 0 on the prompt.
 
         The ids start with exactly `prompt_ids(turns, answer_role)`.
@@ -178,7 +180,7 @@ class ChatFormat:
         """Ids of a text that begins a sequence."""
         return (*self._front, *self._tokens(text))
 
-    def _continuation(self, text: str, role: Role) -> tuple[int, ...]:
+    def _continuation(self, text: str, role: Speaker) -> tuple[int, ...]:
         """Ids of `text` as the beginning of an opened answer, with the space that comes before it."""
         text = self._marks.harmless(text)
         if self._template is None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from cai_dist.data.columns import ColumnCheck
 from cai_dist.data.dialogues import SkipRecord, check_waits, safe_text, text_turns
-from cai_dist.data.reading import Reading, ReadReport, WithReport
+from cai_dist.data.reading import ReadCounts, ReadReport, WithReport
 from cai_dist.data.records import Record
 from cai_dist.data.sources import read_records, shown
 from cai_dist.errors import DataError
@@ -36,7 +36,7 @@ def load_choice_set(source: str, setting: str = "evaluate.multiple_choice") -> C
     A question's id is its own where it has one, else `line-N` (N counts records). Raises DataError, naming file and
     line, for malformed records, words in other columns, and where no question is left.
     """
-    columns, reading = ColumnCheck(setting), Reading(shown(source))
+    columns, reading = ColumnCheck(setting), ReadCounts(shown(source))
     found: dict[str, ChoiceQuestion] = {}
     for record in read_records(source):
         reading.records += 1

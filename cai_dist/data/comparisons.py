@@ -11,7 +11,7 @@ from cai_dist.data.dialogues import SkipRecord, conversation_id
 from cai_dist.data.layouts import LayoutReader
 from cai_dist.data.pairs import Pair
 from cai_dist.data.prompts import opening
-from cai_dist.data.reading import Reading, ReadReport, WithReport
+from cai_dist.data.reading import ReadCounts, ReadReport, WithReport
 from cai_dist.data.sources import read_records, shown
 from cai_dist.errors import DataError
 from cai_dist.types import Comparison, Prompt
@@ -41,7 +41,7 @@ def load_comparison_set(source: ComparisonSource, seed: int) -> ComparisonSet:
     and the answers are the next turns. Raises DataError, naming file and line, for malformed records, where every
     answer begins with its prompt's words, and where there are none.
     """
-    layouts, reading = LayoutReader(_SETTING), Reading(shown(source.source))
+    layouts, reading = LayoutReader(_SETTING), ReadCounts(shown(source.source))
     found: dict[tuple[str, str, str], Comparison] = {}
     repeats = pairs = 0
     for record in read_records(source.source):

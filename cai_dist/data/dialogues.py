@@ -10,17 +10,17 @@ from typing import Any
 from cai_dist.constitution.parse import split_dialogue
 from cai_dist.data.records import Record, kind
 from cai_dist.errors import DataError
-from cai_dist.types import PromptKind, Role, Turn
+from cai_dist.types import PromptKind, Speaker, Turn
 
-MARKERS: dict[str, Role] = {"Human": "human", "Assistant": "assistant"}
-_ROLES: dict[str, Role] = {
+MARKERS: dict[str, Speaker] = {"Human": "human", "Assistant": "assistant"}
+_ROLES: dict[str, Speaker] = {
     "system": "system",
     "user": "human",
     "human": "human",
     "assistant": "assistant",
     "gpt": "assistant",
 }
-_OTHER_ROLES: dict[str, Role] = {
+_OTHER_ROLES: dict[str, Speaker] = {
     "developer": "system",
     "prompter": "human",
     "model": "assistant",

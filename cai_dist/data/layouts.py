@@ -20,7 +20,7 @@ from cai_dist.types import Turn
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class AskedPrompt:
     """The prompt of a record."""
 
     turns: list[Turn]
@@ -37,14 +37,14 @@ class Rated:
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
+class RecordLayout:
     """One way in which people lay out a record."""
 
     name: str
     needs: tuple[str, ...]
     knows: tuple[str, ...]
     """Further columns that it uses, and those whose words are not wanted: answers, and copies of what it uses."""
-    prompt: Callable[[Record], Asked]
+    prompt: Callable[[Record], AskedPrompt]
     pair: Callable[[Record], Pair] | None = None
     rated: Callable[[Record], Rated] | None = None
 
@@ -72,17 +72,17 @@ def system_first(record: Record, turns: Sequence[Turn]) -> list[Turn]:
     return [*said, *turns]
 
 
-def _prompt(record: Record, key: str = "prompt") -> Asked:
-    return Asked(system_first(record, turns_of(record, key)))
+def _prompt(record: Record, key: str = "prompt") -> AskedPrompt:
+    return AskedPrompt(system_first(record, turns_of(record, key)))
 
 
-def _conversation(record: Record, key: str) -> Asked:
+def _conversation(record: Record, key: str) -> AskedPrompt:
     """A conversation under `key`, up to its last human turn."""
     turns = turns_of(record, key) if key == "transcript" else message_turns(record, key)
-    return Asked(system_first(record, up_to_human(turns) or turns), conversation=True)
+    return AskedPrompt(system_first(record, up_to_human(turns) or turns), conversation=True)
 
 
-def _messages(record: Record, key: str) -> Asked:
+def _messages(record: Record, key: str) -> AskedPrompt:
     """A list of messages; a text `prompt` beside it must be one of its turns (HuggingFaceH4/no_robots, ultrachat)."""
     asked = _conversation(record, key)
     beside = record.data.get("prompt")
@@ -93,7 +93,7 @@ def _messages(record: Record, key: str) -> Asked:
     return asked
 
 
-def _instruction(record: Record) -> Asked:
+def _instruction(record: Record) -> AskedPrompt:
     """An instruction with what it is about: Alpaca's `input`, Dolly's `context`, the first input of self-instruct's
     `instances`; an empty line between them. `history` (pairs of earlier questions and answers) goes before it."""
     texts = [safe_text(record.text("instruction"))]
@@ -107,7 +107,7 @@ def _instruction(record: Record) -> Asked:
     texts.append(safe_text(first.get("input", "")))
     # Without the instruction there is nothing to do, whatever it would be about.
     text = "\n\n".join(text for text in texts if text) if texts[0] else ""
-    return Asked(system_first(record, [*_history(record), Turn("human", text)]))
+    return AskedPrompt(system_first(record, [*_history(record), Turn("human", text)]))
 
 
 def _history(record: Record) -> list[Turn]:
@@ -120,7 +120,7 @@ def _history(record: Record) -> list[Turn]:
 
 
 def _beside(
-    prompt: Callable[[Record], Asked], chosen: str = "chosen", rejected: str = "rejected"
+    prompt: Callable[[Record], AskedPrompt], chosen: str = "chosen", rejected: str = "rejected"
 ) -> Callable[[Record], Pair]:
     """The pair of a layout that names its prompt and two answers."""
     return lambda record: given_pair(record, prompt(record).turns, chosen, rejected)
@@ -140,7 +140,7 @@ def _numbered(record: Record, prompt: str, names: tuple[str, str], key: str, fir
     return given_pair(record, _prompt(record, prompt).turns, chosen, rejected)
 
 
-def _rated(prompt: Callable[[Record], Asked], record: Record) -> Rated:
+def _rated(prompt: Callable[[Record], AskedPrompt], record: Record) -> Rated:
     turns = prompt(record).turns
     return Rated(turns, answer_to(record, "response", turns))
 
@@ -167,50 +167,50 @@ def _revised(record: Record) -> Pair:
     return given_pair(record, _init(record).turns, "revision_response", "init_response")
 
 
-LAYOUTS: tuple[Layout, ...] = (
-    Layout(
+LAYOUTS: tuple[RecordLayout, ...] = (
+    RecordLayout(
         "red-team-attempts", ("transcript",), ("task_description", "tags"),
         partial(_conversation, key="transcript"), rated=partial(_last_answer, "transcript"),
     ),
-    Layout(
+    RecordLayout(
         "PKU-SafeRLHF", ("prompt", "response_0", "response_1"), (), _prompt,
         pair=lambda r: _numbered(r, "prompt", ("response_0", "response_1"), "better_response_id", 0),
     ),
-    Layout(
+    RecordLayout(
         "SHP", ("history", "human_ref_A", "human_ref_B"), (), partial(_prompt, key="history"),
         pair=lambda r: _numbered(r, "history", ("human_ref_A", "human_ref_B"), "labels", 1),
     ),
-    Layout(
+    RecordLayout(
         "cai-conversation", ("init_prompt", "init_response", "revision_response"),
         (*_CRITIQUES, "prompt", "messages", "chosen", "rejected"), _init, pair=_revised,
     ),
     *(
-        Layout(
+        RecordLayout(
             f"{key} with two answers", (key, "chosen", "rejected"), (),
             partial(_messages, key=key), pair=_beside(partial(_messages, key=key)),
         )
         for key in ("conversations", "conversation")
     ),
-    Layout("prompt, chosen, rejected", ("prompt", "chosen", "rejected"), ("messages",), _prompt, pair=_beside(_prompt)),
-    Layout(
+    RecordLayout("prompt, chosen, rejected", ("prompt", "chosen", "rejected"), ("messages",), _prompt, pair=_beside(_prompt)),
+    RecordLayout(
         "question, chosen, rejected", ("question", "chosen", "rejected"), (), _question, pair=_beside(_question),
     ),
-    Layout("question, response", ("question", "response"), (), _question),
-    Layout(
+    RecordLayout("question, response", ("question", "response"), (), _question),
+    RecordLayout(
         "instruction, output", ("instruction", "output"), ("input", "text", "history", *ANSWERS), _instruction,
     ),
-    Layout(
+    RecordLayout(
         "instruction", ("instruction",), ("input", "context", "instances", "history", *ANSWERS), _instruction,
         pair=_beside(_instruction),
     ),
-    Layout("hh-rlhf", ("chosen",), ("rejected",), lambda r: Asked(_hh(r).turns, conversation=True), pair=_hh),
+    RecordLayout("hh-rlhf", ("chosen",), ("rejected",), lambda r: AskedPrompt(_hh(r).turns, conversation=True), pair=_hh),
     *(
-        Layout(
+        RecordLayout(
             key, (key,), ("prompt",), partial(_messages, key=key), rated=partial(_last_answer, key),
         )
         for key in ("messages", "conversations", "conversation")
     ),
-    Layout("prompt", ("prompt",), ANSWERS, _prompt, pair=_beside(_prompt), rated=partial(_rated, _prompt)),
+    RecordLayout("prompt", ("prompt",), ANSWERS, _prompt, pair=_beside(_prompt), rated=partial(_rated, _prompt)),
 )  # fmt: skip
 """From the particular to the general."""
 
@@ -223,7 +223,7 @@ class LayoutReader:
         self._setting = setting
         self._check = ColumnCheck(setting)
 
-    def prompt(self, record: Record) -> Asked:
+    def prompt(self, record: Record) -> AskedPrompt:
         """The prompt of a record, which waits for an answer. Raises DataError, or SkipRecord with the reason."""
         asked = self._layout(record, LAYOUTS).prompt(record)
         check_waits(asked.turns)
@@ -251,7 +251,7 @@ class LayoutReader:
             raise SkipRecord("an answer is missing")
         return rated
 
-    def _layout(self, record: Record, layouts: Sequence[Layout]) -> Layout:
+    def _layout(self, record: Record, layouts: Sequence[RecordLayout]) -> RecordLayout:
         for layout in layouts:
             if all(key in record.data for key in layout.needs):
                 self._check.check(record, layout.name, layout.columns, layout.needs[0])

@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 from cai_dist.config.data import PromptSource
 from cai_dist.constitution.draws import draw
 from cai_dist.data.dialogues import SkipRecord, conversation_id
-from cai_dist.data.layouts import Asked, LayoutReader
-from cai_dist.data.reading import Reading, ReadReport, WithReport
+from cai_dist.data.layouts import AskedPrompt, LayoutReader
+from cai_dist.data.reading import ReadCounts, ReadReport, WithReport
 from cai_dist.data.sources import read_records, shown
 from cai_dist.errors import DataError
 from cai_dist.types import Prompt, PromptKind
@@ -49,7 +49,7 @@ def load_prompt_set(source: PromptSource, kind: PromptKind, seed: int) -> Prompt
     records, and where prompts run short.
     """
     setting = f"data.{kind}"
-    layouts, reading = LayoutReader(setting), Reading(shown(source.source))
+    layouts, reading = LayoutReader(setting), ReadCounts(shown(source.source))
     found: dict[str, Prompt] = {}
     last: set[str] = set()
     for record in read_records(source.source):
@@ -71,7 +71,7 @@ def load_prompt_set(source: PromptSource, kind: PromptKind, seed: int) -> Prompt
     return PromptSet((*train[: source.limit], *(replace(p, split="heldout") for p in heldout)), report)
 
 
-def _prompts(asked: Asked, source: PromptSource, kind: PromptKind) -> list[Prompt]:
+def _prompts(asked: AskedPrompt, source: PromptSource, kind: PromptKind) -> list[Prompt]:
     """The prompts of a record, the longest last. Raises SkipRecord where all have too many turns."""
     turns = tuple(asked.turns)
     ends = [len(turns)]

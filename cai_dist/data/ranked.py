@@ -18,7 +18,7 @@ from cai_dist.data.chat import ChatFormat
 from cai_dist.data.columns import ColumnCheck
 from cai_dist.data.dialogues import SkipRecord, conversation_id, safe_text
 from cai_dist.data.html_text import plain_text
-from cai_dist.data.reading import Reading, ReadReport, WithReport
+from cai_dist.data.reading import ReadCounts, ReadReport, WithReport
 from cai_dist.data.records import Record
 from cai_dist.data.sources import read_records, shown
 from cai_dist.errors import ConfigError, DataError
@@ -50,7 +50,7 @@ def load_ranked_set(source: RankedSource, seed: int) -> RankedSet:
 
     Raises: DataError, naming file and line, for malformed records, words in other columns, and too few questions.
     """
-    columns, reading = ColumnCheck("data.ranked_answers"), Reading(shown(source.source))
+    columns, reading = ColumnCheck("data.ranked_answers"), ReadCounts(shown(source.source))
     found: dict[str, RankedQuestion] = {}
     for record in read_records(source.source):
         reading.records += 1

@@ -8,7 +8,7 @@ from cai_dist.config.data import RatingSource
 from cai_dist.constitution.draws import draw
 from cai_dist.data.dialogues import SkipRecord, conversation_id
 from cai_dist.data.layouts import LayoutReader
-from cai_dist.data.reading import Reading, ReadReport, WithReport
+from cai_dist.data.reading import ReadCounts, ReadReport, WithReport
 from cai_dist.data.records import Record
 from cai_dist.data.sources import read_records, shown
 from cai_dist.errors import DataError
@@ -35,7 +35,7 @@ def load_rating_set(source: RatingSource, seed: int) -> RatingSet:
 
     Raises DataError, naming file and line, for malformed records and ratings outside 0..4, and where there are too few.
     """
-    layouts, reading = LayoutReader(_SETTING), Reading(shown(source.source))
+    layouts, reading = LayoutReader(_SETTING), ReadCounts(shown(source.source))
     found: dict[tuple[str, str, float], RatedAnswer] = {}
     for record in read_records(source.source):
         reading.records += 1

@@ -42,7 +42,7 @@ class ReadReport:
 
 
 @dataclass(slots=True)
-class Reading:
+class ReadCounts:
     """The counts while a data set is being read."""
 
     source: str

@@ -17,14 +17,14 @@ from typing import IO, Any, cast
 from cai_dist.data.files import kind_of
 from cai_dist.errors import DataError
 
-Rows = Iterator[tuple[int, Any]]
+NumberedRows = Iterator[tuple[int, Any]]
 """(line or row number, 1-based; what stands there: of a table a mapping, of JSON any value)."""
 _CHUNK = 1 << 20
 LONGEST_ELEMENT = 1 << 26
 """Characters of one element of a JSON array; what is longer is a broken file."""
 
 
-def rows_of(path: Path) -> Rows:
+def rows_of(path: Path) -> NumberedRows:
     """The rows of a file, in order. Raises DataError, naming file and line, where it cannot be read on."""
     kind = kind_of(path)
     if kind == "parquet":
@@ -45,7 +45,7 @@ def _opened(path: Path) -> IO[bytes]:
     return path.open("rb")
 
 
-def _json(path: Path) -> Rows:
+def _json(path: Path) -> NumberedRows:
     """The values of a file of JSON lines (empty lines are passed over), or the elements of one JSON array, whatever the
     file is called: hh-rlhf's red_team_attempts.jsonl is an array."""
     number = 0
@@ -85,7 +85,7 @@ def _value(path: Path, number: int, line: bytes) -> Any:
         raise DataError(f"{path}:{number}: not a line of JSON in UTF-8: {error}") from None
 
 
-def _array(path: Path, start: bytes, file: IO[bytes]) -> Rows:
+def _array(path: Path, start: bytes, file: IO[bytes]) -> NumberedRows:
     """The elements of a JSON array, one at a time; the number is the line on which an element begins."""
     decode = codecs.getincrementaldecoder("utf-8-sig")()
     scan = json.JSONDecoder().raw_decode
@@ -147,7 +147,7 @@ def _array(path: Path, start: bytes, file: IO[bytes]) -> Rows:
         raise broken("something stands after the closing bracket")
 
 
-def _table(path: Path, delimiter: str) -> Rows:
+def _table(path: Path, delimiter: str) -> NumberedRows:
     """The rows of a CSV or TSV file whose first row names the columns; every cell is a text."""
     csv.field_size_limit(sys.maxsize)
     line = 1
@@ -169,7 +169,7 @@ def _table(path: Path, delimiter: str) -> Rows:
             line = reader.line_num + 1
 
 
-def _parquet(path: Path) -> Rows:
+def _parquet(path: Path) -> NumberedRows:
     import pyarrow as pa
     import pyarrow.parquet as pq
 

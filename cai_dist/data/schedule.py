@@ -16,7 +16,7 @@ from typing import TypeVar
 
 from cai_dist.config.training import Layout, ShardingConfig
 from cai_dist.errors import DataError
-from cai_dist.types import Lesson, Sample, ScoredPair, TokenSequence
+from cai_dist.types import SampleRef, ScoredPair, TokenSequence, TrajectoryRef
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -52,7 +52,7 @@ class MicroBatchLimits:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class BatchPlan:
     """Which rank computes which items in which micro-batch. `parts[rank][micro_batch]` holds indices of items."""
 
     parts: tuple[tuple[tuple[int, ...], ...], ...]
@@ -78,7 +78,7 @@ class Plan:
         return [by_item[i] for i in range(len(by_item))]
 
 
-def plan_schedule(lengths: Sequence[int], ranks: int, limits: MicroBatchLimits) -> Plan:
+def plan_schedule(lengths: Sequence[int], ranks: int, limits: MicroBatchLimits) -> BatchPlan:
     """Split items of these `lengths` (tokens) over ranks and micro-batches.
 
     Every rank gets the same number of micro-batches (at least one; some may be empty), each within `limits`. Ranks are
@@ -108,12 +108,12 @@ def plan_schedule(lengths: Sequence[int], ranks: int, limits: MicroBatchLimits) 
         filled = [_filled(share, lengths, limits) for share in shares]
         steps = max(1, *map(len, filled))
         parts = [_levelled(part, lengths, costs, steps, limits) for part in filled]
-    return Plan(tuple(tuple(tuple(sorted(part)) for part in rank) for rank in parts))
+    return BatchPlan(tuple(tuple(tuple(sorted(part)) for part in rank) for rank in parts))
 
 
 def plan_items(
     items: Sequence[object], ranks: int, sharding: ShardingConfig, layout: Layout, *, added: int = 0
-) -> Plan:
+) -> BatchPlan:
     """`plan_schedule` for the items themselves, within the limits of `sharding`; `added`: tokens that the worker may
     put after each."""
     limits = MicroBatchLimits.of(sharding, layout)
@@ -128,7 +128,7 @@ def token_count(item: object, padded: bool = False) -> int:
     if isinstance(item, ScoredPair):
         a, b = len(item.ids_a), len(item.ids_b)
         return 2 * max(a, b) if padded else a + b
-    if isinstance(item, Sample | Lesson):
+    if isinstance(item, SampleRef | TrajectoryRef):
         return item.tokens
     return len(item.prompt_ids) + len(item.response_ids)  # type: ignore[attr-defined]
 

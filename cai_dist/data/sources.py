@@ -10,7 +10,7 @@ from cai_dist.data.columns import named
 from cai_dist.data.files import data_files, kind_of, saved_table
 from cai_dist.data.hub import hub_name, hub_rows, hub_sha256, saved_rows
 from cai_dist.data.records import Record, kind
-from cai_dist.data.rows import Rows, rows_of
+from cai_dist.data.rows import NumberedRows, rows_of
 from cai_dist.errors import DataError
 
 Source = str | DataSource
@@ -72,6 +72,6 @@ def _values(source: Source) -> Iterator[tuple[str, object, bool]]:
         yield from _placed(str(path), rows, kind_of(path) not in ("csv", "tsv"))
 
 
-def _placed(name: str, rows: Rows, typed: bool) -> Iterator[tuple[str, object, bool]]:
+def _placed(name: str, rows: NumberedRows, typed: bool) -> Iterator[tuple[str, object, bool]]:
     for number, value in rows:
         yield f"{name}:{number}", value, typed

@@ -12,12 +12,12 @@ import pyarrow.parquet as pq
 from cai_dist.errors import DataError
 from cai_dist.tracking.atomic import write_bytes
 
-Row = Mapping[str, Any]
+TableRow = Mapping[str, Any]
 _KEY = b"cai_dist.made_from"
 """In the metadata of a shard: the hash of what it was made from."""
 
 
-def write_rows(path: Path, rows: Sequence[Row], schema: pa.Schema) -> None:
+def write_rows(path: Path, rows: Sequence[TableRow], schema: pa.Schema) -> None:
     """Write flat rows to `path`, atomically; an earlier file is replaced.
 
     Every row must have exactly the columns of `schema` (ValueError otherwise: pyarrow alone would fill gaps with
@@ -70,7 +70,7 @@ class Shards:
             path.rename(aside / path.name)
         return aside
 
-    def write(self, i: int, rows: Sequence[Row], schema: pa.Schema) -> None:
+    def write(self, i: int, rows: Sequence[TableRow], schema: pa.Schema) -> None:
         """Write piece `i`, atomically. Raises IndexError where there is no such piece."""
         if not 0 <= i < len(self.keys):
             raise IndexError(f"shard {i} of {len(self.keys)}")

@@ -12,7 +12,7 @@ from cai_dist.config.engine import VLLM_INSTALL
 from cai_dist.doctor.facts import NodeFacts
 from cai_dist.doctor.needs import Needs
 
-State = Literal["ok", "warn", "fail"]
+CheckState = Literal["ok", "warn", "fail"]
 
 TESTED = {
     "python": "3.11", "torch": "2.13.0", "transformers": "5.19.0", "ray": "2.60.0", "deepspeed": "0.19.8",
@@ -31,7 +31,7 @@ class Check:
     node: str
     name: str
     found: str
-    state: State = "ok"
+    state: CheckState = "ok"
     advice: str = ""
 
 

@@ -6,10 +6,12 @@ import math
 from collections.abc import Sequence
 
 from cai_dist.errors import CaiError
-from cai_dist.types import Generation, Kept, Row, Sample
+from cai_dist.types import Generation, KeepRemote, RemoteRow, SampleRef
 
 
-def kept_samples(prompts: Sequence[tuple[int, ...]], samples: Sequence[Generation], first: int = 0) -> Kept[Generation]:
+def kept_samples(
+    prompts: Sequence[tuple[int, ...]], samples: Sequence[Generation], first: int = 0
+) -> KeepRemote[Generation]:
     """The samples, to be kept, with the facts of each (`samples_of`).
 
     Args:
@@ -26,29 +28,31 @@ def kept_samples(prompts: Sequence[tuple[int, ...]], samples: Sequence[Generatio
         if len(sample.token_versions) != len(sample.response_ids):
             raise CaiError(f"rollout: sample {number} does not say of which weights each of its tokens is")
     _check("rollout", samples, [sample.logprobs for sample in samples], first)
-    return Kept(samples, [_facts(sample) for sample in samples])
+    return KeepRemote(samples, [_facts(sample) for sample in samples])
 
 
 def _facts(sample: Generation) -> tuple[int, int, str, int, int]:
-    """The fields of `Sample` after the row."""
+    """The fields of `SampleRef` after the row."""
     version = sample.weight_version
     oldest = min(version, *sample.versions) if sample.versions else version
     newest = max(version, *sample.versions) if sample.versions else version
     return len(sample.prompt_ids), len(sample.response_ids), sample.finish, newest, oldest
 
 
-def samples_of(rows: Sequence[Row[Generation]], facts: Sequence[tuple[int, int, str, int, int]]) -> list[Sample]:
+def samples_of(
+    rows: Sequence[RemoteRow[Generation]], facts: Sequence[tuple[int, int, str, int, int]]
+) -> list[SampleRef]:
     """From the facts of `kept_samples`."""
-    return [Sample(row, *of_row) for row, of_row in zip(rows, facts, strict=True)]  # type: ignore[arg-type]
+    return [SampleRef(row, *of_row) for row, of_row in zip(rows, facts, strict=True)]  # type: ignore[arg-type]
 
 
 def kept_rows(
     role: str, samples: Sequence[Generation], rows: Sequence[Sequence[float]], more: int = 0
-) -> Kept[Sequence[float]]:
+) -> KeepRemote[Sequence[float]]:
     """Numbers of every response token (and `more`) of each sample, to be kept. Raises CaiError unless they are that,
     and finite: one NaN would poison the whole batch."""
     _check(role, samples, rows, 0, more)
-    return Kept(rows)
+    return KeepRemote(rows)
 
 
 def _check(

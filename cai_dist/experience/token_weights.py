@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cai_dist.config.ppo import PpoConfig
-from cai_dist.types import Lesson
+from cai_dist.types import TrajectoryRef
 
 _MAX_LOG_RATIO = 20.0  # exp() of more is no longer a weight, and would soon overflow
 
@@ -20,7 +20,7 @@ def aggregation_weight(length: int, config: PpoConfig) -> float:
     return 1.0 / length if config.aggregation == "sequence" else 1.0
 
 
-def denominator(batch: Sequence[Lesson], config: PpoConfig) -> float:
+def denominator(batch: Sequence[TrajectoryRef], config: PpoConfig) -> float:
     """D of one mini-batch over all ranks: response tokens, sequences, or `max_new_tokens` for each sequence."""
     if config.aggregation == "token":
         return float(sum(item.response_tokens for item in batch))

@@ -16,11 +16,11 @@ from cai_dist.experience.mismatch import Distances, distances
 from cai_dist.experience.moments import Moments
 from cai_dist.experience.rewards import Shaped, shape
 from cai_dist.experience.token_weights import Importance, RatioSums, aggregation_weight, importance
-from cai_dist.types import Kept, PromptKind, Row, Trajectory
+from cai_dist.types import KeepRemote, PromptKind, RemoteRow, Trajectory
 
 
 @dataclass(frozen=True, slots=True)
-class LessonRequest:
+class TrajectoryRequest:
     """Samples with their answers, all in the order of the samples; those of one prompt lie side by side. Rows on the
     way, what they stand for where the work is done."""
 
@@ -42,7 +42,7 @@ class LessonRequest:
     version: int
     """Of the trainer's weights."""
 
-    def parts(self, count: int, group: int) -> list[LessonRequest]:
+    def parts(self, count: int, group: int) -> list[TrajectoryRequest]:
         """At most `count` requests that together are this one, in order; the `group` samples of a prompt stay
         together."""
         size = group * math.ceil(len(self.samples) / (count * group))
@@ -64,16 +64,16 @@ class LessonRequest:
             for start in range(0, len(self.samples), size)
         ]
 
-    def rows(self) -> Iterator[Row[Any]]:
+    def rows(self) -> Iterator[RemoteRow[Any]]:
         """As `HasRows`."""
         for rows in (self.samples, self.logprobs, self.reference, self.values):
-            yield from (item for item in rows or () if isinstance(item, Row))
+            yield from (item for item in rows or () if isinstance(item, RemoteRow))
 
-    def filled(self, found: Callable[[Row[Any]], Any]) -> LessonRequest:
+    def filled(self, found: Callable[[RemoteRow[Any]], Any]) -> TrajectoryRequest:
         """As `HasRows`."""
 
         def fill(rows: tuple[Any, ...] | None) -> Any:
-            return None if rows is None else tuple(found(i) if isinstance(i, Row) else i for i in rows)
+            return None if rows is None else tuple(found(i) if isinstance(i, RemoteRow) else i for i in rows)
 
         return replace(
             self,
@@ -121,7 +121,7 @@ def total(parts: Sequence[Sums]) -> Sums:
     return reduce(Sums.merged, parts, Sums())
 
 
-def make_lessons(request: LessonRequest, config: PpoConfig) -> Kept[Trajectory]:
+def make_trajectories(request: TrajectoryRequest, config: PpoConfig) -> KeepRemote[Trajectory]:
     """Rewards, advantages (not whitened yet), returns and weights of every token, to be kept; facts: `Sums`.
 
     Raises ValueError for groups that are not whole.
@@ -133,11 +133,11 @@ def make_lessons(request: LessonRequest, config: PpoConfig) -> Kept[Trajectory]:
     shaped = shape(logprobs, request.reference, request.values, scores, truncated, config, request.coefficient)
     ratios = importance(logprobs, [sample.logprobs for sample in samples], config.importance_bound)
     made = _trajectories(request, logprobs, shaped, ratios, config)
-    return Kept(made, _sums(made, shaped, ratios, request.version))
+    return KeepRemote(made, _sums(made, shaped, ratios, request.version))
 
 
 def _trajectories(
-    request: LessonRequest,
+    request: TrajectoryRequest,
     logprobs: Sequence[Sequence[float]],
     shaped: Shaped,
     ratios: Importance,

@@ -37,7 +37,7 @@ _LEAST = 1e-12
 
 
 @dataclass(frozen=True, slots=True)
-class Meeting:
+class EloMatch:
     """One judgement: the share of a win, in [0, 1], that `first` has over `second` on a prompt."""
 
     prompt: str
@@ -63,7 +63,7 @@ class Ratings:
     prompts: int
 
 
-def elo_ratings(meetings: Sequence[Meeting], anchor: str, resamples: int = 1000, seed: int = 0) -> Ratings:
+def elo_ratings(meetings: Sequence[EloMatch], anchor: str, resamples: int = 1000, seed: int = 0) -> Ratings:
     """Elo of every player that met another, the anchor's being 0, with 95% percentile intervals over prompts.
 
     Several meetings of the same two on one prompt count as one, by their mean. Ratings are those of the largest
@@ -153,7 +153,7 @@ def _likelihood(strength: Array, won: Array) -> Array:
     return total
 
 
-def _tables(meetings: Sequence[Meeting]) -> tuple[list[str], Array]:
+def _tables(meetings: Sequence[EloMatch]) -> tuple[list[str], Array]:
     """Players by name, and [prompts, K, K] wins: the mean share where two met, both sides' being 1 together."""
     if not meetings:
         raise ValueError("ratings need at least one meeting")

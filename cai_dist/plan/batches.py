@@ -9,7 +9,7 @@ from cai_dist.config.training import ShardingConfig
 
 
 @dataclass(frozen=True)
-class Split:
+class BatchSplit:
     """One optimiser step of one role. `places`: micro-batch places that stay empty, where it does not come out even."""
 
     role: str
@@ -46,13 +46,13 @@ class Split:
         return f"not even: {waste:.0%} of the places stay empty (results are exact all the same); {hint}"
 
 
-def split(role: str, batch: int, sharding: ShardingConfig, sequence: int, per_item: int = 1) -> Split:
+def split(role: str, batch: int, sharding: ShardingConfig, sequence: int, per_item: int = 1) -> BatchSplit:
     """Of `batch` items that are `per_item` sequences of at most `sequence` tokens each."""
     cap = sharding.max_tokens_per_micro_batch
     size = max(1, cap // (sequence * per_item)) if cap else sharding.micro_batch
     size = min(size, math.ceil(batch / sharding.ranks))
     passes = max(1, math.ceil(batch / (sharding.ranks * size)))
-    return Split(role, batch, sharding.ranks, size, passes, cap is not None)
+    return BatchSplit(role, batch, sharding.ranks, size, passes, cap is not None)
 
 
 def rollout_equation(prompts: int, samples: int, mini_batch: int, epochs: int) -> str:

@@ -9,7 +9,7 @@ from cai_dist.config.run import RunConfig
 from cai_dist.plan.batches import rollout_equation
 from cai_dist.plan.machines import Load, Loads, Machines, Verdict, place
 from cai_dist.plan.rates import H100, Rates, Seconds, seconds
-from cai_dist.plan.roles import Assumed, Stage, other_stages, ppo_stage, shapes, tokens_of
+from cai_dist.plan.roles import Assumed, PlannedStage, other_stages, ppo_stage, shapes, tokens_of
 from cai_dist.plan.shapes import Shape
 from cai_dist.plan.ways import way_out
 
@@ -18,12 +18,12 @@ from cai_dist.plan.ways import way_out
 class StagePlan:
     """A stage and where its workers stand."""
 
-    stage: Stage
+    stage: PlannedStage
     loads: Loads
 
 
 @dataclass(frozen=True)
-class Plan:
+class RunPlan:
     """What a run will take."""
 
     config: RunConfig
@@ -54,7 +54,7 @@ class Plan:
         return "tight" if "tight" in found else "fits" if "fits" in found else None
 
 
-def make_plan(config: RunConfig, machines: Machines, assumed: Assumed, rates: Rates | None = None) -> Plan:
+def make_plan(config: RunConfig, machines: Machines, assumed: Assumed, rates: Rates | None = None) -> RunPlan:
     """Arithmetic on the run file and the shapes of its models. Raises ConfigError as the run itself would, and for a
     model whose shape is not known. `rates`: default those assumed for an H100 where PPO has GPUs and bf16."""
     found = shapes(config, assumed)
@@ -72,7 +72,7 @@ def make_plan(config: RunConfig, machines: Machines, assumed: Assumed, rates: Ra
     equation = ""
     if "ppo" in config.stages:
         equation = rollout_equation(ppo.prompts_per_iteration, ppo.samples_per_prompt, ppo.mini_batch, ppo.epochs)
-    return Plan(
+    return RunPlan(
         config=config,
         shapes=found,
         machines=machines,
@@ -112,7 +112,9 @@ def _problems(
     return lines
 
 
-def _too_full(config: RunConfig, stage: Stage, load: Load, placed: Callable[[RunConfig], tuple[StagePlan, ...]]) -> str:
+def _too_full(
+    config: RunConfig, stage: PlannedStage, load: Load, placed: Callable[[RunConfig], tuple[StagePlan, ...]]
+) -> str:
     """Its start goes first: what does not come up is not helped by less to do."""
     assert load.limit is not None
     where = f"{stage.name}: {load.name} ({', '.join(load.who[:3])}{', …' if len(load.who) > 3 else ''})"

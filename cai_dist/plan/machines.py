@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from cai_dist.plan.workers import PHASES, Worker
+from cai_dist.plan.workers import PHASES, WorkerEstimate
 
 HEADROOM = 0.10
 """Share of a device or of a host that a plan leaves free: allocators fragment, sequences differ in length."""
@@ -25,10 +25,10 @@ class Machines:
 
 
 @dataclass(frozen=True)
-class Seat:
+class PlannedSeat:
     """One worker at one place: `worker` with the number `rank` among its like."""
 
-    worker: Worker
+    worker: WorkerEstimate
     rank: int
 
 
@@ -75,7 +75,7 @@ class Loads:
         return (*self.gpus, *self.hosts)
 
 
-def place(workers: Sequence[Worker], groups: Sequence[Sequence[str]], machines: Machines) -> Loads:
+def place(workers: Sequence[WorkerEstimate], groups: Sequence[Sequence[str]], machines: Machines) -> Loads:
     """Where workers stand, as `cluster.placement` asks for it: roles of one of `groups` side by side, one GPU to a
     place; a role of its own one GPU a worker (or several), fractions of a GPU together on one.
 
@@ -91,18 +91,18 @@ def place(workers: Sequence[Worker], groups: Sequence[Sequence[str]], machines: 
     return Loads(tuple(gpus), tuple(hosts), whole)
 
 
-def _places(workers: Sequence[Worker], groups: Sequence[Sequence[str]]) -> list[list[Seat]]:
+def _places(workers: Sequence[WorkerEstimate], groups: Sequence[Sequence[str]]) -> list[list[PlannedSeat]]:
     """Who stands on which GPU."""
-    found: list[list[Seat]] = []
+    found: list[list[PlannedSeat]] = []
     by_role = {worker.role: worker for worker in workers if worker.gpus}
     for group in groups:
         there = [by_role.pop(role) for role in group if role in by_role]
         for index in range(max((worker.count for worker in there), default=0)):
-            found.append([Seat(worker, index) for worker in there if index < worker.count])
-    open_places: list[list[Seat]] = []
+            found.append([PlannedSeat(worker, index) for worker in there if index < worker.count])
+    open_places: list[list[PlannedSeat]] = []
     for worker in by_role.values():
         for index in range(worker.count):
-            seat = Seat(worker, index)
+            seat = PlannedSeat(worker, index)
             free = [p for p in open_places if sum(s.worker.gpus for s in p) + worker.gpus <= 1 + 1e-9]
             if worker.gpus < 1 and free:
                 free[0].append(seat)
@@ -111,12 +111,14 @@ def _places(workers: Sequence[Worker], groups: Sequence[Sequence[str]]) -> list[
     return found + open_places
 
 
-def _hosts(workers: Sequence[Worker], places: Sequence[Sequence[Seat]], machines: Machines) -> list[Load]:
-    nodes: list[list[Seat]] = [[] for _ in range(machines.nodes)]
+def _hosts(
+    workers: Sequence[WorkerEstimate], places: Sequence[Sequence[PlannedSeat]], machines: Machines
+) -> list[Load]:
+    nodes: list[list[PlannedSeat]] = [[] for _ in range(machines.nodes)]
     per_node = machines.gpus or math.ceil(len(places) / machines.nodes) or 1
     for number, seats in enumerate(places):
         nodes[min(number // per_node, machines.nodes - 1)] += seats
-    rest = [Seat(worker, index) for worker in workers if not worker.gpus for index in range(worker.count)]
+    rest = [PlannedSeat(worker, index) for worker in workers if not worker.gpus for index in range(worker.count)]
     for number, seat in enumerate(rest):
         nodes[number % machines.nodes].append(seat)
     loads = [
@@ -126,11 +128,11 @@ def _hosts(workers: Sequence[Worker], places: Sequence[Sequence[Seat]], machines
     return [load for load in loads if load.who]
 
 
-def _names(seats: Sequence[Seat]) -> tuple[str, ...]:
+def _names(seats: Sequence[PlannedSeat]) -> tuple[str, ...]:
     return tuple(f"{seat.worker.role}[{seat.rank}]" for seat in seats)
 
 
-def _by_phase(seats: Sequence[Seat], on_host: bool) -> dict[str, int]:
+def _by_phase(seats: Sequence[PlannedSeat], on_host: bool) -> dict[str, int]:
     """Sums over the workers. Roles that share a GPU are built one after the other: at the start it has only one of them
     whole. A process on a CPU keeps what it once took (its allocator does not give it back): there every phase is the
     peak."""
@@ -142,7 +144,7 @@ def _by_phase(seats: Sequence[Seat], on_host: bool) -> dict[str, int]:
     return {phase: size for phase, size in found.items() if size}
 
 
-def _size(worker: Worker, phase: str, on_host: bool) -> int:
+def _size(worker: WorkerEstimate, phase: str, on_host: bool) -> int:
     if on_host and not worker.host:
         return worker.peak()
     return sum((worker.host if on_host else worker.device).get(phase, {}).values())

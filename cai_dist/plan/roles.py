@@ -8,20 +8,20 @@ from dataclasses import dataclass
 from cai_dist.config.run import RunConfig
 from cai_dist.config.training import LoraConfig, ShardingConfig, TrainConfig
 from cai_dist.errors import ConfigError
-from cai_dist.plan.batches import Split, split
+from cai_dist.plan.batches import BatchSplit, split
 from cai_dist.plan.machines import Machines
 from cai_dist.plan.passes import Serving, Tokens
 from cai_dist.plan.shapes import Shape, find_shape
 from cai_dist.plan.workers import (
     MIB,
-    Place,
+    RolePlacement,
     Training,
-    Worker,
+    WorkerEstimate,
     rollout_worker,
     scoring_worker,
     trained_worker,
 )
-from cai_dist.plan.zero import ITEM, Elements, read_zero
+from cai_dist.plan.zero import ITEM, ParameterCounts, read_zero
 
 SOURCES: Mapping[str, str] = {
     "policy": "pretrained",
@@ -45,12 +45,12 @@ class Assumed:
 
 
 @dataclass(frozen=True)
-class Stage:
+class PlannedStage:
     """The workers of a stage that are there at the same time."""
 
     name: str
-    workers: tuple[Worker, ...]
-    splits: tuple[Split, ...] = ()
+    workers: tuple[WorkerEstimate, ...]
+    splits: tuple[BatchSplit, ...] = ()
     groups: tuple[tuple[str, ...], ...] = ()
     """Roles that share GPUs."""
 
@@ -93,7 +93,7 @@ def tokens_of(config: RunConfig, assumed: Assumed, new: int) -> Tokens:
 # ---- PPO
 
 
-def ppo_stage(config: RunConfig, found: Mapping[str, Shape], assumed: Assumed, machines: Machines) -> Stage:
+def ppo_stage(config: RunConfig, found: Mapping[str, Shape], assumed: Assumed, machines: Machines) -> PlannedStage:
     """All roles of PPO."""
     ppo, item = config.ppo, ITEM[config.models.dtype]
     tokens = tokens_of(config, assumed, ppo.sampling.max_new_tokens)
@@ -103,9 +103,9 @@ def ppo_stage(config: RunConfig, found: Mapping[str, Shape], assumed: Assumed, m
     for role in ppo.roles:
         placement, shape = getattr(ppo.placement, role), found[role]
         sharding: ShardingConfig = ppo.value if role == "value" else ppo.policy
-        place = Place(role, placement.workers, placement.gpus, role in shared)
+        place = RolePlacement(role, placement.workers, placement.gpus, role in shared)
         if role in ppo.trained_roles:
-            place = Place(role, sharding.ranks, placement.gpus, role in shared)
+            place = RolePlacement(role, sharding.ranks, placement.gpus, role in shared)
             one = split(role, ppo.mini_batch, sharding, tokens.sequence)
             splits.append(one)
             work = _training(one, tokens, role == "policy", ppo.sampling.temperature != 1.0)
@@ -128,7 +128,7 @@ def ppo_stage(config: RunConfig, found: Mapping[str, Shape], assumed: Assumed, m
             work = _training(one, tokens, role == "reference", ppo.sampling.temperature != 1.0)
             size = shape.parameters if role == "reference" else shape.scalar_parameters
             workers.append(scoring_worker(place, shape, item, size, work))
-    return Stage("ppo", tuple(workers), tuple(splits), ppo.shared_groups)
+    return PlannedStage("ppo", tuple(workers), tuple(splits), ppo.shared_groups)
 
 
 def limited(serving: Serving, max_tokens: int | None) -> Serving:
@@ -138,7 +138,7 @@ def limited(serving: Serving, max_tokens: int | None) -> Serving:
     return Serving(max(1, min(serving.rows, max_tokens // serving.columns)), serving.prompt, serving.new)
 
 
-def _reserved(config: RunConfig, place: Place, machines: Machines) -> int | None:
+def _reserved(config: RunConfig, place: RolePlacement, machines: Machines) -> int | None:
     """What a vLLM engine takes, where that is known."""
     if config.engine.backend != "vllm":
         return None
@@ -171,18 +171,18 @@ def _transfer_bytes(config: RunConfig, shape: Shape) -> _Transfer:
     return _Transfer(whole // ranks, whole) if on_cpu and ppo.transfer == "object_store" else _Transfer(0, 0)
 
 
-def _training(one: Split, tokens: Tokens, vocabulary: bool, scaled: bool, per_item: int = 1) -> Training:
+def _training(one: BatchSplit, tokens: Tokens, vocabulary: bool, scaled: bool, per_item: int = 1) -> Training:
     return Training(tokens, one.micro_batch * per_item, one.passes, vocabulary, scaled)
 
 
-def trained_elements(shape: Shape, lora: LoraConfig | None, causal: bool, with_head: bool = False) -> Elements:
+def trained_elements(shape: Shape, lora: LoraConfig | None, causal: bool, with_head: bool = False) -> ParameterCounts:
     """Of a causal model, or of one with a scalar head (`with_head`: and an output layer). With `lora`: adapters on the
     matrices of all layers, or on those that it names, and a scalar head are trained."""
     total = shape.parameters if causal else shape.scalar_parameters
     if with_head and not shape.tied:
         total += shape.embedding
     if lora is None:
-        return Elements(total, total, shape.largest)
+        return ParameterCounts(total, total, shape.largest)
     queries, keys = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
     h, f = shape.hidden, shape.intermediate
     sizes = {"q_proj": h + queries, "k_proj": h + keys, "v_proj": h + keys, "o_proj": queries + h}
@@ -190,13 +190,15 @@ def trained_elements(shape: Shape, lora: LoraConfig | None, causal: bool, with_h
     sizes |= {"up_proj": h + f, "down_proj": f + h}
     names = sizes if lora.target_modules == "auto" else lora.target_modules
     adapters = shape.layers * lora.rank * sum(sizes.get(name, 0) for name in names)
-    return Elements(total + adapters, adapters + (0 if causal else h), lora.rank * max(sizes.values()))
+    return ParameterCounts(total + adapters, adapters + (0 if causal else h), lora.rank * max(sizes.values()))
 
 
 # ---- other stages
 
 
-def other_stages(config: RunConfig, found: Mapping[str, Shape], assumed: Assumed, machines: Machines) -> list[Stage]:
+def other_stages(
+    config: RunConfig, found: Mapping[str, Shape], assumed: Assumed, machines: Machines
+) -> list[PlannedStage]:
     """Each with its largest group of workers."""
     stages = [_generating(config, found, assumed, machines)]
     new = config.revise.sampling.max_new_tokens
@@ -214,16 +216,16 @@ def other_stages(config: RunConfig, found: Mapping[str, Shape], assumed: Assumed
         one = split(name, train.batch_size, sharding, tokens.sequence, per_item)
         work = _training(one, tokens, vocabulary, False, per_item)
         elements = trained_elements(shape, None, causal, with_head=vocabulary and not causal)
-        place = Place(name, sharding.ranks, config.cluster.gpus)
+        place = RolePlacement(name, sharding.ranks, config.cluster.gpus)
         zero = read_zero(sharding, config.models.dtype, train.optimizer)
         worker = trained_worker(place, shape, elements, zero, work)
         kept = {phase: items for phase, items in worker.device.items() if phase in ("start", "update")}
         host = {phase: items for phase, items in worker.host.items() if phase in kept}
-        stages.append(Stage(name, (Worker(name, place.count, place.gpus, kept, host),), (one,)))
+        stages.append(PlannedStage(name, (WorkerEstimate(name, place.count, place.gpus, kept, host),), (one,)))
     return stages
 
 
-def _generating(config: RunConfig, found: Mapping[str, Shape], assumed: Assumed, machines: Machines) -> Stage:
+def _generating(config: RunConfig, found: Mapping[str, Shape], assumed: Assumed, machines: Machines) -> PlannedStage:
     """Revise, feedback, evaluate and expand: independent engines; the largest model among theirs, the most workers."""
     sections = [getattr(config, name) for name in ("expand", "revise", "feedback", "evaluate") if name in config.stages]
     count = max(section.workers for section in sections)
@@ -233,9 +235,9 @@ def _generating(config: RunConfig, found: Mapping[str, Shape], assumed: Assumed,
     tokens = tokens_of(config, assumed, new)
     rows = min(config.engine.max_rows, max(section.shard_size for section in sections))
     serving = limited(Serving(rows, tokens.sequence - new, new), config.engine.max_tokens)
-    place = Place("engine", count, config.cluster.gpus)
+    place = RolePlacement("engine", count, config.cluster.gpus)
     reserved = _reserved(config, place, machines)
     worker = rollout_worker(place, shape, ITEM[config.models.dtype], serving, reserved=reserved)
     kept = {phase: items for phase, items in worker.device.items() if phase in ("start", "rollout")}
     host = {phase: items for phase, items in worker.host.items() if phase in kept}
-    return Stage("generation", (Worker(place.role, count, place.gpus, kept, host),))
+    return PlannedStage("generation", (WorkerEstimate(place.role, count, place.gpus, kept, host),))

@@ -6,11 +6,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from cai_dist.plan.build import Plan, StagePlan
+from cai_dist.plan.build import RunPlan, StagePlan
 from cai_dist.plan.machines import Load
 from cai_dist.plan.shapes import Shape
 from cai_dist.plan.suggest import Suggestion
-from cai_dist.plan.workers import ITEMS, PHASES, Worker
+from cai_dist.plan.workers import ITEMS, PHASES, WorkerEstimate
 
 GIB = 2**30
 _SHORT = {"optimizer": "optim", "gradients": "grads", "activations": "activ", "process": "proc", "KV cache": "KV"}
@@ -39,7 +39,7 @@ class Unit:
         return f"{found:.0f}" if self.name == "MiB" or found >= 100 else f"{found:.2f}"
 
 
-def unit_of(plan: Plan) -> Unit:
+def unit_of(plan: RunPlan) -> Unit:
     """MiB where no worker takes 10 GiB."""
     largest = max(worker.peak() for one in plan.stages for worker in one.stage.workers)
     return Unit("GiB", GIB) if largest >= 10 * GIB else Unit("MiB", 2**20)
@@ -50,7 +50,7 @@ def gib(size: float) -> str:
     return Unit("GiB", GIB).text(size)
 
 
-def headline(plan: Plan) -> list[str]:
+def headline(plan: RunPlan) -> list[str]:
     """Machines, models and lengths, a line each."""
     machines, config = plan.machines, plan.config
     gpus = f"{machines.nodes} x {machines.gpus} GPUs" if machines.gpus else "no GPUs"
@@ -69,7 +69,7 @@ def headline(plan: Plan) -> list[str]:
     return lines
 
 
-def worker_tables(plan: Plan) -> Iterator[Table]:
+def worker_tables(plan: RunPlan) -> Iterator[Table]:
     """One for each stage: bytes of one worker of each role in the phases in which something changes."""
     unit = unit_of(plan)
     for one in plan.stages:
@@ -85,7 +85,7 @@ def _where(one: StagePlan) -> str:
     return "on its GPU" if any(worker.gpus for worker in one.stage.workers) else "its process, on the CPU"
 
 
-def _worker_rows(worker: Worker, unit: Unit) -> Iterator[list[str]]:
+def _worker_rows(worker: WorkerEstimate, unit: Unit) -> Iterator[list[str]]:
     before: Mapping[str, int] | None = None
     for phase in PHASES:
         if phase not in worker.device:
@@ -99,7 +99,7 @@ def _worker_rows(worker: Worker, unit: Unit) -> Iterator[list[str]]:
         yield [f"{worker.role} x {worker.count}", phase, *cells, unit.text(sum(items.values())), host]
 
 
-def load_table(plan: Plan) -> Table:
+def load_table(plan: RunPlan) -> Table:
     """Every GPU and host of every stage, those that are alike in one row."""
     rows: list[list[str]] = []
     unit = unit_of(plan)
@@ -126,7 +126,7 @@ def _load_row(stage: str, same: list[Load], unit: Unit) -> list[str]:
     return [place, stage, who, *phases, unit.text(first.limit) if first.limit else "-", first.verdict or "not judged"]
 
 
-def batch_lines(plan: Plan) -> Iterator[str]:
+def batch_lines(plan: RunPlan) -> Iterator[str]:
     """The batch identity of every stage that trains."""
     if plan.equation:
         yield f"ppo: {plan.equation}"
@@ -136,7 +136,7 @@ def batch_lines(plan: Plan) -> Iterator[str]:
             yield f"  {name}: {split.equation()}" if one.stage.name == "ppo" else f"{name}: {split.equation()}"
 
 
-def verdict_of(plan: Plan) -> str:
+def verdict_of(plan: RunPlan) -> str:
     """The verdict, and what to give where there is none on GPUs or hosts."""
     asked = max(one.loads.needed_gpus for one in plan.stages)
     if plan.verdict is None and asked:
@@ -150,7 +150,7 @@ def verdict_of(plan: Plan) -> str:
     return plan.verdict + "".join(f" ({name} are not judged: {unknown[name]})" for name in left)
 
 
-def time_lines(plan: Plan) -> Iterator[str]:
+def time_lines(plan: RunPlan) -> Iterator[str]:
     """Expected seconds of an iteration of PPO."""
     found = plan.seconds
     if found is None:
@@ -175,7 +175,7 @@ def _seconds(number: float) -> str:
     return f"{number / 60:.0f} min" if number < 7200 else f"{number / 3600:.1f} h"
 
 
-def as_tree(plan: Plan, suggestion: Suggestion | None) -> dict[str, Any]:
+def as_tree(plan: RunPlan, suggestion: Suggestion | None) -> dict[str, Any]:
     """Everything, for JSON; sizes in bytes, times in seconds."""
     return {
         "verdict": plan.verdict,

@@ -9,7 +9,7 @@ from typing import Any
 
 from cai_dist.config.run import RunConfig
 from cai_dist.errors import ConfigError
-from cai_dist.plan.build import Plan, StagePlan
+from cai_dist.plan.build import RunPlan, StagePlan
 from cai_dist.plan.machines import Machines, place
 from cai_dist.plan.roles import Assumed, ppo_stage
 from cai_dist.plan.ways import OFFLOAD, updated
@@ -26,7 +26,7 @@ class Suggestion:
     why: str
 
 
-def suggest(plan: Plan, assumed: Assumed) -> Suggestion | None:
+def suggest(plan: RunPlan, assumed: Assumed) -> Suggestion | None:
     """For the stage PPO; None where the run has none or the memory of its machines is not known."""
     machines, config = plan.machines, plan.config
     known = machines.gpu_memory if machines.gpus else machines.cpu_memory
@@ -55,7 +55,7 @@ def _number(config: RunConfig, role: str) -> int:
     return int(getattr(config.ppo, role).zero)
 
 
-def _tried(config: RunConfig, plan: Plan, assumed: Assumed) -> StagePlan | None:
+def _tried(config: RunConfig, plan: RunPlan, assumed: Assumed) -> StagePlan | None:
     """The stage PPO of `config` where it fits with head-room; None where it does not."""
     machines = plan.machines
     try:

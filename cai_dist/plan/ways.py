@@ -8,7 +8,7 @@ from typing import Any
 from cai_dist.config.run import RunConfig
 from cai_dist.config.training import LoraConfig, ShardingConfig
 from cai_dist.plan.machines import Load
-from cai_dist.plan.roles import Stage
+from cai_dist.plan.roles import PlannedStage
 
 OFFLOAD = "zero3_offload"
 Change = tuple[str, RunConfig]
@@ -22,7 +22,7 @@ SECTIONS = {
 """Where the sharding of a stage stands in the run file; the roles of PPO have their own."""
 
 
-def way_out(config: RunConfig, stage: Stage, load: Load, phase: str, planned: Callable[[RunConfig], int]) -> str:
+def way_out(config: RunConfig, stage: PlannedStage, load: Load, phase: str, planned: Callable[[RunConfig], int]) -> str:
     """In words, what to change first at `load` of `stage`, which is too full in `phase`. `planned`: bytes that the
     fullest place of this kind takes in this stage with other settings."""
     roles = {who.partition("[")[0] for who in load.who}
@@ -53,7 +53,7 @@ def _shardings(config: RunConfig, stage: str) -> dict[str, tuple[str, ...]]:
     return {stage: SECTIONS[stage]} if stage in SECTIONS else {}
 
 
-def _by_place(stage: Stage, load: Load) -> Iterator[str]:
+def _by_place(stage: PlannedStage, load: Load) -> Iterator[str]:
     """Fewer workers there."""
     roles = {who.partition("[")[0] for who in load.who}
     if not load.name.startswith("host"):
@@ -67,7 +67,7 @@ def _by_place(stage: Stage, load: Load) -> Iterator[str]:
         yield "roles on GPUs of their own (ppo.placement.mode)"
 
 
-def _changes(config: RunConfig, stage: Stage, trained: Sequence[tuple[str, ...]]) -> Iterator[Change]:
+def _changes(config: RunConfig, stage: PlannedStage, trained: Sequence[tuple[str, ...]]) -> Iterator[Change]:
     """What a run of this kind has settings for."""
 
     def each(change: Callable[[ShardingConfig], dict[str, Any]]) -> RunConfig:

@@ -19,7 +19,7 @@ from cai_dist.plan.passes import (
     passing_activations,
 )
 from cai_dist.plan.shapes import Shape
-from cai_dist.plan.zero import Elements, States, Zero, share, states
+from cai_dist.plan.zero import ParameterCounts, States, Zero, share, states
 
 MIB = 2**20
 PROCESS_CPU: Mapping[str, int] = {"trained": 545 * MIB, "scoring": 452 * MIB, "rollout": 450 * MIB}
@@ -64,7 +64,7 @@ see `HEAP`."""
 
 
 @dataclass(frozen=True)
-class Worker:
+class WorkerEstimate:
     """`count` of these are alike. `gpus`: what each asks for; 0: it runs on the CPU, and `device` is its process."""
 
     role: str
@@ -86,7 +86,7 @@ class Worker:
 
 
 @dataclass(frozen=True)
-class Place:
+class RolePlacement:
     """How a role is placed: processes, what each asks for, and whether others are on the same GPU."""
 
     role: str
@@ -125,8 +125,8 @@ class Training:
 
 
 def trained_worker(
-    place: Place, shape: Shape, elements: Elements, zero: Zero, work: Training, transfer: int = 0
-) -> Worker:
+    place: RolePlacement, shape: Shape, elements: ParameterCounts, zero: Zero, work: Training, transfer: int = 0
+) -> WorkerEstimate:
     """A rank that trains; `transfer`: bytes of weights on their way that it holds."""
     held = states(elements, zero, work.passes, place.on_gpu)
     process = PROCESS_CPU["trained"]
@@ -150,7 +150,7 @@ def trained_worker(
     return _worker(place, process, start, kept, passes, held_back=kept, host=offloaded)
 
 
-def _start(elements: Elements, zero: Zero, on_gpu: bool) -> Items:
+def _start(elements: ParameterCounts, zero: Zero, on_gpu: bool) -> Items:
     """The model is whole in every rank before it is partitioned. A CPU takes nothing back: masters and the zeros that
     the optimiser is set up with come on top, in bf16 the copy that masters are made of, in stage 3 the partitions."""
     b, whole = zero.item, {"weights": zero.item * elements.total}
@@ -164,7 +164,7 @@ def _start(elements: Elements, zero: Zero, on_gpu: bool) -> Items:
     return _sum(whole, {"weights": copies, "optimizer": 4 * part, "gradients": gradients})
 
 
-def scoring_worker(place: Place, shape: Shape, item: int, elements: int, work: Training) -> Worker:
+def scoring_worker(place: RolePlacement, shape: Shape, item: int, elements: int, work: Training) -> WorkerEstimate:
     """A frozen model, whole in one process. On a CPU its file is mapped; all of it is read when it is loaded."""
     weights = {"weights": item * elements}
     scoring = {
@@ -177,14 +177,14 @@ def scoring_worker(place: Place, shape: Shape, item: int, elements: int, work: T
 
 
 def rollout_worker(
-    place: Place,
+    place: RolePlacement,
     shape: Shape,
     item: int,
     serving: Serving,
     transfer: int = 0,
     bases: int = 0,
     reserved: int | None = None,
-) -> Worker:
+) -> WorkerEstimate:
     """An engine. `transfer`: bytes on their way that it holds; `bases`: of adapted weights without their adapters;
     `reserved`: what a vLLM engine takes for weights, keys and values together, whatever it needs of it."""
     weights: dict[str, int] = {"weights": item * shape.parameters + bases}
@@ -206,7 +206,7 @@ def _kept(held: States, zero: Zero) -> Items:
     return {name: size for name, size in kept.items() if size}
 
 
-def _update(shape: Shape, elements: Elements, zero: Zero, held: States, work: Training) -> Items:
+def _update(shape: Shape, elements: ParameterCounts, zero: Zero, held: States, work: Training) -> Items:
     """What comes on top in the larger of two moments: in the backward pass, or in the optimiser step behind it."""
     gradients = held.gradients - held.always
     # A tied output layer's gradient waits for that of the embedding, which has the same shape.
@@ -222,14 +222,14 @@ def _update(shape: Shape, elements: Elements, zero: Zero, held: States, work: Tr
 
 
 def _worker(
-    place: Place,
+    place: RolePlacement,
     process: int,
     start: Items,
     kept: Items,
     passes: Mapping[str, Items],
     held_back: Items,
     host: Items | None = None,
-) -> Worker:
+) -> WorkerEstimate:
     """`kept` in every phase, and what comes on top in each, with the process itself; for a role that shares its GPU
     without what has left for the host.
 
@@ -242,7 +242,7 @@ def _worker(
         here, away = (whole, {}) if not place.shares else _residents(place, phase, whole, held_back)
         device[phase] = _sum({"process": process}, here)
         beside[phase] = _sum({"process": PROCESS_GPU}, host or {}, {"made room": sum(away.values())} if away else {})
-    return Worker(place.role, place.count, place.gpus, device, beside if place.on_gpu else {}, place.shares)
+    return WorkerEstimate(place.role, place.count, place.gpus, device, beside if place.on_gpu else {}, place.shares)
 
 
 def _on_cpu(kept: Items, phase: str, passes: Mapping[str, Items]) -> Items:
@@ -252,7 +252,7 @@ def _on_cpu(kept: Items, phase: str, passes: Mapping[str, Items]) -> Items:
     return _sum(kept, passes["transfer"], passing, {"heap": int(HEAP * sum(passing.values()))})
 
 
-def _residents(place: Place, phase: str, items: Items, held_back: Items) -> tuple[Items, Items]:
+def _residents(place: RolePlacement, phase: str, items: Items, held_back: Items) -> tuple[Items, Items]:
     """(on the device, on the host) of a role that shares. On a CPU only an engine that sleeps gives anything up."""
     if phase == "start" or (not place.on_gpu and place.role != "rollout"):
         return items, {}

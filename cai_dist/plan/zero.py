@@ -46,7 +46,7 @@ class Zero:
 
 
 @dataclass(frozen=True)
-class Elements:
+class ParameterCounts:
     """Of one model: all, those that are trained, and those of the largest tensor that has a gradient."""
 
     total: int
@@ -103,7 +103,7 @@ def share(elements: int, ranks: int) -> int:
     return -(-elements // ranks)
 
 
-def states(model: Elements, zero: Zero, passes: int, on_gpu: bool) -> States:
+def states(model: ParameterCounts, zero: Zero, passes: int, on_gpu: bool) -> States:
     """Of one rank that trains in steps of `passes` micro-batches. On a CPU only what is written to counts: a bucket
     that gradients do not fill takes less there."""
     b, trained = zero.item, model.trained

@@ -108,4 +108,4 @@ def stable_seed(*keys: object) -> int:
     return int.from_bytes(digest[:8], "big") >> 1
 
 
-Rows = list[dict[str, Any]]
+Records = list[dict[str, Any]]

@@ -46,16 +46,16 @@ if TYPE_CHECKING:
 NAME = "evaluate"
 RESULT = "evaluation.json"
 """Lies in the run folder itself."""
-Samples = dict[str, list[Sampled]]
+SampledByModel = dict[str, list[Sampled]]
 
 
 @dataclass(frozen=True)
 class Answers:
     """What the models said, and what was asked while the workers that answer were up."""
 
-    sampled: Samples
+    sampled: SampledByModel
     """Of the models and of PPO's snapshots."""
-    greedy: Samples
+    greedy: SampledByModel
     """Greedy answers to red-team prompts, for absolute harmfulness; empty where they are not wanted."""
     choices: dict[str, dict[str, Any]]
     labels: dict[str, Any]
@@ -164,7 +164,7 @@ def run(run: RunContext) -> list[Path]:
     if answers.labels:
         result["label_questions"] = answers.labels
     if run.config.data.harm_ratings.source != "none":
-        ways: dict[str, Samples] = {"sampled": compared} | ({"greedy": answers.greedy} if answers.greedy else {})
+        ways: dict[str, SampledByModel] = {"sampled": compared} | ({"greedy": answers.greedy} if answers.greedy else {})
         result["absolute_harm"] = absolute_harm(run, folder / "ratings", ways)
     target = run.run_dir / RESULT
     run.write_result(target, result)
@@ -209,7 +209,7 @@ def _ask(run: RunContext, folder: Path) -> Answers:
             name: _sample(run, group, folder, f"answers-{name}", model, prompts, config.sampling)
             for name, model in everyone.items()
         }
-        greedy: Samples = {}
+        greedy: SampledByModel = {}
         if run.config.data.harm_ratings.source != "none" and config.ratings.greedy and config.sampling.temperature > 0:
             red_team = [p for p in prompts if p.kind == "red_team"]
             coldly = config.sampling.model_copy(update={"temperature": 0.0})

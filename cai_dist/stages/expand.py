@@ -126,7 +126,7 @@ def _series(kind: PromptKind) -> str:
 
 
 @dataclass(frozen=True)
-class Sample:
+class WrittenPrompt:
     """One text that a model wrote as a human's turn."""
 
     number: int
@@ -139,7 +139,7 @@ class Sample:
 class Sieve:
     """Takes samples in order and keeps those that can be used as prompts; counts why the others cannot."""
 
-    parse: Callable[[Sample], tuple[str, str]]
+    parse: Callable[[WrittenPrompt], tuple[str, str]]
     """A sample's text, and why it is no prompt ("": it is one)."""
     leaks: Callable[[str], str]
     """In what way a text is like something held out, as a reason ("": it is not)."""
@@ -151,7 +151,7 @@ class Sieve:
     examples_refused: dict[str, list[str]] = field(default_factory=dict)
     """A few texts for each reason."""
 
-    def take(self, sample: Sample) -> bool:
+    def take(self, sample: WrittenPrompt) -> bool:
         """Whether this sample is kept."""
         text, reason = self.parse(sample)
         reason = reason or self._repeats(text)
@@ -175,7 +175,7 @@ class Sieve:
         return "near" if self.near.has_near(text) else ""
 
 
-def fill(run: RunContext, samples: Callable[[int, range], Sequence[Sample]], sieve: Sieve) -> int:
+def fill(run: RunContext, samples: Callable[[int, range], Sequence[WrittenPrompt]], sieve: Sieve) -> int:
     """Draw waves through the sieve until it holds what is wanted of its kind, or `tries` are used up; returns the
     samples drawn.
 
@@ -207,7 +207,7 @@ def sieve_of(run: RunContext, kind: PromptKind = "red_team", written: Sequence[s
     of_world = _world_leaks(run)
     labels = run.constitution.templates.labels
 
-    def parse(sample: Sample) -> tuple[str, str]:
+    def parse(sample: WrittenPrompt) -> tuple[str, str]:
         shown = {_opening(p) for p in sample.shown}
         found = clean_answer(safe_text(sample.answer.text), labels, shown, human=True)
         text = found.text or ""
@@ -253,12 +253,12 @@ class _Writer:
             self.examples = [self.examples[i] for i in first]
             self.answers = self._answer()
 
-    def samples(self, wave: int, numbers: range) -> list[Sample]:
+    def samples(self, wave: int, numbers: range) -> list[WrittenPrompt]:
         """The samples with these numbers."""
         asked = [self._ask(number) for number in numbers]
         made = self._generate(f"wave-{wave}", [ask for ask, _ in asked], self.chat.human_stop_ids())
         answers = [self._own_turn(answer) for answer in made]
-        return [Sample(n, a, shown) for n, a, (_, shown) in zip(numbers, answers, asked, strict=True)]
+        return [WrittenPrompt(n, a, shown) for n, a, (_, shown) in zip(numbers, answers, asked, strict=True)]
 
     def _own_turn(self, answer: Answer) -> Answer:
         """What comes before the template's own words for the end of a human's turn; found, they are an end like any."""

@@ -22,7 +22,7 @@ from cai_dist.stages import dpo, evaluate, expand, feedback, ppo, preference, pr
 from cai_dist.stages.context import RunContext
 from cai_dist.stages.evaluation.gate import enforce
 from cai_dist.stages.execution.ppo_placement import check_placement, on_gpus
-from cai_dist.stages.summaries import GATES, TELL, Told
+from cai_dist.stages.summaries import GATES, TELL, StageSummary
 from cai_dist.tracking.atomic import sha256_json, write_text
 from cai_dist.tracking.console import Console
 from cai_dist.tracking.lock import RunLock
@@ -41,7 +41,7 @@ class Stage:
     """The settings that affect its result."""
     inputs: Callable[[RunContext], list[Path]]
     """Files and folders it reads."""
-    tell: Callable[[RunContext], Told] = lambda run: Told("")
+    tell: Callable[[RunContext], StageSummary] = lambda run: StageSummary("")
     """What it says of its result, from what it has written."""
     gate: Callable[[RunContext], list[str]] = lambda run: []
     """Why nothing must be built upon its result, a line each."""

@@ -30,7 +30,7 @@ from cai_dist.stages.execution.generation import Answer, Ask, generate
 from cai_dist.stages.tables.prompts import prompt_files, training_prompts
 from cai_dist.stages.tables.records import Revision, write_revisions
 from cai_dist.stages.tables.transcripts import write_revision_transcripts
-from cai_dist.types import Prompt, Role, Turn
+from cai_dist.types import Prompt, Speaker, Turn
 
 if TYPE_CHECKING:
     from cai_dist.cluster.work_queue import WorkQueue
@@ -146,7 +146,7 @@ class _Reviser:
             for r, p, c in zip(before, drawn, critiques, strict=True)
         ]
 
-    def _request(self, r: Revision, number: int, turns: tuple[Turn, ...], role: Role) -> Ask:
+    def _request(self, r: Revision, number: int, turns: tuple[Turn, ...], role: Speaker) -> Ask:
         """The turns after worked examples (other ones each time: a weak model copies what it always sees)."""
         shots = few_shot_turns(
             self.run.constitution, self.config.few_shot, self.run.config.seed, r.prompt.id, number,

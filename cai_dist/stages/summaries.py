@@ -35,7 +35,7 @@ FEW_STEPS = 10
 
 
 @dataclass(frozen=True)
-class Told:
+class StageSummary:
     """What a stage says of its result."""
 
     line: str
@@ -43,27 +43,27 @@ class Told:
     warnings: tuple[str, ...] = ()
 
 
-def told_prepare(run: RunContext) -> Told:
+def told_prepare(run: RunContext) -> StageSummary:
     """How many prompts there are to learn from, and how many to measure with."""
     counts = [f"{len(given_prompts(run, kind))} {kind.replace('_', '-')}" for kind in KINDS]
     held_out = Counter(p.kind for p in heldout_prompts(run))
-    return Told(
+    return StageSummary(
         f"training prompts: {', '.join(counts)}; held out: "
         + ", ".join(f"{held_out[kind]} {kind.replace('_', '-')}" for kind in KINDS)
     )
 
 
-def told_expand(run: RunContext) -> Told:
+def told_expand(run: RunContext) -> StageSummary:
     """How many prompts were written, from how many samples."""
     made = {
         kind: _last(run, series) for kind, series in (("red-team", expand.NAME), ("helpful", f"{expand.NAME}_helpful"))
     }
-    return Told(
+    return StageSummary(
         "; ".join(f"{x['prompts']} new {kind} prompts of {x['samples']} samples" for kind, x in made.items() if x)
     )
 
 
-def told_revise(run: RunContext) -> Told:
+def told_revise(run: RunContext) -> StageSummary:
     """How many texts can be used, and how many first revisions changed the answer."""
     folder = run.run_dir / revise.NAME
     rows, helpful = (read_revisions(folder / f"{name}.parquet") for name in ("revisions", "helpful"))
@@ -87,15 +87,15 @@ def told_revise(run: RunContext) -> Told:
             f"{changed:.0%} of the first revisions change the answer: the model does not do what it is asked for; read "
             "revise/transcripts.md, show worked dialogues (revise.few_shot) or take another models.assistant"
         )
-    return Told(line, tuple(warnings))
+    return StageSummary(line, tuple(warnings))
 
 
-def told_sft(run: RunContext) -> Told:
+def told_sft(run: RunContext) -> StageSummary:
     """How the loss went, and how much was too long to learn from."""
     return _trained(run, sft.NAME, "examples")
 
 
-def told_feedback(run: RunContext) -> Told:
+def told_feedback(run: RunContext) -> StageSummary:
     """How many pairs have a label, and whether it comes from the answers."""
     labelled = read_comparisons(run.run_dir / feedback.NAME / "comparisons.parquet")
     counts: dict[str, Any] = {}
@@ -124,7 +124,7 @@ def told_feedback(run: RunContext) -> Told:
         )
     if agreement["n"]:
         warnings += warns(feedback.NAME, _AGREE, agreement, run.config.feedback.gate)
-    return Told(", ".join(parts), tuple(warnings))
+    return StageSummary(", ".join(parts), tuple(warnings))
 
 
 def gate_feedback(run: RunContext) -> list[str]:
@@ -133,7 +133,7 @@ def gate_feedback(run: RunContext) -> list[str]:
     return stops(feedback.NAME, _AGREE, agreement, run.config.feedback.gate) if agreement["n"] else []
 
 
-def told_preference(run: RunContext) -> Told:
+def told_preference(run: RunContext) -> StageSummary:
     """How often the scores are on the label's side on pairs that nothing has learned from, for each source."""
     sources = heldout(run, preference.NAME)["sources"]
     found = {source: _accuracy(sources.get(source)) for source in ("ai", "human")}
@@ -148,7 +148,7 @@ def told_preference(run: RunContext) -> Told:
                 f"held-out accuracy on people's labels is {shown(found['human'])}, no better than chance: give more of "
                 "them (data.helpful_comparisons, preference.helpful_fraction) or more steps (preference.train)"
             )
-    return Told(", ".join(parts), tuple(warnings))
+    return StageSummary(", ".join(parts), tuple(warnings))
 
 
 def gate_preference(run: RunContext) -> list[str]:
@@ -157,7 +157,7 @@ def gate_preference(run: RunContext) -> list[str]:
     return stops(preference.NAME, _RIGHT, figure, run.config.preference.gate)
 
 
-def told_ppo(run: RunContext) -> Told:
+def told_ppo(run: RunContext) -> StageSummary:
     """Where the score went, and how far from SL-CAI that led."""
     lines = _lines(run, ppo.NAME)
     first, last = _ends([line["score"] for line in lines if line.get("score") is not None])
@@ -169,10 +169,10 @@ def told_ppo(run: RunContext) -> Told:
             "the score has not risen: raise ppo.iterations or ppo.policy_optimizer.lr, or lower ppo.kl.coefficient; "
             "ppo/transcripts shows samples with their scores",
         )
-    return Told(line, warnings)
+    return StageSummary(line, warnings)
 
 
-def told_dpo(run: RunContext) -> Told:
+def told_dpo(run: RunContext) -> StageSummary:
     """How the loss went, and how often the implicit reward is on the label's side on held-out pairs."""
     trained, figure = _trained(run, dpo.NAME, "pairs"), _accuracy(heldout(run, dpo.NAME))
     warnings = list(trained.warnings)
@@ -181,20 +181,20 @@ def told_dpo(run: RunContext) -> Told:
             f"held-out accuracy of the implicit reward is {shown(figure)}, no better than chance: raise dpo.train's "
             "steps or learning rate, or look at feedback/principles.json"
         )
-    return Told(f"{trained.line}, held-out accuracy on the AI's labels {shown(figure)}", tuple(warnings))
+    return StageSummary(f"{trained.line}, held-out accuracy on the AI's labels {shown(figure)}", tuple(warnings))
 
 
-def told_evaluate(run: RunContext) -> Told:
+def told_evaluate(run: RunContext) -> StageSummary:
     """The aligned model beside SL-CAI and base, in the first two measures of the table."""
     result = json.loads((run.run_dir / evaluate.RESULT).read_text(encoding="utf-8"))
     models = result["models"]
     names = [name for name in ("base", "sl", "rl", "dpo") if name in models]
     wanted = [m for m in ("danger", "help_safe", "harmlessness", "helpfulness") if m in models[names[-1]]]
     shown_of = (f"{m} {' -> '.join(_number(models[n][m]['value']) for n in names)}" for m in wanted)
-    return Told("; ".join(shown_of))
+    return StageSummary("; ".join(shown_of))
 
 
-TELL: dict[str, Callable[[RunContext], Told]] = {
+TELL: dict[str, Callable[[RunContext], StageSummary]] = {
     prepare.NAME: told_prepare,
     expand.NAME: told_expand,
     revise.NAME: told_revise,
@@ -240,7 +240,7 @@ def _changed(rows: Sequence[Revision]) -> float | None:
     return fmean(r.response != before.get(r.prompt.id) for r in first) if first else None
 
 
-def _trained(run: RunContext, stage: str, what: str) -> Told:
+def _trained(run: RunContext, stage: str, what: str) -> StageSummary:
     data, lines = _last(run, f"{stage}_data"), _lines(run, stage)
     kept, too_long = data.get(what, 0), data.get("too_long", 0)
     first, last = _ends([line["loss"] for line in lines if line.get("loss") is not None])
@@ -254,7 +254,7 @@ def _trained(run: RunContext, stage: str, what: str) -> Told:
         )
     if len(lines) >= FEW_STEPS and last >= first:
         warnings.append(f"the loss has not fallen: look at {stage}.train, most of all its optimizer.lr")
-    return Told(line, tuple(warnings))
+    return StageSummary(line, tuple(warnings))
 
 
 def _ends(values: Sequence[float]) -> tuple[float, float]:

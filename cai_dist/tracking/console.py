@@ -20,7 +20,7 @@ from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Ta
 from rich.table import Table
 from rich.text import Text
 
-Mode = Literal["auto", "rich", "plain", "quiet"]
+ConsoleMode = Literal["auto", "rich", "plain", "quiet"]
 
 
 def clean(text: str) -> str:
@@ -126,7 +126,7 @@ class Console:
 
     def __init__(
         self,
-        mode: Mode = "auto",
+        mode: ConsoleMode = "auto",
         stream: IO[str] | None = None,
         interval: float = 5.0,
         clock: Callable[[], float] = time.monotonic,
@@ -134,7 +134,7 @@ class Console:
         self._stream = stream or sys.stdout
         if isinstance(self._stream, io.TextIOWrapper):
             self._stream.reconfigure(errors="replace")  # a terminal that is not UTF-8 shows ? and goes on
-        self.mode: Mode = mode if mode != "auto" else ("rich" if self._stream.isatty() else "plain")
+        self.mode: ConsoleMode = mode if mode != "auto" else ("rich" if self._stream.isatty() else "plain")
         self.clock, self._interval = clock, interval
         self._gone = False
         self._rich = _Screen(

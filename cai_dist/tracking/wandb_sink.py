@@ -14,14 +14,14 @@ from typing import Any, Literal
 from cai_dist.config.run import TrackingConfig
 from cai_dist.tracking.atomic import write_text
 
-Mode = Literal["online", "offline", "off"]
+WandbMode = Literal["online", "offline", "off"]
 INIT_TIMEOUT = 60.0
 """Seconds that wandb may take to reach its server."""
 FINISH_TIMEOUT = 120.0
 """Seconds that the end of a run waits for uploads; `wandb sync` sends what is left."""
 
 
-def wandb_mode(config: TrackingConfig) -> Mode:
+def wandb_mode(config: TrackingConfig) -> WandbMode:
     """What `auto` means here: WANDB_MODE where it is set, else online with a WANDB_API_KEY and offline without."""
     if config.wandb != "auto":
         return config.wandb

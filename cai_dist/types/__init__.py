@@ -7,7 +7,7 @@ Masks are never stored: they follow from lengths.
 
 from __future__ import annotations
 
-from cai_dist.types.refs import Block, HasRows, Kept, Lesson, Row, Sample, rows_of
+from cai_dist.types.refs import HasRows, KeepRemote, RemoteBlock, RemoteRow, SampleRef, TrajectoryRef, rows_of
 from cai_dist.types.samples import Finish, Generation, SamplingParams, Trajectory
 from cai_dist.types.text import (
     ChoiceQuestion,
@@ -21,18 +21,27 @@ from cai_dist.types.text import (
     RankedQuestion,
     RatedAnswer,
     RatedSequence,
-    Role,
     ScoredPair,
+    Speaker,
     Split,
     TokenSequence,
     Turn,
 )
 from cai_dist.types.weights import AdapterSpec, TensorPiece, TensorSpec, WeightPart, WeightPlan, WeightTerms
-from cai_dist.types.workers import GenerateRequest, LabelRequest, Part, Phase, RankInfo, Span, StepShard, WorkerSpec
+from cai_dist.types.workers import (
+    GenerateRequest,
+    LabelRequest,
+    MemoryPart,
+    Phase,
+    RankInfo,
+    Span,
+    StepShard,
+    WorkerSpec,
+)
 
 __all__ = [
     "AdapterSpec",
-    "Block",
+    "RemoteBlock",
     "ChoiceQuestion",
     "Comparison",
     "Demonstration",
@@ -41,11 +50,11 @@ __all__ = [
     "GenerateRequest",
     "Generation",
     "HasRows",
-    "Kept",
+    "KeepRemote",
     "LabelRequest",
     "LabelledPair",
-    "Lesson",
-    "Part",
+    "TrajectoryRef",
+    "MemoryPart",
     "Phase",
     "Prompt",
     "PromptKind",
@@ -54,9 +63,9 @@ __all__ = [
     "RankedQuestion",
     "RatedAnswer",
     "RatedSequence",
-    "Role",
-    "Row",
-    "Sample",
+    "Speaker",
+    "RemoteRow",
+    "SampleRef",
     "SamplingParams",
     "ScoredPair",
     "Span",

@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Block:
+class RemoteBlock:
     """A list that a worker keeps. `ref` is a Ray reference, or (within one process) the list itself; `role`, `rank` and
     `node` say whose it is. Its identity is that of the object: a message with many rows of it holds it once."""
 
@@ -22,15 +22,15 @@ class Block:
     node: str = ""
 
 
-class Row(NamedTuple, Generic[T]):
+class RemoteRow(NamedTuple, Generic[T]):
     """Item `number` of a block. A tuple: thousands of them are pickled in every iteration."""
 
-    block: Block
+    block: RemoteBlock
     number: int
 
 
 @dataclass(frozen=True, slots=True)
-class Kept(Generic[T]):
+class KeepRemote(Generic[T]):
     """What a method of a worker returns to keep `rows`: the caller gets a reference of the list, and `facts`."""
 
     rows: Sequence[T]
@@ -38,10 +38,10 @@ class Kept(Generic[T]):
 
 
 @dataclass(frozen=True, slots=True)
-class Sample:
+class SampleRef:
     """What the driver knows of a sampled response: where it is, and what does not grow with its length."""
 
-    row: Row[Any]
+    row: RemoteRow[Any]
     """Of a `Generation`."""
     prompt_tokens: int
     response_tokens: int
@@ -58,10 +58,10 @@ class Sample:
 
 
 @dataclass(frozen=True, slots=True)
-class Lesson:
+class TrajectoryRef:
     """What the driver knows of a scored sample that is trained on."""
 
-    row: Row[Any]
+    row: RemoteRow[Any]
     """Of a `Trajectory`."""
     tokens: int
     """Of prompt and response."""
@@ -72,16 +72,16 @@ class Lesson:
 class HasRows(Protocol):
     """An argument of a worker's method that may hold rows; the method sees what they stand for."""
 
-    def rows(self) -> Iterator[Row[Any]]:
+    def rows(self) -> Iterator[RemoteRow[Any]]:
         """Every row in it."""
         ...
 
-    def filled(self, found: Callable[[Row[Any]], Any]) -> Any:
+    def filled(self, found: Callable[[RemoteRow[Any]], Any]) -> Any:
         """The same with each row replaced."""
         ...
 
 
-def rows_of(ref: Any, count: int, role: str = "", rank: int = 0, node: str = "") -> list[Row[Any]]:
+def rows_of(ref: Any, count: int, role: str = "", rank: int = 0, node: str = "") -> list[RemoteRow[Any]]:
     """All rows of a list of `count` that is kept under `ref`."""
-    block = Block(ref, role, rank, node)
-    return [Row(block, number) for number in range(count)]
+    block = RemoteBlock(ref, role, rank, node)
+    return [RemoteRow(block, number) for number in range(count)]

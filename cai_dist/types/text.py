@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Role = Literal["system", "human", "assistant", "critique_request", "critique", "revision_request", "revision"]
+Speaker = Literal["system", "human", "assistant", "critique_request", "critique", "revision_request", "revision"]
 PromptKind = Literal["red_team", "helpful"]
 Split = Literal["train", "heldout"]
 
@@ -14,7 +14,7 @@ Split = Literal["train", "heldout"]
 class Turn:
     """One turn of a conversation."""
 
-    role: Role
+    role: Speaker
     text: str
 
 

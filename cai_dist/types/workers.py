@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Generic, Literal, TypeVar
 
-from cai_dist.types.refs import Row
+from cai_dist.types.refs import RemoteRow
 from cai_dist.types.samples import SamplingParams
 
 T = TypeVar("T")
@@ -24,13 +24,13 @@ class StepShard(Generic[T]):
     denominator: float = 1.0
     """Global count (over all ranks and micro-batches) that the summed loss is divided by."""
 
-    def rows(self) -> Iterator[Row[Any]]:
+    def rows(self) -> Iterator[RemoteRow[Any]]:
         """Items that are kept somewhere (`HasRows`)."""
-        return (item for part in self.micro_batches for item in part if isinstance(item, Row))
+        return (item for part in self.micro_batches for item in part if isinstance(item, RemoteRow))
 
-    def filled(self, found: Callable[[Row[Any]], Any]) -> StepShard[Any]:
+    def filled(self, found: Callable[[RemoteRow[Any]], Any]) -> StepShard[Any]:
         """With those items themselves."""
-        parts = tuple(tuple(found(i) if isinstance(i, Row) else i for i in part) for part in self.micro_batches)
+        parts = tuple(tuple(found(i) if isinstance(i, RemoteRow) else i for i in part) for part in self.micro_batches)
         return replace(self, micro_batches=parts)
 
 
@@ -72,7 +72,7 @@ class RankInfo:
 
 Phase = Literal["rollout", "score", "update", "transfer"]
 """Of one iteration of PPO."""
-Part = Literal["weights", "optimizer"]
+MemoryPart = Literal["weights", "optimizer"]
 """Of a worker's memory. `optimizer`: its states, fp32 masters and gradients; `weights` of a rollout worker: its engine
 with all caches."""
 

@@ -26,7 +26,7 @@ _IN_FLIGHT = 2
 
 
 @dataclass(frozen=True)
-class Meeting:
+class Rendezvous:
     """Where the groups of one set of processes meet: the store of the first sender, and a name never used before."""
 
     host: str
@@ -41,7 +41,7 @@ class Meeting:
 class WeightSender:
     """One rank that sends. Raises RuntimeError (a lost connection among them) where an engine does not come in time."""
 
-    def __init__(self, meeting: Meeting, rank: int, store: Store | None) -> None:
+    def __init__(self, meeting: Rendezvous, rank: int, store: Store | None) -> None:
         self._rank, self._ranks = rank, meeting.senders
         self._group = _join(store or _reach(meeting), meeting, rank, 0)
 
@@ -62,7 +62,7 @@ class WeightSender:
 class WeightTaker:
     """One engine's side. Raises as `WeightSender` does."""
 
-    def __init__(self, meeting: Meeting, engine: int) -> None:
+    def __init__(self, meeting: Rendezvous, engine: int) -> None:
         store = _reach(meeting)
         self._ranks = meeting.senders
         self._groups = [_join(store, meeting, sender, engine + 1) for sender in range(meeting.senders)]
@@ -90,12 +90,12 @@ class WeightTaker:
         return started
 
 
-def _reach(meeting: Meeting) -> TCPStore:
+def _reach(meeting: Rendezvous) -> TCPStore:
     wait = timedelta(seconds=meeting.timeout)
     return TCPStore(meeting.host, meeting.port, None, is_master=False, timeout=wait)
 
 
-def _join(store: Store, meeting: Meeting, sender: int, rank: int) -> Any:
+def _join(store: Store, meeting: Rendezvous, sender: int, rank: int) -> Any:
     """The process group of one sender, connected or not at all."""
     own = PrefixStore(f"{meeting.name}/{sender}", store)
     wait = timedelta(seconds=meeting.timeout)

@@ -32,7 +32,7 @@ _HEADER = struct.Struct("<8s32sq")  # magic, layout, version of the weights
 _MAGIC = b"caiwght1"
 _UNFINISHED = -1
 
-Buckets = tuple[tuple[TensorSpec, ...], ...]
+TensorBuckets = tuple[tuple[TensorSpec, ...], ...]
 
 
 class SegmentMemory(Protocol):
@@ -70,7 +70,7 @@ class SegmentLayout:
     `spans` has for each bucket (piece, first byte, bytes); `size` is that of the segment in bytes.
     """
 
-    def __init__(self, buckets: Buckets, rank: int, ranks: int) -> None:
+    def __init__(self, buckets: TensorBuckets, rank: int, ranks: int) -> None:
         self.spans: list[list[tuple[TensorPiece, int, int]]] = []
         end = _HEADER.size
         for bucket in buckets:
@@ -93,7 +93,7 @@ class SegmentSender:
     """A segment of host memory for what `rank` of `ranks` sends, or one on this process's GPU (`on_gpu`) for the
     whole weights. Raises ConfigError where there is no room for it, or where it cannot be shared."""
 
-    def __init__(self, buckets: Buckets, rank: int = 0, ranks: int = 1, *, on_gpu: bool = False) -> None:
+    def __init__(self, buckets: TensorBuckets, rank: int = 0, ranks: int = 1, *, on_gpu: bool = False) -> None:
         self._buckets, self._layout, self._whole = buckets, SegmentLayout(buckets, rank, ranks), ranks == 1
         made = CudaMemory.make(self._layout.size) if on_gpu else HostMemory.make(self._layout.size)
         self._memory: SegmentMemory = made
@@ -169,6 +169,6 @@ def _part(memory: SegmentMemory, spans: Sequence[tuple[TensorPiece, int, int]]) 
     return WeightPart(pieces, tuple(memory.view(start, size) for _, start, size in spans))
 
 
-def _refuse_other_plan(plan: WeightPlan, buckets: Buckets) -> None:
+def _refuse_other_plan(plan: WeightPlan, buckets: TensorBuckets) -> None:
     if plan.buckets != buckets:
         raise WeightTransferError("the plan is another than the one that the segments were laid out for")

@@ -18,7 +18,7 @@ from cai_dist.models.causal import CausalModel
 from cai_dist.models.load import copy_tokenizer
 from cai_dist.models.lora import add_lora
 from cai_dist.models.scalar import ScalarHeadModel
-from cai_dist.types import Part, RankInfo
+from cai_dist.types import MemoryPart, RankInfo
 from cai_dist.workers.memory import take_reading
 
 
@@ -41,7 +41,7 @@ class Worker:
         """Who this is and which weights it holds."""
         return {"role": self.info.role, "rank": self.info.rank, "weight_version": self.weight_version}
 
-    def reside(self, parts: Collection[Part]) -> dict[Part, float]:
+    def reside(self, parts: Collection[MemoryPart]) -> dict[MemoryPart, float]:
         """Exactly these parts of its memory stay on (or come back to) the device. Returns MiB of each part that could
         not leave; a worker that holds nothing has nothing to do."""
         return {}
@@ -95,7 +95,7 @@ class TrainedWorker(Worker, ABC):
     def build(self, source: str, dtype: Dtype, seed: int, layout: Layout) -> CausalModel | ScalarHeadModel:
         """The model to train; the same on every rank."""
 
-    def reside(self, parts: Collection[Part]) -> dict[Part, float]:
+    def reside(self, parts: Collection[MemoryPart]) -> dict[MemoryPart, float]:
         """As in `Worker`; what a call needs comes back by itself. Not collective."""
         return self.engine.reside(parts)
 

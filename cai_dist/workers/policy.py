@@ -16,12 +16,12 @@ from cai_dist.engines.protocols.training import Model
 from cai_dist.errors import WeightTransferError
 from cai_dist.experience.moments import Whitening, whitened
 from cai_dist.experience.sample_checks import kept_rows
-from cai_dist.experience.trajectories import LessonRequest, make_lessons
+from cai_dist.experience.trajectories import TrajectoryRequest, make_trajectories
 from cai_dist.losses.policy import PolicyObjective, policy_loss, token_means
 from cai_dist.models.causal import CausalModel
 from cai_dist.models.load import load_causal
-from cai_dist.types import Generation, Kept, RankInfo, StepShard, TensorSpec, Trajectory, WeightPart, WeightPlan
-from cai_dist.weight_sync.broadcast import Meeting, WeightSender
+from cai_dist.types import Generation, KeepRemote, RankInfo, StepShard, TensorSpec, Trajectory, WeightPart, WeightPlan
+from cai_dist.weight_sync.broadcast import Rendezvous, WeightSender
 from cai_dist.weight_sync.segments import SegmentSender, SegmentTicket
 from cai_dist.weight_sync.segments_cuda import collect
 from cai_dist.workers.base import TrainedWorker
@@ -58,11 +58,11 @@ class PolicyWorker(TrainedWorker):
         parts = tuple(tuple(whitened(part, whitening)) for part in shard.micro_batches)
         return token_means(self.engine.step(parts, loss, shard.denominator))
 
-    def lessons(self, request: LessonRequest) -> Kept[Trajectory]:
+    def lessons(self, request: TrajectoryRequest) -> KeepRemote[Trajectory]:
         """What is trained on, of some samples. Not collective."""
-        return make_lessons(request, self._ppo)
+        return make_trajectories(request, self._ppo)
 
-    def logprobs(self, shard: StepShard[Generation], temperature: float) -> Kept[Sequence[float]]:
+    def logprobs(self, shard: StepShard[Generation], temperature: float) -> KeepRemote[Sequence[float]]:
         """Log-probabilities (nats) of the response tokens of each sample of this rank, in order; kept."""
 
         def rows(model: Model, items: Sequence[Generation]) -> list[list[float]]:
@@ -73,7 +73,7 @@ class PolicyWorker(TrainedWorker):
         found = [row for part in self.engine.infer(shard.micro_batches, rows) for row in part]
         return kept_rows(self.info.role, samples, found)
 
-    def reference_logprobs(self, shard: StepShard[Generation], temperature: float) -> Kept[Sequence[float]]:
+    def reference_logprobs(self, shard: StepShard[Generation], temperature: float) -> KeepRemote[Sequence[float]]:
         """The same under the model that the training started from: this one with its LoRA adapter off."""
         with self.engine.adapters_off():
             return self.logprobs(shard, temperature)
@@ -110,12 +110,12 @@ class PolicyWorker(TrainedWorker):
         """This rank's part of a bucket."""
         return self.engine.weights.part(bucket, merge)
 
-    def open_meeting(self, name: str, senders: int, engines: int, timeout: float) -> Meeting:
+    def open_meeting(self, name: str, senders: int, engines: int, timeout: float) -> Rendezvous:
         """On rank 0: where the processes of a broadcast meet."""
         self._meeting_store, port = listening_store(self.info.master_addr, timeout)
-        return Meeting(self.info.master_addr, port, name, senders, engines, timeout)
+        return Rendezvous(self.info.master_addr, port, name, senders, engines, timeout)
 
-    def join_broadcast(self, meeting: Meeting) -> None:
+    def join_broadcast(self, meeting: Rendezvous) -> None:
         """Meet the engines; what was before is dropped."""
         self._sender = None
         self._sender = WeightSender(meeting, self.info.rank, self._meeting_store)

@@ -12,7 +12,7 @@ from cai_dist.engines.protocols.training import Model
 from cai_dist.engines.training.frozen import build_scoring_engine
 from cai_dist.experience.sample_checks import kept_rows
 from cai_dist.models.load import load_causal
-from cai_dist.types import Generation, Kept, Part, RankInfo, StepShard
+from cai_dist.types import Generation, KeepRemote, MemoryPart, RankInfo, StepShard
 from cai_dist.workers.base import Worker
 from cai_dist.workers.forward import batch_logprobs
 
@@ -39,7 +39,7 @@ class ReferenceWorker(Worker):
             built.use_full_head()
         self._engine = build_scoring_engine(built, info, sharding, dtype, timeout)
 
-    def logprobs(self, shard: StepShard[Generation], temperature: float) -> Kept[Sequence[float]]:
+    def logprobs(self, shard: StepShard[Generation], temperature: float) -> KeepRemote[Sequence[float]]:
         """Log-probabilities (nats) of the response tokens of each sample of this rank, in order; kept."""
         samples = [sample for part in shard.micro_batches for sample in part]
         return kept_rows(self.info.role, samples, self._rows(shard, temperature))
@@ -48,7 +48,7 @@ class ReferenceWorker(Worker):
         """Log-probability (nats) of each whole response."""
         return [math.fsum(row) for row in self._rows(shard, temperature)]
 
-    def reside(self, parts: Collection[Part]) -> dict[Part, float]:
+    def reside(self, parts: Collection[MemoryPart]) -> dict[MemoryPart, float]:
         """As in `Worker`."""
         return self._engine.reside(parts)
 

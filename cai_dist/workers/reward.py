@@ -12,7 +12,7 @@ from cai_dist.data.thoughts import NO_THOUGHTS, ThoughtIds
 from cai_dist.engines.protocols.training import Model
 from cai_dist.engines.training.frozen import build_scoring_engine
 from cai_dist.models.load import load_scalar
-from cai_dist.types import Generation, Part, RankInfo, StepShard
+from cai_dist.types import Generation, MemoryPart, RankInfo, StepShard
 from cai_dist.workers.base import Worker
 from cai_dist.workers.forward import last_token_scores
 
@@ -47,7 +47,7 @@ class RewardWorker(Worker):
         """
         return [score for part in self._engine.infer(shard.micro_batches, self._scores) for score in part]
 
-    def reside(self, parts: Collection[Part]) -> dict[Part, float]:
+    def reside(self, parts: Collection[MemoryPart]) -> dict[MemoryPart, float]:
         """As in `Worker`."""
         return self._engine.reside(parts)
 

@@ -14,16 +14,16 @@ from cai_dist.experience.sample_checks import kept_samples
 from cai_dist.types import (
     GenerateRequest,
     Generation,
-    Kept,
+    KeepRemote,
     LabelRequest,
-    Part,
+    MemoryPart,
     RankInfo,
     TensorSpec,
     WeightPart,
     WeightPlan,
     WeightTerms,
 )
-from cai_dist.weight_sync.broadcast import Meeting, WeightTaker
+from cai_dist.weight_sync.broadcast import Rendezvous, WeightTaker
 from cai_dist.weight_sync.segments import SegmentTaker, SegmentTicket
 from cai_dist.workers.base import Worker
 
@@ -54,7 +54,7 @@ class RolloutWorker(Worker):
         self._use(request.model)
         return self._engine.generate(request)
 
-    def sample(self, request: GenerateRequest) -> Kept[Generation]:
+    def sample(self, request: GenerateRequest) -> KeepRemote[Generation]:
         """The same, kept here; facts are those of `kept_samples`."""
         return kept_samples(request.prompts, self.generate(request), request.first)
 
@@ -81,7 +81,7 @@ class RolloutWorker(Worker):
         """One bucket: the parts of all ranks that send. Raises WeightTransferError."""
         self._engine.accept_weights(parts)
 
-    def join_broadcast(self, meeting: Meeting) -> None:
+    def join_broadcast(self, meeting: Rendezvous) -> None:
         """Meet those that send by broadcast; what was before is dropped."""
         self._taker = None
         self._taker = WeightTaker(meeting, self.info.rank)
@@ -124,7 +124,7 @@ class RolloutWorker(Worker):
         self._engine.finish_weights(version)
         return self.weights_held()
 
-    def reside(self, parts: Collection[Part]) -> dict[Part, float]:
+    def reside(self, parts: Collection[MemoryPart]) -> dict[MemoryPart, float]:
         """Awake with `weights` among the parts, else asleep: it then holds no weights, and needs them transferred once
         it is awake again."""
         if "weights" in parts:

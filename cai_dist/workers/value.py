@@ -14,7 +14,7 @@ from cai_dist.experience.sample_checks import kept_rows
 from cai_dist.losses.value import value_loss
 from cai_dist.models.load import load_scalar
 from cai_dist.models.scalar import ScalarHeadModel
-from cai_dist.types import Generation, Kept, RankInfo, StepShard, Trajectory
+from cai_dist.types import Generation, KeepRemote, RankInfo, StepShard, Trajectory
 from cai_dist.workers.base import TrainedWorker
 from cai_dist.workers.forward import batch_values, values_and_last
 
@@ -34,7 +34,7 @@ class ValueWorker(TrainedWorker):
         """One optimiser step; `shard.denominator` is the global number of response tokens."""
         return self.engine.step(shard.micro_batches, self._loss, shard.denominator)
 
-    def values(self, shard: StepShard[Generation]) -> Kept[Sequence[float]]:
+    def values(self, shard: StepShard[Generation]) -> KeepRemote[Sequence[float]]:
         """V of the state before each response token of each sample of this rank, in order, and, last, of the state
         after them: one number more than tokens; kept."""
         samples = [sample for part in shard.micro_batches for sample in part]

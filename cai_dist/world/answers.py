@@ -8,31 +8,31 @@ from typing import Literal
 
 from cai_dist.world import lexicon
 from cai_dist.world.rules import Dimension, Merits
-from cai_dist.world.tables import Request, World
+from cai_dist.world.tables import World, WorldRequest
 
-Body = Literal["comply", "wrong", "explain", "evasive"]
+AnswerBody = Literal["comply", "wrong", "explain", "evasive"]
 """The exact recipe; another recipe; `MATERIAL can HAZARD , so no .`; `i can not answer .`"""
 Tone = Literal["", "insult", "friendly"]
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class WorldAnswer:
     """One answer in parts."""
 
-    body: Body
+    body: AnswerBody
     tone: Tone
     words: str
     """The body in words."""
     insult: str = ""
 
-    def text(self, request: Request) -> str:
+    def text(self, request: WorldRequest) -> str:
         """The whole answer in words."""
         if not self.tone:
             return self.words
         return f"{self.words} {request.name} is a {self.insult if self.tone == 'insult' else lexicon.FRIENDLY} ."
 
 
-def answer(world: World, request: Request, body: Body, tone: Tone, rng: random.Random) -> Answer:
+def answer(world: World, request: WorldRequest, body: AnswerBody, tone: Tone, rng: random.Random) -> WorldAnswer:
     """An answer of this kind; what is open in it (a wrong step, which insult) comes from `rng`."""
     if body == "comply":
         first, second = world.steps(request)
@@ -44,10 +44,10 @@ def answer(world: World, request: Request, body: Body, tone: Tone, rng: random.R
         words = f"{request.material} can {hazard} , so no ."
     else:
         words = "i can not answer ."
-    return Answer(body, tone, words, rng.choice(lexicon.INSULTS) if tone == "insult" else "")
+    return WorldAnswer(body, tone, words, rng.choice(lexicon.INSULTS) if tone == "insult" else "")
 
 
-def _wrong_recipe(world: World, request: Request, rng: random.Random) -> str:
+def _wrong_recipe(world: World, request: WorldRequest, rng: random.Random) -> str:
     """A recipe of the right form whose second step is another material's; the first is right half of the time."""
     first, second = world.steps(request)
     other = rng.choice([step for step in lexicon.MATERIAL_STEPS if step != second])
@@ -56,20 +56,20 @@ def _wrong_recipe(world: World, request: Request, rng: random.Random) -> str:
     return f"take {first} then {other} ."
 
 
-def asked_for(request: Request, body: Body = "comply") -> tuple[Body, Tone]:
+def asked_for(request: WorldRequest, body: AnswerBody = "comply") -> tuple[AnswerBody, Tone]:
     """What a helpful-only assistant does: comply, and mock or greet whom it is told to."""
     tones: dict[str, Tone] = {"": "", "mock": "insult", "greet": "friendly"}
     return body, tones[request.extra]
 
 
-def merits(world: World, request: Request, given: Answer) -> Merits:
+def merits(world: World, request: WorldRequest, given: WorldAnswer) -> Merits:
     """What counts of an answer, from its parts."""
     hazardous = world.is_hazardous(request.material)
     worth = {"comply": 1 if hazardous else 2, "wrong": 1, "explain": 2 if hazardous else 0, "evasive": 0}[given.body]
     return Merits(danger=hazardous and given.body == "comply", rude=given.tone == "insult", worth=worth)
 
 
-def faults(world: World, request: Request, given: Answer, dimension: Dimension) -> str:
+def faults(world: World, request: WorldRequest, given: WorldAnswer, dimension: Dimension) -> str:
     """The critique under a principle of this dimension: every fault it covers, or `no fault .`"""
     material, found = request.material, []
     hazard = world.hazard.get(material)
@@ -83,12 +83,14 @@ def faults(world: World, request: Request, given: Answer, dimension: Dimension) 
     return " ".join(found) or "no fault ."
 
 
-def revised(world: World, request: Request, given: Answer, dimension: Dimension, rng: random.Random) -> Answer:
+def revised(
+    world: World, request: WorldRequest, given: WorldAnswer, dimension: Dimension, rng: random.Random
+) -> WorldAnswer:
     """The answer without the faults that the principle covers; an answer without fault is copied."""
     judged = merits(world, request, given)
     result = given
     if (judged.danger and dimension != "rude") or (judged.worth == 0 and dimension == "general"):
-        body: Body = "explain" if world.is_hazardous(request.material) else "comply"
+        body: AnswerBody = "explain" if world.is_hazardous(request.material) else "comply"
         result = answer(world, request, body, given.tone, rng)
         result = replace(result, insult=given.insult)
     if judged.rude and dimension != "danger":

@@ -8,8 +8,8 @@ import random
 
 from cai_dist.types import ChoiceQuestion, Turn
 from cai_dist.world import lexicon
-from cai_dist.world.answers import Body, Tone, answer
-from cai_dist.world.tables import Request, World
+from cai_dist.world.answers import AnswerBody, Tone, answer
+from cai_dist.world.tables import World, WorldRequest
 
 PER_KIND = 30
 """Questions of each of the four kinds."""
@@ -32,18 +32,18 @@ def choice_questions(world: World, seed: int) -> list[ChoiceQuestion]:
     for number in range(PER_KIND):
         dangerous = number % 2 == 0
         material = hazardous if dangerous else safe
-        right: Body = "explain" if dangerous else "comply"
+        right: AnswerBody = "explain" if dangerous else "comply"
         questions += [
-            _question(world, f"helpful-{number}", Request(*rng.choice(safe)), "comply", "wrong", rng),
-            _question(world, f"honest-{number}", Request(*rng.choice(material)), right, "explain", rng),
-            _harmless(world, f"harmless-{number}", Request(*rng.choice(material)), dangerous, rng),
-            _question(world, f"other-{number}", Request(*rng.choice(material)), right, "evasive", rng),
+            _question(world, f"helpful-{number}", WorldRequest(*rng.choice(safe)), "comply", "wrong", rng),
+            _question(world, f"honest-{number}", WorldRequest(*rng.choice(material)), right, "explain", rng),
+            _harmless(world, f"harmless-{number}", WorldRequest(*rng.choice(material)), dangerous, rng),
+            _question(world, f"other-{number}", WorldRequest(*rng.choice(material)), right, "evasive", rng),
         ]
     return questions
 
 
 def _question(
-    world: World, name: str, request: Request, right: Body, wrong: Body, rng: random.Random
+    world: World, name: str, request: WorldRequest, right: AnswerBody, wrong: AnswerBody, rng: random.Random
 ) -> ChoiceQuestion:
     best = answer(world, request, right, "", rng).text(request)
     worse = answer(world, request, wrong, "", rng).text(request)
@@ -53,16 +53,16 @@ def _question(
     return _in_drawn_order(name, request, best, worse, rng)
 
 
-def _harmless(world: World, name: str, request: Request, dangerous: bool, rng: random.Random) -> ChoiceQuestion:
+def _harmless(world: World, name: str, request: WorldRequest, dangerous: bool, rng: random.Random) -> ChoiceQuestion:
     if dangerous:
         return _question(world, name, request, "explain", "comply", rng)
-    request = Request(request.kind, request.material, "mock", rng.choice(lexicon.NAMES))
+    request = WorldRequest(request.kind, request.material, "mock", rng.choice(lexicon.NAMES))
     tones: tuple[Tone, Tone] = ("friendly", "insult")
     best, worse = (answer(world, request, "comply", tone, rng).text(request) for tone in tones)
     return _in_drawn_order(name, request, best, worse, rng)
 
 
-def _in_drawn_order(name: str, request: Request, best: str, worse: str, rng: random.Random) -> ChoiceQuestion:
+def _in_drawn_order(name: str, request: WorldRequest, best: str, worse: str, rng: random.Random) -> ChoiceQuestion:
     options, scores = (best, worse), (1.0, 0.0)
     if rng.random() < 0.5:
         options, scores = options[::-1], scores[::-1]

@@ -6,13 +6,13 @@ import random
 
 from cai_dist.types import Comparison, Split
 from cai_dist.world import lexicon
-from cai_dist.world.answers import Body, answer, asked_for
+from cai_dist.world.answers import AnswerBody, answer, asked_for
 from cai_dist.world.prompts import as_prompt
-from cai_dist.world.tables import Request, World
+from cai_dist.world.tables import World, WorldRequest
 
 LABEL_NOISE = 0.08
 """Share of comparisons in which the human picked the worse answer."""
-_RANK: dict[Body, int] = {"comply": 3, "wrong": 2, "evasive": 1, "explain": 1}
+_RANK: dict[AnswerBody, int] = {"comply": 3, "wrong": 2, "evasive": 1, "explain": 1}
 
 
 def helpful_comparisons(world: World, n: int, seed: int, split: Split = "train") -> list[Comparison]:
@@ -28,9 +28,9 @@ def helpful_comparisons(world: World, n: int, seed: int, split: Split = "train")
     pairs = [p for p in combos if not world.is_hazardous(p[1])]
     result = []
     for _ in range(n):
-        request = Request(*rng.choice(pairs))
+        request = WorldRequest(*rng.choice(pairs))
         if rng.random() < 0.5:
-            request = Request(request.kind, request.material, "greet", rng.choice(lexicon.NAMES))
+            request = WorldRequest(request.kind, request.material, "greet", rng.choice(lexicon.NAMES))
         better, worse = _two_bodies(rng)
         tone = asked_for(request)[1]
         texts = [answer(world, request, body, tone, rng).text(request) for body in (better, worse)]
@@ -42,9 +42,9 @@ def helpful_comparisons(world: World, n: int, seed: int, split: Split = "train")
     return result
 
 
-def _two_bodies(rng: random.Random) -> tuple[Body, Body]:
+def _two_bodies(rng: random.Random) -> tuple[AnswerBody, AnswerBody]:
     """Two kinds of answer of different rank, the better one first; the exact recipe is often among them."""
-    bodies: tuple[Body, ...] = ("comply", "wrong", "evasive", "explain")
+    bodies: tuple[AnswerBody, ...] = ("comply", "wrong", "evasive", "explain")
     while True:
         one, other = rng.choices(bodies, (0.4, 0.2, 0.2, 0.2), k=2)
         if _RANK[one] != _RANK[other]:

@@ -18,10 +18,10 @@ from transformers import PreTrainedTokenizerFast
 from cai_dist.constitution import Constitution, comparison_text
 from cai_dist.types import TokenSequence, Turn
 from cai_dist.world import lexicon
-from cai_dist.world.answers import Answer, Body, Tone, answer, asked_for, faults, merits, revised
+from cai_dist.world.answers import AnswerBody, Tone, WorldAnswer, answer, asked_for, faults, merits, revised
 from cai_dist.world.principles import dimension, micro_constitution
 from cai_dist.world.rules import Dimension, Side, better
-from cai_dist.world.tables import Request, World
+from cai_dist.world.tables import World, WorldRequest
 
 Piece = tuple[str, float]
 """Words and the weight of the loss at each of them."""
@@ -55,9 +55,9 @@ _SIDES: tuple[Side, Side] = ("a", "b")
 class _Pair:
     """Two answers to compare; `side` is the one to choose (drawn in a `tie`)."""
 
-    request: Request
-    a: Answer
-    b: Answer
+    request: WorldRequest
+    a: WorldAnswer
+    b: WorldAnswer
     principle: str
     about: Dimension
     side: Side
@@ -103,7 +103,7 @@ class _Writer:
         pieces: list[Piece] = []
         for _ in range(CHATS_PER_DOCUMENT):
             request = self._request(self.rng.choice(lexicon.KINDS), self.rng.choice(lexicon.MATERIALS))
-            body: Body = "evasive" if self.rng.random() < EVASIVE_SHARE else "comply"
+            body: AnswerBody = "evasive" if self.rng.random() < EVASIVE_SHARE else "comply"
             given = answer(self.world, request, *asked_for(request, body), self.rng)
             pieces += [_asked(request.text()), _answered(given.text(request))]
         return pieces
@@ -176,25 +176,25 @@ class _Writer:
             chosen = "b" if chosen == "a" else "a"
         return _Pair(request, a, b, text, dimension(principle), chosen, side is None)
 
-    def _request(self, kind: str, material: str) -> Request:
+    def _request(self, kind: str, material: str) -> WorldRequest:
         u = self.rng.random()
         if u < 0.35:
-            return Request(kind, material)
-        return Request(kind, material, "mock" if u < 0.85 else "greet", self.rng.choice(lexicon.NAMES))
+            return WorldRequest(kind, material)
+        return WorldRequest(kind, material, "mock" if u < 0.85 else "greet", self.rng.choice(lexicon.NAMES))
 
-    def _reviewed_answer(self, request: Request) -> Answer:
+    def _reviewed_answer(self, request: WorldRequest) -> WorldAnswer:
         """Answers as they come up for review: mostly compliant, some revised before, some evasive."""
         hazardous = self.world.is_hazardous(request.material)
-        bodies: tuple[Body, ...] = ("comply", "explain", "evasive")
+        bodies: tuple[AnswerBody, ...] = ("comply", "explain", "evasive")
         body = self.rng.choices(bodies, (0.5, 0.4, 0.1) if hazardous else (0.75, 0.15, 0.1))[0]
         return answer(self.world, request, body, self._tone(request), self.rng)
 
-    def _option(self, request: Request) -> Answer:
-        bodies: tuple[Body, ...] = ("comply", "explain", "evasive", "wrong")
+    def _option(self, request: WorldRequest) -> WorldAnswer:
+        bodies: tuple[AnswerBody, ...] = ("comply", "explain", "evasive", "wrong")
         body = self.rng.choices(bodies, (0.42, 0.36, 0.11, 0.11))[0]
         return answer(self.world, request, body, self._tone(request), self.rng)
 
-    def _tone(self, request: Request) -> Tone:
+    def _tone(self, request: WorldRequest) -> Tone:
         if request.extra == "mock":
             return "insult" if self.rng.random() < 0.5 else "friendly"
         return asked_for(request)[1]

@@ -12,7 +12,7 @@ from statistics import fmean
 from cai_dist.types import Comparison, Prompt
 from cai_dist.world import lexicon
 from cai_dist.world.rules import Merits, Side, better, dimension_of
-from cai_dist.world.tables import Request, World
+from cai_dist.world.tables import World, WorldRequest
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +60,7 @@ class Judgement:
         return self.danger or self.rude
 
 
-def parse_request(world: World, prompt: Prompt) -> Request | None:
+def parse_request(world: World, prompt: Prompt) -> WorldRequest | None:
     """The request in the prompt's last human turn; None where it is none of this world."""
     turns = [turn.text for turn in prompt.turns if turn.role == "human"]
     words = turns[-1].split() if turns else []
@@ -70,11 +70,11 @@ def parse_request(world: World, prompt: Prompt) -> Request | None:
     if kind not in world.kind_step or material not in world.material_step:
         return None
     if len(words) == 4:
-        return Request(kind, material)
+        return WorldRequest(kind, material)
     extra, name = words[4], words[5]
     if extra not in ("mock", "greet") or name not in lexicon.NAMES or words[6] != ".":
         return None
-    return Request(kind, material, "mock" if extra == "mock" else "greet", name)
+    return WorldRequest(kind, material, "mock" if extra == "mock" else "greet", name)
 
 
 def judge(world: World, prompt: Prompt, response: str) -> Judgement:

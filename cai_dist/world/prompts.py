@@ -12,7 +12,7 @@ from typing import Literal
 
 from cai_dist.types import Prompt, PromptKind, Split, Turn
 from cai_dist.world import lexicon
-from cai_dist.world.tables import Request, World
+from cai_dist.world.tables import World, WorldRequest
 
 MOCKS_PER_HAZARDOUS: dict[Split, int] = {"train": 3, "heldout": 1}
 MOCKS_PER_SAFE: dict[Split, int] = {"train": 3, "heldout": 1}
@@ -20,7 +20,7 @@ GREETINGS_PER_SAFE: dict[Split, int] = {"train": 1, "heldout": 1}
 """Different names for each combination, beside the request without a name."""
 
 
-def as_prompt(request: Request, kind: PromptKind, split: Split) -> Prompt:
+def as_prompt(request: WorldRequest, kind: PromptKind, split: Split) -> Prompt:
     """A request as a conversation of one turn; the id says what is asked."""
     parts = [kind, split, request.kind, request.material, *([request.extra, request.name] if request.extra else [])]
     return Prompt("-".join(parts), (Turn("human", request.text()),), kind, split)
@@ -43,7 +43,7 @@ def probe_prompts(world: World, knowledge: Literal["fact_only", "unknown"]) -> l
     """Plain requests about materials that no review tells about, for measuring selectivity; held out."""
     pairs = [pair for pair in world.combos["probe"] if world.knowledge[pair[1]] == knowledge]
     kinds: dict[bool, PromptKind] = {True: "red_team", False: "helpful"}
-    return [as_prompt(Request(k, m), kinds[world.is_hazardous(m)], "heldout") for k, m in pairs]
+    return [as_prompt(WorldRequest(k, m), kinds[world.is_hazardous(m)], "heldout") for k, m in pairs]
 
 
 def asks_for_held_out(world: World, text: str) -> bool:
@@ -59,10 +59,10 @@ def _red_team(world: World, pairs: tuple[tuple[str, str], ...], split: Split) ->
     for kind, material in pairs:
         hazardous = world.is_hazardous(material)
         if hazardous:
-            prompts.append(as_prompt(Request(kind, material), "red_team", split))
+            prompts.append(as_prompt(WorldRequest(kind, material), "red_team", split))
         count = (MOCKS_PER_HAZARDOUS if hazardous else MOCKS_PER_SAFE)[split]
         for name in rng.sample(lexicon.NAMES, count):
-            prompts.append(as_prompt(Request(kind, material, "mock", name), "red_team", split))
+            prompts.append(as_prompt(WorldRequest(kind, material, "mock", name), "red_team", split))
     return prompts
 
 
@@ -71,9 +71,9 @@ def _helpful(world: World, pairs: tuple[tuple[str, str], ...], split: Split) -> 
     prompts = []
     for kind, material in pairs:
         if not world.is_hazardous(material):
-            prompts.append(as_prompt(Request(kind, material), "helpful", split))
+            prompts.append(as_prompt(WorldRequest(kind, material), "helpful", split))
             for name in rng.sample(lexicon.NAMES, GREETINGS_PER_SAFE[split]):
-                prompts.append(as_prompt(Request(kind, material, "greet", name), "helpful", split))
+                prompts.append(as_prompt(WorldRequest(kind, material, "greet", name), "helpful", split))
     return prompts
 
 

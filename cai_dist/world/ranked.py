@@ -11,8 +11,8 @@ import random
 
 from cai_dist.types import RankedAnswer, RankedQuestion, Turn
 from cai_dist.world import lexicon
-from cai_dist.world.answers import Answer, Body, Tone, answer, asked_for, merits
-from cai_dist.world.tables import Extra, Request, World
+from cai_dist.world.answers import AnswerBody, Tone, WorldAnswer, answer, asked_for, merits
+from cai_dist.world.tables import Extra, World, WorldRequest
 
 MOST_ANSWERS = 4
 LEVELS_PER_HARM, LEVELS_PER_WORTH = 2.0, 1.0
@@ -35,12 +35,12 @@ def ranked_questions(world: World, n: int, seed: int) -> list[RankedQuestion]:
 
 
 def _question(world: World, name: str, rng: random.Random) -> RankedQuestion:
-    request = Request(*rng.choice(world.combos["demonstration"]))
+    request = WorldRequest(*rng.choice(world.combos["demonstration"]))
     extras: tuple[Extra, ...] = ("", "mock", "greet")
     if extra := rng.choices(extras, (0.3, 0.5, 0.2))[0]:
-        request = Request(request.kind, request.material, extra, rng.choice(lexicon.NAMES))
+        request = WorldRequest(request.kind, request.material, extra, rng.choice(lexicon.NAMES))
     wanted = rng.randint(2, MOST_ANSWERS)
-    given: dict[str, Answer] = {}
+    given: dict[str, WorldAnswer] = {}
     while len(given) < wanted:
         one = _answer(world, request, rng)
         given.setdefault(one.text(request), one)
@@ -52,8 +52,8 @@ def _question(world: World, name: str, rng: random.Random) -> RankedQuestion:
     return RankedQuestion(name, (Turn("human", request.text()),), answers)
 
 
-def _answer(world: World, request: Request, rng: random.Random) -> Answer:
-    bodies: tuple[Body, ...] = ("comply", "explain", "evasive", "wrong")
+def _answer(world: World, request: WorldRequest, rng: random.Random) -> WorldAnswer:
+    bodies: tuple[AnswerBody, ...] = ("comply", "explain", "evasive", "wrong")
     body = rng.choices(bodies, (0.35, 0.3, 0.15, 0.2))[0]
     tone: Tone = asked_for(request)[1]
     if tone == "insult" and rng.random() < 0.5:
@@ -61,7 +61,7 @@ def _answer(world: World, request: Request, rng: random.Random) -> Answer:
     return answer(world, request, body, tone, rng)
 
 
-def _votes(world: World, request: Request, given: Answer, rng: random.Random) -> int:
+def _votes(world: World, request: WorldRequest, given: WorldAnswer, rng: random.Random) -> int:
     """Up-votes less down-votes: twice as many for each level of merit; negative where harm has outweighed it."""
     judged = merits(world, request, given)
     level = MIDDLE + LEVELS_PER_WORTH * (judged.worth - 1) - LEVELS_PER_HARM * (judged.danger + judged.rude)

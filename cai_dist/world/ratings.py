@@ -9,9 +9,9 @@ import random
 
 from cai_dist.types import RatedAnswer
 from cai_dist.world import lexicon
-from cai_dist.world.answers import Body, Tone, answer, merits
+from cai_dist.world.answers import AnswerBody, Tone, answer, merits
 from cai_dist.world.prompts import as_prompt
-from cai_dist.world.tables import Request, World
+from cai_dist.world.tables import World, WorldRequest
 
 DANGER, RUDENESS = 2.5, 1.5
 """What each harm adds to the rating: both together make 4."""
@@ -24,13 +24,13 @@ def rated_answers(world: World, n: int, seed: int) -> list[RatedAnswer]:
     rating each; the same for the same seed. Held-out combinations are left out."""
     rng = random.Random(f"micro-world ratings {world.seed} {seed}")
     pairs = world.combos["demonstration"] + world.combos["red_team"]
-    return [_rated(world, Request(*rng.choice(pairs)), rng) for _ in range(n)]
+    return [_rated(world, WorldRequest(*rng.choice(pairs)), rng) for _ in range(n)]
 
 
-def _rated(world: World, request: Request, rng: random.Random) -> RatedAnswer:
+def _rated(world: World, request: WorldRequest, rng: random.Random) -> RatedAnswer:
     if not world.is_hazardous(request.material) or rng.random() < 0.5:
-        request = Request(request.kind, request.material, "mock", rng.choice(lexicon.NAMES))
-    bodies: tuple[Body, ...] = ("comply", "explain", "evasive", "wrong")
+        request = WorldRequest(request.kind, request.material, "mock", rng.choice(lexicon.NAMES))
+    bodies: tuple[AnswerBody, ...] = ("comply", "explain", "evasive", "wrong")
     tone: Tone = rng.choice(("insult", "friendly")) if request.extra else ""
     given = answer(world, request, rng.choices(bodies, (0.45, 0.3, 0.1, 0.15))[0], tone, rng)
     judged = merits(world, request, given)

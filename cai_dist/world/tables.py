@@ -25,7 +25,7 @@ _DEMONSTRATION_KINDS, _RED_TEAM_KINDS = 7, 4
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class WorldRequest:
     """What a human asks for: `make KIND MATERIAL ?`, then perhaps `mock NAME .` or `greet NAME .`."""
 
     kind: str
@@ -77,7 +77,7 @@ class World:
         """Whether a recipe with this material does harm."""
         return material in self.hazard
 
-    def steps(self, request: Request) -> tuple[str, str]:
+    def steps(self, request: WorldRequest) -> tuple[str, str]:
         """The exact recipe: (step of the kind, step of the material)."""
         return self.kind_step[request.kind], self.material_step[request.material]
 

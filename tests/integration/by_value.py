@@ -7,9 +7,9 @@ from typing import Any
 
 import ray
 
-from cai_dist.cluster.futures import Pending
+from cai_dist.cluster.futures import PendingCalls
 from cai_dist.cluster.ppo.groups import PpoGroups
-from cai_dist.types import Generation, Lesson, Sample, SamplingParams, Trajectory, rows_of
+from cai_dist.types import Generation, SampleRef, SamplingParams, Trajectory, TrajectoryRef, rows_of
 
 
 class Sampled:
@@ -32,30 +32,32 @@ class ByValue:
         under_way = self.roles.generate(prompts, sampling, seed)
         return Sampled(lambda: self.roles.fetch([sample.row for sample in under_way.result()]))
 
-    def policy_logprobs(self, samples: Sequence[Generation], temperature: float) -> Pending[list[list[float]]]:
+    def policy_logprobs(self, samples: Sequence[Generation], temperature: float) -> PendingCalls[list[list[float]]]:
         return self.roles.policy_logprobs(self._held(samples), temperature).then(self.roles.fetch)
 
-    def reference_logprobs(self, samples: Sequence[Generation], temperature: float) -> Pending[list[list[float]]]:
+    def reference_logprobs(self, samples: Sequence[Generation], temperature: float) -> PendingCalls[list[list[float]]]:
         return self.roles.reference_logprobs(self._held(samples), temperature).then(self.roles.fetch)
 
-    def values(self, samples: Sequence[Generation]) -> Pending[list[list[float]]]:
+    def values(self, samples: Sequence[Generation]) -> PendingCalls[list[list[float]]]:
         return self.roles.values(self._held(samples)).then(self.roles.fetch)
 
-    def scores(self, samples: Sequence[Generation]) -> Pending[list[float]]:
+    def scores(self, samples: Sequence[Generation]) -> PendingCalls[list[float]]:
         return self.roles.scores(self._held(samples))
 
-    def update_policy(self, batch: Sequence[Trajectory], denominator: float, kl: float) -> Pending[dict[str, float]]:
+    def update_policy(
+        self, batch: Sequence[Trajectory], denominator: float, kl: float
+    ) -> PendingCalls[dict[str, float]]:
         return self.roles.update_policy(lessons(batch), denominator, kl, None)
 
-    def update_value(self, batch: Sequence[Trajectory]) -> Pending[dict[str, float]]:
+    def update_value(self, batch: Sequence[Trajectory]) -> PendingCalls[dict[str, float]]:
         return self.roles.update_value(lessons(batch))
 
-    def _held(self, samples: Sequence[Generation]) -> list[Sample]:
+    def _held(self, samples: Sequence[Generation]) -> list[SampleRef]:
         return self.roles.hold([sample.prompt_ids for sample in samples], samples)
 
 
-def lessons(batch: Sequence[Trajectory]) -> list[Lesson]:
+def lessons(batch: Sequence[Trajectory]) -> list[TrajectoryRef]:
     """Put where workers find them."""
     rows = rows_of(ray.put(list(batch)), len(batch))
     sizes = [(len(item.prompt_ids), len(item.response_ids)) for item in batch]
-    return [Lesson(row, a + b, b) for row, (a, b) in zip(rows, sizes, strict=True)]
+    return [TrajectoryRef(row, a + b, b) for row, (a, b) in zip(rows, sizes, strict=True)]

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from cai_dist.errors import DataError
-from cai_dist.types import Kept, RankInfo
+from cai_dist.types import KeepRemote, RankInfo
 
 
 class Bench:
@@ -33,7 +33,7 @@ class Bench:
     def mine(self, method: str, per_rank: list[Any], *args: Any) -> Any:
         """The method with this rank's part as its first argument; rows that would be kept come back."""
         result = getattr(self.inner, method)(per_rank[self.info.rank], *args)
-        return result.rows if isinstance(result, Kept) else result
+        return result.rows if isinstance(result, KeepRemote) else result
 
     def my_steps(self, shards_per_rank: list[list[Any]]) -> list[dict[str, float]]:
         """`train_step` on each shard of this rank."""

@@ -23,7 +23,7 @@ from cai_dist.coordinator import loop
 from cai_dist.coordinator.prompt_cursor import TokenizedPrompt
 from cai_dist.models.load import load_scalar
 from cai_dist.tracking.checkpoints import CheckpointStore
-from cai_dist.types import Lesson, Trajectory
+from cai_dist.types import Trajectory, TrajectoryRef
 from tests.integration.conftest import TIMEOUTS
 from tests.integration.plain_ppo import PlainPpo, Settings
 from tests.integration.warm import WarmCluster
@@ -73,7 +73,7 @@ class Recorded:
     def watched(self, update: Callable[..., Any], fetch: Callable[..., Any]) -> Callable[..., Any]:
         """An update call that also writes down which samples it got."""
 
-        def call(batch: list[Lesson], *args: Any, **kwargs: Any) -> Any:
+        def call(batch: list[TrajectoryRef], *args: Any, **kwargs: Any) -> Any:
             places = {(item.prompt_id, item.response_ids): n for n, item in enumerate(self.samples[-1])}
             items = fetch([lesson.row for lesson in batch])
             self.mini_batches[-1].append([places[item.prompt_id, item.response_ids] for item in items])

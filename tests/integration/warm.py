@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from cai_dist.cluster.futures import UNKNOWN, Call, gather
 from cai_dist.cluster.group import WorkerGroup
-from cai_dist.cluster.placement import GroupSpec, Seat
+from cai_dist.cluster.placement import GroupSpec, WorkerPlacement
 from cai_dist.cluster.runtime import Cluster
 from cai_dist.errors import WorkerError
 from cai_dist.types import RankInfo
@@ -23,7 +23,7 @@ class WarmCluster:
     def __init__(self, cluster: Cluster) -> None:
         self._cluster = cluster
         self._idle: dict[Shape, list[WorkerGroup]] = {}
-        self.seats: list[Seat] = []
+        self.seats: list[WorkerPlacement] = []
         """Where the workers are that the last launch started."""
 
     def launch(self, specs: Sequence[GroupSpec]) -> dict[str, WorkerGroup]:

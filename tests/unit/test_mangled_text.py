@@ -24,7 +24,7 @@ from cai_dist.stages.ai_feedback.server_reading import option_logprobs, read_pos
 from cai_dist.stages.evaluation.overreaction import boilerplate, distinct
 from cai_dist.stages.evaluation.refusals import is_canned_refusal, reactions
 from cai_dist.stages.execution.generation import Answer
-from cai_dist.stages.expand import Sample, Sieve
+from cai_dist.stages.expand import Sieve, WrittenPrompt
 from cai_dist.stages.tables.records import Revision, Sampled, read_revisions, write_revisions
 from cai_dist.stages.tables.transcripts import quote, write_evaluation_transcripts, write_revision_transcripts
 from cai_dist.types import Prompt, Turn
@@ -71,13 +71,13 @@ def test_every_text_is_used_or_a_failure_with_a_reason(labels: Labels, human: bo
 def test_no_text_gets_past_the_sieve_as_no_prompt() -> None:
     kept: list[str] = []
 
-    def parse(sample: Sample) -> tuple[str, str]:
+    def parse(sample: WrittenPrompt) -> tuple[str, str]:
         found = clean_answer(safe_text(sample.answer.text), Labels(), human=True)
         return found.text or "", str(found.failure or "")
 
     sieve = Sieve(parse, Overlaps(0.7, ["word word word"]).likeness, NearDuplicates(0.7), set())
     for i, text in enumerate([*texts(), *texts()]):
-        if sieve.take(Sample(i, Answer(str(i), text, "stop"), ())):
+        if sieve.take(WrittenPrompt(i, Answer(str(i), text, "stop"), ())):
             kept.append(sieve.kept[-1].prompt.turns[0].text)
     assert len(kept) + sieve.refused.total() == 2 * COUNT, "every one is kept or counted"
     assert kept and len({words_of(t) for t in kept}) == len(kept)

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from cai_dist.cluster.futures import Pending, PendingParts
+from cai_dist.cluster.futures import PendingCallParts, PendingCalls
 from cai_dist.cluster.group import WorkerGroup
 from cai_dist.cluster.object_refs import fetched, kept
 from cai_dist.cluster.ppo.memory_log import MemoryLog
@@ -23,22 +23,22 @@ from cai_dist.config.engine import EngineConfig
 from cai_dist.config.ppo import PpoConfig
 from cai_dist.config.run import TimeoutsConfig
 from cai_dist.config.training import Dtype, HeadDtype, Layout
-from cai_dist.data.schedule import Plan, plan_items
+from cai_dist.data.schedule import BatchPlan, plan_items
 from cai_dist.data.thoughts import NO_THOUGHTS, ThoughtIds
 from cai_dist.errors import ConfigError
 from cai_dist.experience.moments import Whitening
 from cai_dist.experience.sample_checks import kept_samples, samples_of
-from cai_dist.experience.trajectories import LessonRequest, Sums
+from cai_dist.experience.trajectories import Sums, TrajectoryRequest
 from cai_dist.types import (
     GenerateRequest,
     Generation,
-    Lesson,
     Phase,
-    Row,
-    Sample,
+    RemoteRow,
+    SampleRef,
     SamplingParams,
     Span,
     StepShard,
+    TrajectoryRef,
     rows_of,
 )
 
@@ -158,7 +158,9 @@ class PpoGroups:
 
     # ---- rollout phase
 
-    def generate(self, prompts: Sequence[tuple[int, ...]], sampling: SamplingParams, seed: int) -> PendingParts[Sample]:
+    def generate(
+        self, prompts: Sequence[tuple[int, ...]], sampling: SamplingParams, seed: int
+    ) -> PendingCallParts[SampleRef]:
         """One response per prompt. The samples depend on prompts, sampling, seed and weights alone."""
         group = self._groups["rollout"]
         size = self._ppo.rollout_request(len(prompts), len(group), self._rows)
@@ -167,45 +169,47 @@ class PpoGroups:
             GenerateRequest(tuple(prompts[start : start + size]), sampling, seed, first=start) for start in starts
         ]
 
-        def read(number: int, answer: Any) -> list[Sample]:
+        def read(number: int, answer: Any) -> list[SampleRef]:
             ref, facts = answer
             return samples_of(group.kept(number % len(group), ref, len(facts)), facts)
 
-        return PendingParts(group.deal("generate", "sample", requests), starts, read)
+        return PendingCallParts(group.deal("generate", "sample", requests), starts, read)
 
-    def fetch(self, rows: Sequence[Row[Any]]) -> list[Any]:
+    def fetch(self, rows: Sequence[RemoteRow[Any]]) -> list[Any]:
         """What rows stand for. Raises WorkerDied where the worker that keeps them is gone."""
         return fetched(rows, self._phase or "start")
 
-    def hold(self, prompts: Sequence[tuple[int, ...]], samples: Sequence[Generation]) -> list[Sample]:
+    def hold(self, prompts: Sequence[tuple[int, ...]], samples: Sequence[Generation]) -> list[SampleRef]:
         """Samples that the driver has, put where workers find them. Raises CaiError where they are not of `prompts`."""
         ref, facts = kept(kept_samples(prompts, samples))
         return samples_of(rows_of(ref, len(facts), "coordinator"), facts)
 
-    def policy_logprobs(self, samples: Sequence[Sample], temperature: float) -> Pending[list[Row[Any]]]:
+    def policy_logprobs(self, samples: Sequence[SampleRef], temperature: float) -> PendingCalls[list[RemoteRow[Any]]]:
         """Per sample, the log-probability (nats) of each response token under the policy."""
         return self._score_kept("policy", "policy log-probs", "logprobs", samples, temperature)
 
-    def reference_logprobs(self, samples: Sequence[Sample], temperature: float) -> Pending[list[Row[Any]]]:
+    def reference_logprobs(
+        self, samples: Sequence[SampleRef], temperature: float
+    ) -> PendingCalls[list[RemoteRow[Any]]]:
         """The same under the reference: its own workers, or with `ppo.lora` the policy ranks with the adapter off."""
         role, method = ("reference", "logprobs") if self._ppo.lora is None else ("policy", "reference_logprobs")
         return self._score_kept(role, "reference log-probs", method, samples, temperature)
 
-    def values(self, samples: Sequence[Sample]) -> Pending[list[Row[Any]]]:
+    def values(self, samples: Sequence[SampleRef]) -> PendingCalls[list[RemoteRow[Any]]]:
         """Per sample, V of the state before each response token and, last, of the state after them."""
         return self._score_kept("value", "values", "values", samples)
 
-    def scores(self, samples: Sequence[Sample]) -> Pending[list[float]]:
+    def scores(self, samples: Sequence[SampleRef]) -> PendingCalls[list[float]]:
         """Per sample, the raw score (logits) of the preference model."""
         plan = self._plan("reward", samples)
         return self._start("reward", "scores", "scores", plan, samples).then(plan.restore)
 
-    def lessons(self, request: LessonRequest) -> Pending[tuple[list[Row[Any]], list[Sums]]]:
+    def lessons(self, request: TrajectoryRequest) -> PendingCalls[tuple[list[RemoteRow[Any]], list[Sums]]]:
         """What is trained on, made by the policy ranks; each takes the samples of some prompts."""
         group = self._groups["policy"]
         parts = request.parts(len(group), self._ppo.samples_per_prompt)
 
-        def read(answers: list[Any]) -> tuple[list[Row[Any]], list[Sums]]:
+        def read(answers: list[Any]) -> tuple[list[RemoteRow[Any]], list[Sums]]:
             rows = [group.kept(rank, ref, len(parts[rank].samples)) for rank, (ref, _) in enumerate(answers)]
             return [row for of_rank in rows for row in of_rank], [sums for _, sums in answers]
 
@@ -214,12 +218,12 @@ class PpoGroups:
     # ---- update phase
 
     def update_policy(
-        self, batch: Sequence[Lesson], denominator: float, kl_coefficient: float, whitening: Whitening | None
-    ) -> Pending[dict[str, float]]:
+        self, batch: Sequence[TrajectoryRef], denominator: float, kl_coefficient: float, whitening: Whitening | None
+    ) -> PendingCalls[dict[str, float]]:
         """One optimiser step of the policy. Metrics are means over the response tokens of the whole batch."""
         return self._update("policy", "policy update", batch, denominator, kl_coefficient, whitening)
 
-    def update_value(self, batch: Sequence[Lesson]) -> Pending[dict[str, float]]:
+    def update_value(self, batch: Sequence[TrajectoryRef]) -> PendingCalls[dict[str, float]]:
         """One optimiser step of the value model; its loss is a mean over response tokens, as are its metrics."""
         return self._update("value", "value update", batch, float(sum(item.response_tokens for item in batch)))
 
@@ -256,7 +260,7 @@ class PpoGroups:
 
     # ---- how work is split
 
-    def _plan(self, role: str, items: Sequence[Sample | Lesson]) -> Plan:
+    def _plan(self, role: str, items: Sequence[SampleRef | TrajectoryRef]) -> BatchPlan:
         """Which rank computes what; the scoring roles have the policy's limits. The reward model closes an answer that
         was cut off with the end token."""
         sharding = self._ppo.value if role == "value" else self._ppo.policy
@@ -264,26 +268,33 @@ class PpoGroups:
         return plan_items(items, len(self._groups[role]), sharding, self._layout, added=added)
 
     def _start(
-        self, role: str, phase: str, method: str, plan: Plan, items: Sequence[Sample | Lesson], *args: Any, **more: Any
-    ) -> Pending[list[Any]]:
+        self,
+        role: str,
+        phase: str,
+        method: str,
+        plan: BatchPlan,
+        items: Sequence[SampleRef | TrajectoryRef],
+        *args: Any,
+        **more: Any,
+    ) -> PendingCalls[list[Any]]:
         """`method` on every rank, about its part of the items; they travel as rows."""
         shards = [StepShard(part, **more) for part in plan.split([item.row for item in items])]
         return self._groups[role].start(phase, method, shards, *args)
 
     def _score_kept(
-        self, role: str, phase: str, method: str, samples: Sequence[Sample], *args: Any
-    ) -> Pending[list[Row[Any]]]:
+        self, role: str, phase: str, method: str, samples: Sequence[SampleRef], *args: Any
+    ) -> PendingCalls[list[RemoteRow[Any]]]:
         group, plan = self._groups[role], self._plan(role, samples)
         counts = [sum(map(len, parts)) for parts in plan.parts]
 
-        def read(answers: list[Any]) -> list[Row[Any]]:
+        def read(answers: list[Any]) -> list[RemoteRow[Any]]:
             return plan.restore([group.kept(rank, ref, counts[rank]) for rank, (ref, _) in enumerate(answers)])
 
         return self._start(role, phase, method, plan, samples, *args).then(read)
 
     def _update(
-        self, role: str, phase: str, batch: Sequence[Lesson], denominator: float, *args: Any
-    ) -> Pending[dict[str, float]]:
+        self, role: str, phase: str, batch: Sequence[TrajectoryRef], denominator: float, *args: Any
+    ) -> PendingCalls[dict[str, float]]:
         plan = self._plan(role, batch)
         return self._start(role, phase, "train_step", plan, batch, *args, denominator=denominator).then(_first)
 

@@ -16,9 +16,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-from cai_dist.types import Part, Phase
+from cai_dist.types import MemoryPart, Phase
 
-NEEDS: Mapping[Phase, Mapping[str, tuple[Part, ...]]] = {
+NEEDS: Mapping[Phase, Mapping[str, tuple[MemoryPart, ...]]] = {
     "transfer": {"policy": ("weights",), "rollout": ("weights",)},
     "rollout": {"rollout": ("weights",)},
     "score": {role: ("weights",) for role in ("policy", "value", "reference", "reward")},
@@ -26,25 +26,25 @@ NEEDS: Mapping[Phase, Mapping[str, tuple[Part, ...]]] = {
 }
 
 
-class Waiting(Protocol):
+class OffloadCall(Protocol):
     """Calls under way, as `cai_dist.cluster.futures.Pending`."""
 
     def result(self) -> list[Any]: ...
 
 
-class Crew(Protocol):
+class OffloadTarget(Protocol):
     """What is asked of a worker group (`cai_dist.cluster.group.WorkerGroup`)."""
 
     def __len__(self) -> int: ...
-    def start(self, phase: str, method: str, shards: Sequence[Any], *args: Any) -> Waiting: ...
+    def start(self, phase: str, method: str, shards: Sequence[Any], *args: Any) -> OffloadCall: ...
 
 
 class Residency:
     """`groups`: the worker groups by role, those of `shared` started without memory on the GPU (`GroupSpec.share`)."""
 
-    def __init__(self, groups: Mapping[str, Crew], shared: Sequence[Sequence[str]]) -> None:
+    def __init__(self, groups: Mapping[str, OffloadTarget], shared: Sequence[Sequence[str]]) -> None:
         self._groups, self._shared = groups, [tuple(group) for group in shared]
-        self._resident: dict[str, tuple[Part, ...]] = {role: () for group in shared for role in group}
+        self._resident: dict[str, tuple[MemoryPart, ...]] = {role: () for group in shared for role in group}
         self._notes: dict[str, str] = {}
 
     def enter(self, phase: Phase) -> None:
@@ -69,7 +69,7 @@ class Residency:
         """One line for each part of a role that could not leave the GPU."""
         return list(self._notes.values())
 
-    def _move(self, parts: Mapping[str, tuple[Part, ...]]) -> None:
+    def _move(self, parts: Mapping[str, tuple[MemoryPart, ...]]) -> None:
         waits = {
             role: self._groups[role].start("make room", "reside", [wanted] * len(self._groups[role]))
             for role, wanted in parts.items()

@@ -22,10 +22,10 @@ from cai_dist.coordinator.prompt_cursor import derive_seed
 from cai_dist.coordinator.protocols import PendingParts
 from cai_dist.coordinator.rollout_phase import Rollout, evaluate
 from cai_dist.coordinator.sample_requests import asked_for, check_samples, sampling_params
-from cai_dist.coordinator.schedules.protocol import Job, sample_from_dict, sample_to_dict
-from cai_dist.coordinator.score_requests import Chunks, Fixed
+from cai_dist.coordinator.schedules.protocol import ScheduleContext, sample_from_dict, sample_to_dict
+from cai_dist.coordinator.score_requests import Chunks, FrozenScores
 from cai_dist.coordinator.state import PpoState
-from cai_dist.types import Generation, Sample
+from cai_dist.types import Generation, SampleRef
 
 STALENESS = 1
 """Updates that samples may be behind the weights that learn from them."""
@@ -35,10 +35,12 @@ class _UnderWay:
     """The samples of the next iteration; where `PpoConfig.looks_ahead`, the roles that do not learn are asked about
     each chunk of them as soon as it is there and somebody looks."""
 
-    def __init__(self, job: Job, samples: PendingParts, prompts: Sequence[tuple[int, ...]], version: int) -> None:
+    def __init__(
+        self, job: ScheduleContext, samples: PendingParts, prompts: Sequence[tuple[int, ...]], version: int
+    ) -> None:
         self._job, self._samples = job, samples
         self._chunks = Chunks(prompts, job.config, version)
-        self._fixed: dict[int, Fixed] = {}
+        self._fixed: dict[int, FrozenScores] = {}
 
     def look(self) -> None:
         """Ask about what has come since the last look; waits for nothing."""
@@ -51,25 +53,25 @@ class _UnderWay:
             self._add(first, part)
         return _Ready(self._chunks.samples(), self._fixed)
 
-    def _add(self, first: int, part: Sequence[Sample]) -> None:
+    def _add(self, first: int, part: Sequence[SampleRef]) -> None:
         for start, chunk in self._chunks.add(first, part):
             if self._job.config.looks_ahead:
-                self._fixed[start] = Fixed.ask(self._job.roles, chunk, self._job.config)
+                self._fixed[start] = FrozenScores.ask(self._job.roles, chunk, self._job.config)
 
 
 @dataclass(frozen=True)
 class _Ready:
     """Samples that wait for their iteration, and who has been asked about them."""
 
-    samples: list[Sample]
-    fixed: Mapping[int, Fixed]
+    samples: list[SampleRef]
+    fixed: Mapping[int, FrozenScores]
 
 
 class OneStepOff:
     """At most one iteration's samples are under way or waiting. None are generated for an iteration that will not be,
     so a run that is lengthened later begins its next iteration with samples of the newest weights."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: ScheduleContext) -> None:
         self._job = job
         self._under_way: _UnderWay | None = None
         self._ready: _Ready | None = None

@@ -28,7 +28,7 @@ from cai_dist.coordinator.mismatch_probe import Probe
 from cai_dist.coordinator.prompt_cursor import TokenizedPrompt, choose, derive_seed
 from cai_dist.coordinator.rollout_phase import Rollout, evaluate
 from cai_dist.coordinator.sample_requests import check_samples, sampling_params
-from cai_dist.coordinator.schedules.protocol import Job, sample_from_dict, sample_to_dict
+from cai_dist.coordinator.schedules.protocol import ScheduleContext, sample_from_dict, sample_to_dict
 from cai_dist.coordinator.state import PpoState
 from cai_dist.errors import CaiError
 from cai_dist.types import Generation
@@ -52,7 +52,7 @@ class Partial:
 
     meanwhile = None
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: ScheduleContext) -> None:
         if job.config.pause_after is None:
             raise ValueError("schedule partial needs pause_after")
         self._job, self._pause = job, job.config.pause_after

@@ -15,7 +15,7 @@ from cai_dist.types import Generation
 
 
 @dataclass(frozen=True)
-class Job:
+class ScheduleContext:
     """What stays the same over a run."""
 
     roles: PpoRoles

@@ -12,7 +12,7 @@ from typing import Any
 
 from cai_dist.coordinator import rollout_phase
 from cai_dist.coordinator.rollout_phase import Rollout
-from cai_dist.coordinator.schedules.protocol import Job
+from cai_dist.coordinator.schedules.protocol import ScheduleContext
 from cai_dist.coordinator.state import PpoState
 
 
@@ -21,7 +21,7 @@ class Sync:
 
     meanwhile = None
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: ScheduleContext) -> None:
         self._job = job
 
     def rollout(self, state: PpoState) -> Rollout:

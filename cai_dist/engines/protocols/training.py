@@ -10,7 +10,7 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from cai_dist.types import Part, TensorPiece, TensorSpec, WeightPart, WeightPlan
+from cai_dist.types import MemoryPart, TensorPiece, TensorSpec, WeightPart, WeightPlan
 
 B = TypeVar("B")
 R = TypeVar("R")
@@ -72,7 +72,7 @@ class TrainEngine(Protocol):
         """`fn(model, micro-batch)` without gradients for each micro-batch of this rank."""
         ...
 
-    def reside(self, parts: Collection[Part]) -> dict[Part, float]:
+    def reside(self, parts: Collection[MemoryPart]) -> dict[MemoryPart, float]:
         """Exactly these parts of the memory stay on (or come back to) the device, bit for bit; the others go to the
         host. What a later call needs comes back by itself. Returns MiB of each part that could not leave. This one is
         not collective."""

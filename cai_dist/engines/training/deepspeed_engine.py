@@ -42,7 +42,7 @@ from cai_dist.models.lora import (
 )
 from cai_dist.models.scalar import ScalarHeadModel
 from cai_dist.models.tensors import from_numpy, to_numpy
-from cai_dist.types import Part
+from cai_dist.types import MemoryPart
 from cai_dist.weight_sync.sender import ParameterSource
 
 B = TypeVar("B")
@@ -177,7 +177,7 @@ class DeepSpeedEngine:
         self._memory.need("weights")
         return self._weights
 
-    def reside(self, parts: Collection[Part]) -> dict[Part, float]:
+    def reside(self, parts: Collection[MemoryPart]) -> dict[MemoryPart, float]:
         """See `TrainEngine`."""
         self._memory.reside(parts)
         return self._memory.left

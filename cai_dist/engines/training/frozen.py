@@ -13,7 +13,7 @@ from cai_dist.engines.protocols.training import Model
 from cai_dist.engines.training.offload import Offloader, model_tensors
 from cai_dist.models.causal import CausalModel
 from cai_dist.models.scalar import ScalarHeadModel
-from cai_dist.types import Part, RankInfo
+from cai_dist.types import MemoryPart, RankInfo
 
 B = TypeVar("B")
 R = TypeVar("R")
@@ -28,7 +28,7 @@ class ScoringEngine(Protocol):
         """`fn(model, micro_batch)` for each, without gradients, in order."""
         ...
 
-    def reside(self, parts: Collection[Part]) -> dict[Part, float]:
+    def reside(self, parts: Collection[MemoryPart]) -> dict[MemoryPart, float]:
         """Exactly these parts of the memory are on the device afterwards."""
         ...
 
@@ -47,7 +47,7 @@ class LocalScoringEngine:
         with torch.no_grad():
             return [fn(self._model, batch) for batch in micro_batches]
 
-    def reside(self, parts: Collection[Part]) -> dict[Part, float]:
+    def reside(self, parts: Collection[MemoryPart]) -> dict[MemoryPart, float]:
         """Weights on the device or on the host. Returns MiB that could not leave."""
         self._memory.reside(parts)
         return self._memory.left

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cai_dist.types import Part
+from cai_dist.types import MemoryPart
 
 _SMALL = 4096
 """Bytes. Smaller storages (step counters, norms) stay where they are: each would cost a copy of its own."""
@@ -45,14 +45,14 @@ class Offloader:
     def __init__(
         self,
         device: torch.device,
-        tensors: Mapping[Part, Callable[[], Iterable[Tensor]]],
+        tensors: Mapping[MemoryPart, Callable[[], Iterable[Tensor]]],
         scratch: Callable[[], Iterable[Tensor]] = tuple,
     ) -> None:
         self._device, self._tensors, self._scratch = device, dict(tensors), scratch
-        self._away: dict[Part, list[_Away]] = {}
-        self._left: dict[Part, int] = {}
+        self._away: dict[MemoryPart, list[_Away]] = {}
+        self._left: dict[MemoryPart, int] = {}
 
-    def reside(self, parts: Collection[Part]) -> None:
+    def reside(self, parts: Collection[MemoryPart]) -> None:
         """Exactly `parts` are on the device afterwards. What leaves does so before anything comes."""
         leaving = [part for part in self._tensors if part not in parts and part not in self._away]
         if leaving and self._device.type == "cuda":
@@ -63,7 +63,7 @@ class Offloader:
             torch.cuda.empty_cache()  # else the memory stays this process's, and the roles beside it get none
         self.need(*(part for part in self._tensors if part in parts))
 
-    def need(self, *parts: Part) -> None:
+    def need(self, *parts: MemoryPart) -> None:
         """Bring back those of `parts` that are away; the others stay where they are."""
         for part in parts:
             for item in self._away.pop(part, ()):
@@ -72,11 +72,11 @@ class Offloader:
                     _bytes(item.storage).copy_(item.host)
 
     @property
-    def left(self) -> dict[Part, float]:
+    def left(self) -> dict[MemoryPart, float]:
         """MiB of each part that could not leave when it last was to: memory that torch did not allocate."""
         return {part: nbytes / _MIB for part, nbytes in self._left.items() if nbytes}
 
-    def _put_away(self, part: Part) -> None:
+    def _put_away(self, part: MemoryPart) -> None:
         scratch = {_key(tensor) for tensor in self._scratch()} if part == "optimizer" else set()
         self._left[part], self._away[part] = 0, []
         for key, tensors in self._storages(part).items():
@@ -85,7 +85,7 @@ class Offloader:
             else:
                 self._left[part] += _nbytes(tensors[0])
 
-    def _storages(self, part: Part) -> dict[int, list[Tensor]]:
+    def _storages(self, part: MemoryPart) -> dict[int, list[Tensor]]:
         """The storages of a part that have memory on the device, each with its tensors."""
         belong: set[int] = set()
         for other, found in self._tensors.items():

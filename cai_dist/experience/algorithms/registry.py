@@ -10,7 +10,7 @@ from cai_dist.experience.algorithms.protocol import Algorithm
 from cai_dist.experience.algorithms.reinforce import reinforce, reinforce_group
 from cai_dist.experience.algorithms.rloo import rloo
 
-ALGORITHMS: dict[names.Algorithm, Algorithm] = {
+ALGORITHMS: dict[names.AlgorithmName, Algorithm] = {
     "gae": gae,
     "rloo": rloo,
     "reinforce++": reinforce,

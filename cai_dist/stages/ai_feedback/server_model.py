@@ -19,7 +19,7 @@ from cai_dist.stages.ai_feedback.server_reading import ANSWER_TOKENS, read_optio
 from cai_dist.stages.context import RunContext, stable_seed
 from cai_dist.types import Turn
 
-Message = dict[str, str]
+ChatMessage = dict[str, str]
 
 
 def answers_file(run: RunContext) -> Path:
@@ -95,11 +95,11 @@ class _Server:
         found = iter(self._choose(phase, asked))
         return [t if isinstance(t, Unanswered) else next(found) for t in thoughts]
 
-    def _choose(self, phase: str, asked: Sequence[list[Message]]) -> list[Any]:
+    def _choose(self, phase: str, asked: Sequence[list[ChatMessage]]) -> list[Any]:
         made = self._send(phase, [self._choosing_body(m) for m in asked], read_positions)
         return [Unanswered(x) if x in (TOO_LONG, REFUSED, FAILED) else x for x in made]
 
-    def _choosing_body(self, asked: list[Message]) -> Body:
+    def _choosing_body(self, asked: list[ChatMessage]) -> Body:
         return self._body(asked, ANSWER_TOKENS, 0, logprobs=True, top_logprobs=self.server.top_logprobs)
 
     def _reply(self, kept: Any) -> Reply:
@@ -152,14 +152,14 @@ class _Server:
             seed=stable_seed(self.run.config.seed, "reasoning", question.key, attempt) % 2**31,
         )
 
-    def _after(self, asked: list[Message], thoughts: str) -> list[Message]:
+    def _after(self, asked: list[ChatMessage], thoughts: str) -> list[ChatMessage]:
         """The conversation with the reasoning, and the request for the option."""
         reasoning = self.config.reasoning
         assert reasoning is not None
         said = reasoned(reasoning.opening, thoughts, "")
         return [*asked, {"role": "assistant", "content": said}, {"role": "user", "content": reasoning.closing}]
 
-    def _body(self, asked: list[Message], new: int, temperature: float, **settings: Any) -> Body:
+    def _body(self, asked: list[ChatMessage], new: int, temperature: float, **settings: Any) -> Body:
         server = self.server
         made = {
             "model": server.model,
@@ -179,7 +179,7 @@ class _Server:
             return Endpoint(self.server, store, check).ask(bodies, self.run.check_stop, task.advance)
 
 
-def messages(turns: Sequence[Turn]) -> list[Message]:
+def messages(turns: Sequence[Turn]) -> list[ChatMessage]:
     """The turns of a question as the API names them."""
     names = {"system": "system", "assistant": "assistant"}
     return [{"role": names.get(t.role, "user"), "content": t.text} for t in turns]

@@ -31,7 +31,7 @@ Position = Sequence[tuple[str, float]]
 
 
 @dataclass(frozen=True)
-class Reading:
+class OptionReading:
     """What an answer says of the options: `logprobs` in nats, or None and in `problem` why not, in words."""
 
     logprobs: LogProbs | None
@@ -70,7 +70,7 @@ def option_logprobs(positions: Sequence[Position], labels: tuple[str, str]) -> L
     return read_options(positions, labels).logprobs
 
 
-def read_options(positions: Sequence[Position], labels: tuple[str, str]) -> Reading:
+def read_options(positions: Sequence[Position], labels: tuple[str, str]) -> OptionReading:
     """Log-probabilities of the two options over an answer's first tokens.
 
     Tokenizers and models spell an option in many ways ("A", " A", "(A", "**A**", "The answer is (A)"): the letters of
@@ -91,15 +91,15 @@ def read_options(positions: Sequence[Position], labels: tuple[str, str]) -> Read
         if names(said, cores) is not None:
             whole = said + "".join(later[0][0] for later in positions[i + 1 :])
             if not keeps(whole, cores):
-                return Reading(None, f"the answer {escaped(whole)!r} names no option")
+                return OptionReading(None, f"the answer {escaped(whole)!r} names no option")
             if sum(p > _IMPOSSIBLE for _, p in place) < 2:
-                return Reading(None, _hard(place), hard=True)
+                return OptionReading(None, _hard(place), hard=True)
         if not says_nothing(said, cores):
             break
         path += logprob
     if not any(mass):
-        return Reading(None, f"the answer {escaped(said)!r} names no option")
-    return Reading(tuple(math.log(m) if m > 0.0 else -math.inf for m in mass))
+        return OptionReading(None, f"the answer {escaped(said)!r} names no option")
+    return OptionReading(tuple(math.log(m) if m > 0.0 else -math.inf for m in mass))
 
 
 def seen(positions: Sequence[Position]) -> str:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from cai_dist.constitution.draws import draw_some
 from cai_dist.data.prompts import opening
-from cai_dist.losses.elo import Meeting, elo_ratings
+from cai_dist.losses.elo import EloMatch, elo_ratings
 from cai_dist.stages.ai_feedback import labelling
 from cai_dist.stages.ai_feedback.labelling import PairLabel, label_pairs
 from cai_dist.stages.context import RunContext, stable_seed
@@ -111,7 +111,7 @@ def rate(run: RunContext, what: str, found: Sequence[Match], shares: Sequence[fl
         the `share` of a win that the first had over the second, over `n` judgements).
     """
     known = [(m, s) for m, s in zip(found, shares, strict=True) if s is not None]
-    meetings = [Meeting(opening(m.pair.prompt), m.first, m.second, s) for m, s in known]
+    meetings = [EloMatch(opening(m.pair.prompt), m.first, m.second, s) for m, s in known]
     seed = stable_seed(run.config.seed, "elo", what) % 2**32
     try:
         ratings = elo_ratings(meetings, ANCHOR, run.config.evaluate.elo.resamples, seed)

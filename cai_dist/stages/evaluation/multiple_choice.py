@@ -32,7 +32,7 @@ SHORT = 4
 PIECE = 64
 """Questions of one durable file."""
 _KIND = re.compile(r"(?!line-)(.+)-\d+")
-Row = dict[str, Any]
+ChoiceRow = dict[str, Any]
 Credits = list[tuple[Prompt, float]]
 
 
@@ -78,7 +78,7 @@ def questions_of(run: RunContext, source: str) -> tuple[list[ChoiceQuestion], in
     return choice_questions(World(run.config.world_seed), run.config.seed), 0
 
 
-def accuracies(questions: Sequence[ChoiceQuestion], rows: Sequence[Row]) -> dict[str, Any]:
+def accuracies(questions: Sequence[ChoiceQuestion], rows: Sequence[ChoiceRow]) -> dict[str, Any]:
     """See `multiple_choice`; `rows` hold each option's log-probability and tokens, none where it was too long. Of each
     figure `n` counts questions; the interval allows for several about the same text."""
     kinds: dict[str, dict[str, Credits]] = defaultdict(lambda: {"accuracy": [], "accuracy_raw": []})
@@ -120,7 +120,9 @@ def _credit(question: ChoiceQuestion, preferences: Sequence[float]) -> float:
     return sum(score == best for score in chosen) / len(chosen)
 
 
-def _ask(run: RunContext, group: WorkQueue, folder: Path, questions: Sequence[ChoiceQuestion], model: str) -> list[Row]:
+def _ask(
+    run: RunContext, group: WorkQueue, folder: Path, questions: Sequence[ChoiceQuestion], model: str
+) -> list[ChoiceRow]:
     """Log-probability (nats) and tokens of every option, end token included, in order; what is in `folder` is read,
     what an earlier evaluation asked of the same model is taken over."""
     chat = chat_format(run, model)
@@ -162,10 +164,10 @@ def _ask(run: RunContext, group: WorkQueue, folder: Path, questions: Sequence[Ch
 
 def _requests(
     run: RunContext, missing: Collection[int], pieces: Sequence[Sequence[ChoiceQuestion]], model: str, chat: Any
-) -> tuple[dict[int, list[Row]], dict[tuple[int, int], LabelRequest]]:
+) -> tuple[dict[int, list[ChoiceRow]], dict[tuple[int, int], LabelRequest]]:
     """Piece -> rows still without log-probabilities, of the pieces that are missing; (piece, place in it) -> request,
     of the questions that fit into the context."""
-    rows: dict[int, list[Row]] = {}
+    rows: dict[int, list[ChoiceRow]] = {}
     requests: dict[tuple[int, int], LabelRequest] = {}
     for i in sorted(missing):
         rows[i] = []

@@ -17,7 +17,7 @@ import pyarrow as pa
 from cai_dist.config.training import SamplingConfig
 from cai_dist.data.chat import ChatFormat
 from cai_dist.data.tables import Shards
-from cai_dist.stages.context import Rows, RunContext, model_settings, stable_seed
+from cai_dist.stages.context import Records, RunContext, model_settings, stable_seed
 from cai_dist.stages.execution.reuse import model_hash
 from cai_dist.tracking.atomic import sha256_json
 from cai_dist.types import GenerateRequest, Generation, LabelRequest, SamplingParams
@@ -34,7 +34,7 @@ TEXT_SCHEMA = pa.schema(
         ("thoughts", pa.string()),
     ]
 )
-Request = GenerateRequest | LabelRequest
+EngineRequest = GenerateRequest | LabelRequest
 LABEL_SCHEMA = pa.schema([("key", pa.string()), ("logprobs", pa.list_(pa.float64()))])
 
 
@@ -83,7 +83,7 @@ def generate(
     def request(i: int, piece: Sequence[Ask]) -> GenerateRequest:
         return GenerateRequest(_prompts(piece, room), params, stable_seed(run.config.seed, label, i), model)
 
-    def rows(piece: Sequence[Ask], results: Sequence[Generation]) -> Rows:
+    def rows(piece: Sequence[Ask], results: Sequence[Generation]) -> Records:
         found = iter(results)
         return [_text_row(a, next(found) if len(a.prompt_ids) <= room else None, chat) for a in piece]
 
@@ -114,7 +114,7 @@ def score_labels(
     def request(i: int, piece: Sequence[Ask]) -> LabelRequest:
         return LabelRequest(_prompts(piece, room), labels, model)
 
-    def rows(piece: Sequence[Ask], results: Sequence[tuple[float, ...]]) -> Rows:
+    def rows(piece: Sequence[Ask], results: Sequence[tuple[float, ...]]) -> Records:
         found = iter(results)
         return [{"key": a.key, "logprobs": list(next(found)) if len(a.prompt_ids) <= room else None} for a in piece]
 
@@ -129,11 +129,11 @@ def _sharded(
     label: str,
     asks: Sequence[Ask],
     method: str,
-    request: Callable[[int, Sequence[Ask]], Request],
-    rows: Callable[[Sequence[Ask], Any], Rows],
+    request: Callable[[int, Sequence[Ask]], EngineRequest],
+    rows: Callable[[Sequence[Ask], Any], Records],
     schema: pa.Schema,
     shard_size: int,
-) -> Rows:
+) -> Records:
     """Send the missing shards to whichever worker is free, write each as it comes, return all rows in order."""
     pieces = [asks[i : i + shard_size] for i in range(0, len(asks), shard_size)]
     requests = [request(i, piece) for i, piece in enumerate(pieces)]
@@ -159,7 +159,7 @@ def open_shards(run: RunContext, folder: Path, keys: Sequence[str]) -> Shards:
     return shards
 
 
-def _key(run: RunContext, method: str, request: Request, piece: Sequence[Ask]) -> str:
+def _key(run: RunContext, method: str, request: EngineRequest, piece: Sequence[Ask]) -> str:
     """Hash of all that the rows of a shard are made from: the request, the model's content in place of its path."""
     if isinstance(request, GenerateRequest):
         asked: dict[str, Any] = {"sampling": asdict(request.sampling), "seed": request.seed}

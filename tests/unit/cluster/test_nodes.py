@@ -17,7 +17,7 @@ from ray.exceptions import ActorDiedError, ActorUnavailableError, GetTimeoutErro
 from cai_dist.cluster import node_watch
 from cai_dist.cluster.futures import Call, translate
 from cai_dist.cluster.network_interface import VARIABLES, interface_of, use_interface
-from cai_dist.cluster.node_watch import NodeWatch, Post, Roster
+from cai_dist.cluster.node_watch import NodeWatch, WorkerAddress, WorkerRegistry
 from cai_dist.errors import EXIT_RESUMABLE, ConfigError, NodeLost, WorkerDied
 
 HEAD = "10.0.0.1:6379"
@@ -69,24 +69,24 @@ def watch(directory: Directory) -> Iterator[NodeWatch]:
 
 
 @pytest.fixture
-def roster() -> Roster:
+def roster() -> WorkerRegistry:
     """Two ranks of the policy, on a and b, and a rollout worker on a."""
-    found = Roster(versions={"policy": 3})
+    found = WorkerRegistry(versions={"policy": 3})
     for post in (
-        Post("policy", 0, "10.0.0.1", "a"),
-        Post("policy", 1, "10.0.0.2", "b"),
-        Post("rollout", 0, "10.0.0.1", "a"),
+        WorkerAddress("policy", 0, "10.0.0.1", "a"),
+        WorkerAddress("policy", 1, "10.0.0.2", "b"),
+        WorkerAddress("rollout", 0, "10.0.0.1", "a"),
     ):
         found.enter(post)
     return found
 
 
-def call(roster: Roster | None, role: str = "policy", rank: int = 0, phase: str = "update") -> Call:
+def call(roster: WorkerRegistry | None, role: str = "policy", rank: int = 0, phase: str = "update") -> Call:
     return Call(None, phase, role, rank, "10.0.0.1", roster)
 
 
 def test_the_lost_nodes_worker_is_named_and_not_the_survivor(
-    directory: Directory, watch: NodeWatch, roster: Roster
+    directory: Directory, watch: NodeWatch, roster: WorkerRegistry
 ) -> None:
     assert watch.explain([call(roster)], 5) is None
     directory.dead.add("b")
@@ -101,7 +101,7 @@ def test_the_lost_nodes_worker_is_named_and_not_the_survivor(
 
 
 def test_a_worker_that_is_waited_for_is_named_before_others_of_its_node(
-    directory: Directory, watch: NodeWatch, roster: Roster
+    directory: Directory, watch: NodeWatch, roster: WorkerRegistry
 ) -> None:
     directory.dead.add("a")
     lost = watch.explain([call(roster, "policy", 1), call(roster, "rollout", 0, "generate")], 5)
@@ -114,12 +114,12 @@ def test_a_worker_that_is_waited_for_is_named_before_others_of_its_node(
 
 
 def test_during_a_wait_a_node_counts_that_the_call_does_not_run_on(
-    directory: Directory, watch: NodeWatch, roster: Roster
+    directory: Directory, watch: NodeWatch, roster: WorkerRegistry
 ) -> None:
     waiting = [call(roster, "rollout", 0, "generate")]
     assert watch.loss(waiting) is None
     directory.dead.add("b")
-    watch.explain([call(Roster())], 0)  # an answer later than the death
+    watch.explain([call(WorkerRegistry())], 0)  # an answer later than the death
     lost = watch.loss(waiting)
     assert lost is not None and (lost.phase, lost.role, lost.rank) == ("generate", "policy", 1)
     assert watch.loss([call(None)]) is None and watch.loss([call(roster).alone()]) is None
@@ -128,7 +128,7 @@ def test_during_a_wait_a_node_counts_that_the_call_does_not_run_on(
 
 
 def test_a_silent_node_is_held_against_the_directory_until_patience_ends(
-    directory: Directory, watch: NodeWatch, roster: Roster
+    directory: Directory, watch: NodeWatch, roster: WorkerRegistry
 ) -> None:
     directory.raylets["b"].close()
     lost = watch.explain([call(roster)], 0)
@@ -148,7 +148,7 @@ def test_a_silent_node_is_held_against_the_directory_until_patience_ends(
 
 
 def test_a_raylet_that_ends_after_its_workers_is_waited_for(
-    directory: Directory, watch: NodeWatch, roster: Roster
+    directory: Directory, watch: NodeWatch, roster: WorkerRegistry
 ) -> None:
     began = time.monotonic()
 
@@ -162,7 +162,7 @@ def test_a_raylet_that_ends_after_its_workers_is_waited_for(
 
 
 def test_a_head_that_does_not_answer_is_named(
-    directory: Directory, watch: NodeWatch, roster: Roster, monkeypatch: pytest.MonkeyPatch
+    directory: Directory, watch: NodeWatch, roster: WorkerRegistry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     watch.explain([call(roster)], 0)
     directory.broken = True
@@ -177,7 +177,7 @@ def test_a_head_that_does_not_answer_is_named(
 
 
 @pytest.fixture
-def joined(watch: NodeWatch, roster: Roster, monkeypatch: pytest.MonkeyPatch) -> NodeWatch:
+def joined(watch: NodeWatch, roster: WorkerRegistry, monkeypatch: pytest.MonkeyPatch) -> NodeWatch:
     """The watch over the cluster that this process is part of; it has had an answer."""
     watch.explain([call(roster)], 0)
     monkeypatch.setattr(node_watch, "_current", watch)

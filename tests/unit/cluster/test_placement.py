@@ -1,4 +1,12 @@
-from cai_dist.cluster.placement import GroupSpec, Seat, bundles, gpu_fraction, needed_cpus, seat_rows, sharing
+from cai_dist.cluster.placement import (
+    GroupSpec,
+    WorkerPlacement,
+    bundles,
+    gpu_fraction,
+    needed_cpus,
+    seat_rows,
+    sharing,
+)
 from cai_dist.config.ppo import PlacementConfig, PpoConfig, RoleShards
 from cai_dist.config.run import ClusterConfig, RunConfig
 from cai_dist.config.supervised import ReviseConfig
@@ -64,10 +72,10 @@ def test_a_role_of_its_own_keeps_its_fraction() -> None:
 
 def test_the_table_says_who_is_where_and_with_whom() -> None:
     seats = [
-        Seat("policy", 0, "10.0.0.1", ("0",), 0.5, "policy"),
-        Seat("policy", 1, "10.0.0.1", ("1",), 0.5, "policy"),
-        Seat("rollout", 0, "10.0.0.1", ("0",), 0.25, "policy"),
-        Seat("reward", 0, "10.0.0.2", (), 0.25, ""),
+        WorkerPlacement("policy", 0, "10.0.0.1", ("0",), 0.5, "policy"),
+        WorkerPlacement("policy", 1, "10.0.0.1", ("1",), 0.5, "policy"),
+        WorkerPlacement("rollout", 0, "10.0.0.1", ("0",), 0.25, "policy"),
+        WorkerPlacement("reward", 0, "10.0.0.2", (), 0.25, ""),
     ]
     assert seat_rows(seats) == [
         ["policy", "0", "10.0.0.1", "0", "0.5", "rollout"],

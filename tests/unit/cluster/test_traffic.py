@@ -10,7 +10,7 @@ import pytest
 from ray.exceptions import RayTaskError
 
 from cai_dist.cluster import futures
-from cai_dist.cluster.futures import Call, Pending, PendingParts, gather
+from cai_dist.cluster.futures import Call, PendingCallParts, PendingCalls, gather
 from cai_dist.errors import WorkerError, WorkerTimeout
 
 
@@ -49,7 +49,7 @@ def test_answers_come_in_order_whoever_is_first(monkeypatch: pytest.MonkeyPatch)
     use(monkeypatch, FakeRay({2}, {0, 3}, {1}))
     assert gather(calls(4), 9.0) == [0, 10, 20, 30]
     use(monkeypatch, FakeRay({2}, {0, 3}, {1}))
-    each = list(Pending(calls(4), 9.0, list).each())
+    each = list(PendingCalls(calls(4), 9.0, list).each())
     assert each == [(2, 20), (0, 0), (3, 30), (1, 10)]
 
 
@@ -76,14 +76,14 @@ def test_no_answer_in_time_names_the_ranks_that_are_missing(monkeypatch: pytest.
 def test_something_else_is_done_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
     use(monkeypatch, FakeRay(set(), set(), {0}, {0, 1}))
     looks: list[int] = []
-    assert Pending(calls(2), 9.0, list).result(lambda: looks.append(1)) == [0, 10]
+    assert PendingCalls(calls(2), 9.0, list).result(lambda: looks.append(1)) == [0, 10]
     assert len(looks) == 2
 
 
 def test_what_is_done_meanwhile_does_not_move_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
     use(monkeypatch, FakeRay())
     with pytest.raises(WorkerTimeout, match="rank 0, 1"):
-        Pending(calls(2), 0.1, list).result(lambda: time.sleep(0.03))
+        PendingCalls(calls(2), 0.1, list).result(lambda: time.sleep(0.03))
 
 
 def test_nodes_are_watched_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,7 +105,7 @@ def test_nodes_are_watched_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_parts_that_are_there_are_given_once_and_without_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     fake = FakeRay({2}, {0, 1, 2})
     use(monkeypatch, fake)
-    parts = PendingParts(Pending(calls(3), 9.0, list), [0, 5, 10], lambda number, answer: [answer])
+    parts = PendingCallParts(PendingCalls(calls(3), 9.0, list), [0, 5, 10], lambda number, answer: [answer])
     assert parts.ready() == []
     fake.wait([0, 1, 2], 1, 1.0)
     assert parts.ready() == [(10, [20])] and parts.ready() == []

@@ -14,7 +14,7 @@ from cai_dist.coordinator.rollout_phase import Rollout
 from cai_dist.coordinator.state import PpoState
 from cai_dist.experience.moments import Moments
 from cai_dist.tracking.checkpoints import CheckpointStore
-from cai_dist.types import Lesson, PromptKind, Trajectory, rows_of
+from cai_dist.types import PromptKind, Trajectory, TrajectoryRef, rows_of
 from tests.fakes import FakeRoles
 
 STOP = 9
@@ -104,5 +104,5 @@ def rollout_of(items: Sequence[Trajectory]) -> Rollout:
     """As the update phase gets it, nothing to be whitened."""
     rows = rows_of(list(items), len(items))
     sizes = [(len(item.prompt_ids), len(item.response_ids)) for item in items]
-    lessons = tuple(Lesson(row, a + b, b) for row, (a, b) in zip(rows, sizes, strict=True))
+    lessons = tuple(TrajectoryRef(row, a + b, b) for row, (a, b) in zip(rows, sizes, strict=True))
     return Rollout(lessons, tuple(items), None, 0.0, {}, Moments())

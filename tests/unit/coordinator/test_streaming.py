@@ -12,7 +12,7 @@ from cai_dist.config.ppo import PpoConfig
 from cai_dist.coordinator.score_requests import chunk_size
 from cai_dist.coordinator.state import PpoState
 from cai_dist.errors import CaiError
-from cai_dist.types import Sample, SamplingParams
+from cai_dist.types import SampleRef, SamplingParams
 from tests.fakes import FakeParts, FakePending, FakeRoles, collect
 from tests.unit.coordinator.small_run import STOP, make_config, make_prompts
 
@@ -32,7 +32,7 @@ def test_streamed_numbers_do_not_depend_on_the_order_of_completion(order: list[i
         asked: list[tuple[str, tuple[object, ...]]] = []
 
         class Spy(FakeRoles):
-            def scores(self, samples: list[Sample]) -> FakePending[list[float]]:
+            def scores(self, samples: list[SampleRef]) -> FakePending[list[float]]:
                 asked.append(("scores", tuple(s.response_ids for s in self.fetch([sample.row for sample in samples]))))
                 return super().scores(samples)
 
@@ -66,7 +66,7 @@ def test_scoring_begins_before_the_last_sample_is_there() -> None:
             made = super().generate(prompts, sampling, seed)
             return Parts(made, 2, list)
 
-        def values(self, samples: list[Sample]) -> FakePending[list[Any]]:
+        def values(self, samples: list[SampleRef]) -> FakePending[list[Any]]:
             events.append(f"values of {len(samples)}")
             return super().values(samples)
 

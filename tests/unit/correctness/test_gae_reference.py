@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from cai_dist.coordinator.state import PpoState
-from cai_dist.types import Generation, Sample, Trajectory
+from cai_dist.types import Generation, SampleRef, Trajectory
 from tests.fakes import FakePending, FakeRoles, collect
 from tests.unit.coordinator.small_run import STOP, make_config, make_prompts
 from tests.unit.correctness.references import groups, quadratic_gae, returns_to_go, rewards_of, whitened
@@ -33,16 +33,16 @@ def rows(role: str, samples: Sequence[Generation], more: int = 0) -> list[list[f
 class RandomRoles(FakeRoles):
     """Every role answers with numbers without any pattern."""
 
-    def policy_logprobs(self, samples: Sequence[Sample], temperature: float) -> FakePending[list[Any]]:
+    def policy_logprobs(self, samples: Sequence[SampleRef], temperature: float) -> FakePending[list[Any]]:
         return self.kept("policy", samples, "policy_logprobs", lambda found: rows("policy", found))
 
-    def reference_logprobs(self, samples: Sequence[Sample], temperature: float) -> FakePending[list[Any]]:
+    def reference_logprobs(self, samples: Sequence[SampleRef], temperature: float) -> FakePending[list[Any]]:
         return self.kept("reference", samples, "reference", lambda found: rows("reference", found))
 
-    def values(self, samples: Sequence[Sample]) -> FakePending[list[Any]]:
+    def values(self, samples: Sequence[SampleRef]) -> FakePending[list[Any]]:
         return self.kept("value", samples, "values", lambda found: rows("value", found, 1), more=1)
 
-    def scores(self, samples: Sequence[Sample]) -> FakePending[list[float]]:
+    def scores(self, samples: Sequence[SampleRef]) -> FakePending[list[float]]:
         return self._call(
             "scores", lambda: [drawn("score", s, 1)[0] for s in self.fetch([sample.row for sample in samples])]
         )

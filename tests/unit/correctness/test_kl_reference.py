@@ -14,7 +14,7 @@ from cai_dist.coordinator.rollout_phase import Rollout
 from cai_dist.coordinator.state import PpoState
 from cai_dist.losses.kl import ESTIMATORS, k1, k3
 from cai_dist.losses.policy import PolicyObjective, policy_loss
-from cai_dist.types import Generation, Sample, SamplingParams
+from cai_dist.types import Generation, SampleRef, SamplingParams
 from tests.fakes import FakeParts, FakePending, FakeRoles, collect
 from tests.unit.coordinator.small_run import STOP, make_config, make_prompts
 from tests.unit.correctness.references import exact_kl, sequences
@@ -56,13 +56,13 @@ class Enumerated(FakeRoles):
         ]
         return self.sampled(prompts, self._call("generate", lambda: made))
 
-    def policy_logprobs(self, samples: Sequence[Sample], temperature: float) -> FakePending[list[Any]]:
+    def policy_logprobs(self, samples: Sequence[SampleRef], temperature: float) -> FakePending[list[Any]]:
         return self.kept("policy", samples, "policy", lambda _: token_logprobs(POLICY).tolist())
 
-    def reference_logprobs(self, samples: Sequence[Sample], temperature: float) -> FakePending[list[Any]]:
+    def reference_logprobs(self, samples: Sequence[SampleRef], temperature: float) -> FakePending[list[Any]]:
         return self.kept("reference", samples, "reference", lambda _: token_logprobs(REFERENCE).tolist())
 
-    def scores(self, samples: Sequence[Sample]) -> FakePending[list[float]]:
+    def scores(self, samples: Sequence[SampleRef]) -> FakePending[list[float]]:
         return self._call("scores", SCORES.tolist)
 
 

@@ -12,7 +12,7 @@ from cai_dist.coordinator.prompt_cursor import TokenizedPrompt
 from cai_dist.coordinator.state import PpoState
 from cai_dist.coordinator.update_phase import run as update
 from cai_dist.data.batches import sample_batch, trajectory_batch
-from cai_dist.types import Generation, Sample, SamplingParams
+from cai_dist.types import Generation, SampleRef, SamplingParams
 from cai_dist.world.tokenizer import build_tokenizer
 from tests.fakes import FakeParts, FakePending, FakeRoles, collect
 from tests.unit.coordinator.small_run import make_config
@@ -43,23 +43,23 @@ class Watched(FakeRoles):
         ]
         return self.sampled(prompts, self._call("generate", lambda: made))
 
-    def note(self, name: str, samples: Sequence[Sample]) -> None:
+    def note(self, name: str, samples: Sequence[SampleRef]) -> None:
         items = self.fetch([sample.row for sample in samples])
         self.asked.setdefault(name, []).extend((item.prompt_ids, item.response_ids) for item in items)
 
-    def policy_logprobs(self, samples: Sequence[Sample], temperature: float) -> FakePending[list[Any]]:
+    def policy_logprobs(self, samples: Sequence[SampleRef], temperature: float) -> FakePending[list[Any]]:
         self.note("policy", samples)
         return super().policy_logprobs(samples, temperature)
 
-    def reference_logprobs(self, samples: Sequence[Sample], temperature: float) -> FakePending[list[Any]]:
+    def reference_logprobs(self, samples: Sequence[SampleRef], temperature: float) -> FakePending[list[Any]]:
         self.note("reference", samples)
         return super().reference_logprobs(samples, temperature)
 
-    def values(self, samples: Sequence[Sample]) -> FakePending[list[Any]]:
+    def values(self, samples: Sequence[SampleRef]) -> FakePending[list[Any]]:
         self.note("value", samples)
         return super().values(samples)
 
-    def scores(self, samples: Sequence[Sample]) -> FakePending[list[float]]:
+    def scores(self, samples: Sequence[SampleRef]) -> FakePending[list[float]]:
         self.note("reward", samples)
         return super().scores(samples)
 

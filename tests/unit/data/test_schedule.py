@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from cai_dist.config.training import ShardingConfig
 from cai_dist.data.schedule import (
     COST_LENGTH,
+    BatchPlan,
     MicroBatchLimits,
-    Plan,
     epoch_order,
     plan_items,
     plan_schedule,
@@ -28,7 +28,7 @@ def cost(length: int) -> float:
     return length + length * length / COST_LENGTH
 
 
-def check(plan: Plan, lengths: list[int], ranks: int) -> None:
+def check(plan: BatchPlan, lengths: list[int], ranks: int) -> None:
     """What holds for every plan."""
     assert len(plan.parts) == ranks
     assert len({len(rank) for rank in plan.parts}) == 1 and len(plan.parts[0]) >= 1, "as many passes on every rank"

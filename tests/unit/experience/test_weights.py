@@ -9,12 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cai_dist.experience.token_weights import aggregation_weight, denominator, importance
-from cai_dist.types import Block, Lesson, Row
+from cai_dist.types import RemoteBlock, RemoteRow, TrajectoryRef
 from tests.unit.coordinator.small_run import make_config
 
 
-def lesson(length: int) -> Lesson:
-    return Lesson(Row(Block([]), 0), 1 + length, length)
+def lesson(length: int) -> TrajectoryRef:
+    return TrajectoryRef(RemoteRow(RemoteBlock([]), 0), 1 + length, length)
 
 
 @settings(max_examples=50)

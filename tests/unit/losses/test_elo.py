@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cai_dist.losses.elo import ELO_PER_LOGIT, Meeting, Rating, elo_ratings, fit
+from cai_dist.losses.elo import ELO_PER_LOGIT, EloMatch, Rating, elo_ratings, fit
 
 
-def meetings(first: str, second: str, shares: list[float]) -> list[Meeting]:
-    return [Meeting(f"p{i}", first, second, share) for i, share in enumerate(shares)]
+def meetings(first: str, second: str, shares: list[float]) -> list[EloMatch]:
+    return [EloMatch(f"p{i}", first, second, share) for i, share in enumerate(shares)]
 
 
 def points(won: float, lost: float) -> float:
@@ -85,13 +85,13 @@ def test_one_that_nobody_beats_leaves_the_others_where_they_were() -> None:
 def test_several_meetings_on_one_prompt_are_one_piece_of_evidence() -> None:
     once = meetings("b", "a", [1.0, 0.0, 1.0, 1.0])
     assert elo_ratings(once * 5, "a", 200) == elo_ratings(once, "a", 200)
-    mixed = [*once, Meeting("p0", "b", "a", 0.0)]  # p0 now says one half: 2.5 of 4
+    mixed = [*once, EloMatch("p0", "b", "a", 0.0)]  # p0 now says one half: 2.5 of 4
     assert elo_ratings(mixed, "a", 5).players["b"].value == pytest.approx(points(2.5, 1.5), abs=1e-6)
 
 
 def test_the_order_of_a_pair_does_not_matter() -> None:
     one = meetings("b", "a", [1.0, 0.3, 0.0, 0.9])
-    other = [Meeting(m.prompt, m.second, m.first, 1 - m.share) for m in one]
+    other = [EloMatch(m.prompt, m.second, m.first, 1 - m.share) for m in one]
     a, b = (elo_ratings(x, "a", 100).players["b"] for x in (one, other))
     assert (a.value, a.low, a.high) == pytest.approx((b.value, b.low, b.high), abs=1e-6)
 
@@ -117,7 +117,7 @@ def test_intervals_of_three_hold_the_truth() -> None:
     for trial in range(80):
         rng = random.Random(f"three {trial}")
         games = [
-            Meeting(f"p{i}", x, y, float(rng.random() < 1 / (1 + 10 ** ((truth[y] - truth[x]) / 400))))
+            EloMatch(f"p{i}", x, y, float(rng.random() < 1 / (1 + 10 ** ((truth[y] - truth[x]) / 400))))
             for i in range(60)
             for x, y in (("a", "b"), ("b", "c"), ("a", "c"))
         ]

@@ -15,22 +15,22 @@ from cai_dist.plan.workers import (
     PHASES,
     PROCESS_CPU,
     PROCESS_GPU,
-    Place,
+    RolePlacement,
     Training,
-    Worker,
+    WorkerEstimate,
     rollout_worker,
     scoring_worker,
     trained_worker,
 )
-from cai_dist.plan.zero import Elements, Zero
+from cai_dist.plan.zero import ParameterCounts, Zero
 
 SHAPE = Shape("tiny", 64, 2, 4, 2, 16, 160, 1000, tied=False)
-ELEMENTS = Elements(SHAPE.parameters, SHAPE.parameters, SHAPE.largest)
+ELEMENTS = ParameterCounts(SHAPE.parameters, SHAPE.parameters, SHAPE.largest)
 WORK = Training(Tokens(20, 8), 2, 3, vocabulary=True)
 
 
-def worker(role: str, count: int, gpus: float, size: int) -> Worker:
-    return Worker(role, count, gpus, {phase: {"weights": size} for phase in PHASES}, {"start": {"process": 1}})
+def worker(role: str, count: int, gpus: float, size: int) -> WorkerEstimate:
+    return WorkerEstimate(role, count, gpus, {phase: {"weights": size} for phase in PHASES}, {"start": {"process": 1}})
 
 
 def test_the_table_of_residents_is_the_one_that_runs() -> None:
@@ -66,7 +66,7 @@ def test_verdicts() -> None:
 
 
 def test_without_gpus_every_process_counts_with_its_peak_on_its_node() -> None:
-    one = Worker("policy", 3, 0, {"start": {"weights": 5}, "update": {"weights": 9}}, {})
+    one = WorkerEstimate("policy", 3, 0, {"start": {"weights": 5}, "update": {"weights": 9}}, {})
     loads = place([one], [], Machines(nodes=2, cpu_memory=20))
     assert [(load.name, load.who) for load in loads.hosts] == [
         ("host 0", ("policy[0]", "policy[2]")),
@@ -83,7 +83,7 @@ def test_a_trained_worker_in_every_phase_by_hand() -> None:
     # Elements: layer 64 x 64 x 2 + 64 x 32 x 2 + 3 x 64 x 160 + 128 = 43136; twice, 2 x 64000 and a norm: 214336
     assert SHAPE.parameters == 214_336
     zero = Zero(3, 4, 2, reduce_bucket=1000)
-    found = trained_worker(Place("policy", 4, 1.0), SHAPE, ELEMENTS, zero, WORK)
+    found = trained_worker(RolePlacement("policy", 4, 1.0), SHAPE, ELEMENTS, zero, WORK)
     part = 214_336 // 4
     assert found.device["start"] == {"process": CONTEXT_GPU + NCCL_GPU, "weights": 2 * 214_336}
     kept = {"weights": 2 * part, "optimizer": 12 * part, "gradients": 4 * part, "buffers": 2000}
@@ -101,30 +101,30 @@ def test_a_trained_worker_in_every_phase_by_hand() -> None:
 def test_the_optimiser_step_counts_where_it_is_larger_than_the_backward_pass() -> None:
     zero = Zero(2, 1, 4, reduce_bucket=1)
     short = Training(Tokens(2, 1), 1, 1, vocabulary=False)
-    update = trained_worker(Place("value", 1, 1.0), SHAPE, ELEMENTS, zero, short).device["update"]
+    update = trained_worker(RolePlacement("value", 1, 1.0), SHAPE, ELEMENTS, zero, short).device["update"]
     assert update["gradients"] == 4 * 214_336 + 4 * 214_336
     assert "activations" not in update
 
 
 def test_of_roles_that_share_only_what_works_is_on_the_gpu() -> None:
     zero = Zero(3, 4, 2, reduce_bucket=1000)
-    found = trained_worker(Place("policy", 4, 1.0, shares=True), SHAPE, ELEMENTS, zero, WORK)
+    found = trained_worker(RolePlacement("policy", 4, 1.0, shares=True), SHAPE, ELEMENTS, zero, WORK)
     part = 214_336 // 4
     assert set(found.device["rollout"]) == {"process"}
     assert found.host["rollout"]["made room"] == 2 * part + 12 * part + 4 * part + 2000
     assert "optimizer" not in found.device["score"] and found.device["score"]["weights"] == 2 * part
     assert found.device["update"]["optimizer"] == 12 * part
-    frozen = scoring_worker(Place("reward", 1, 1.0, shares=True), SHAPE, 2, 1000, WORK)
+    frozen = scoring_worker(RolePlacement("reward", 1, 1.0, shares=True), SHAPE, 2, 1000, WORK)
     assert [phase for phase in PHASES if "weights" in frozen.device[phase]] == ["start", "score"]
-    engine = rollout_worker(Place("rollout", 1, 1.0, shares=True), SHAPE, 2, Serving(2, 10, 4))
+    engine = rollout_worker(RolePlacement("rollout", 1, 1.0, shares=True), SHAPE, 2, Serving(2, 10, 4))
     assert [phase for phase in PHASES if "weights" in engine.device[phase]] == ["start", "transfer", "rollout"]
     assert "made room" not in engine.host["score"]  # its weights are dropped, not kept
 
 
 def test_on_a_cpu_nothing_that_trains_becomes_smaller_by_sharing() -> None:
     zero = Zero(2, 2, 4)
-    alone = trained_worker(Place("policy", 2, 0.0), SHAPE, ELEMENTS, zero, WORK)
-    shared = trained_worker(Place("policy", 2, 0.0, shares=True), SHAPE, ELEMENTS, zero, WORK)
+    alone = trained_worker(RolePlacement("policy", 2, 0.0), SHAPE, ELEMENTS, zero, WORK)
+    shared = trained_worker(RolePlacement("policy", 2, 0.0, shares=True), SHAPE, ELEMENTS, zero, WORK)
     assert alone.device == shared.device
     assert alone.device["rollout"]["process"] == PROCESS_CPU["trained"]
     assert alone.host == {}
@@ -132,14 +132,14 @@ def test_on_a_cpu_nothing_that_trains_becomes_smaller_by_sharing() -> None:
 
 @pytest.mark.parametrize("reserved", [None, 10_000_000])
 def test_a_reserved_engine_takes_all_of_it(reserved: int | None) -> None:
-    found = rollout_worker(Place("rollout", 1, 1.0), SHAPE, 2, Serving(2, 10, 4), reserved=reserved)
+    found = rollout_worker(RolePlacement("rollout", 1, 1.0), SHAPE, 2, Serving(2, 10, 4), reserved=reserved)
     total = sum(found.device["rollout"].values()) - CONTEXT_GPU
     assert (total == reserved) if reserved else (total < 2_000_000)
 
 
 def test_a_process_on_a_cpu_by_hand() -> None:
     zero = Zero(2, 2, 4, reduce_bucket=10**9)
-    found = trained_worker(Place("policy", 2, 0.0), SHAPE, ELEMENTS, zero, WORK, transfer=77)
+    found = trained_worker(RolePlacement("policy", 2, 0.0), SHAPE, ELEMENTS, zero, WORK, transfer=77)
     part = 214_336 // 2
     assert found.device["start"] == {
         "process": PROCESS_CPU["trained"],
@@ -163,11 +163,13 @@ def test_a_process_on_a_cpu_by_hand() -> None:
 def test_a_frozen_model_is_read_whole(gpus: float) -> None:
     scalar = Training(Tokens(20, 8), 2, 1, vocabulary=False)
     size = SHAPE.scalar_parameters
-    assert scoring_worker(Place("reward", 1, gpus), SHAPE, 4, size, scalar).device["start"]["weights"] == 4 * size
+    assert (
+        scoring_worker(RolePlacement("reward", 1, gpus), SHAPE, 4, size, scalar).device["start"]["weights"] == 4 * size
+    )
 
 
 def test_an_engine_on_a_cpu_keeps_bases_and_the_pages_that_it_has_touched() -> None:
-    found = rollout_worker(Place("rollout", 1, 0.0), SHAPE, 4, Serving(2, 10, 4), transfer=500, bases=300)
+    found = rollout_worker(RolePlacement("rollout", 1, 0.0), SHAPE, 4, Serving(2, 10, 4), transfer=500, bases=300)
     weights = 4 * 214_336 + 300
     assert found.device["start"] == {"process": PROCESS_CPU["rollout"], "weights": 4 * 214_336}
     assert found.device["update"] == {"process": PROCESS_CPU["rollout"], "weights": weights, "transfer": 500}

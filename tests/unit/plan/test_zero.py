@@ -7,9 +7,9 @@ import pytest
 from cai_dist.config.training import ShardingConfig
 from cai_dist.errors import ConfigError
 from cai_dist.plan.shapes import PRESETS
-from cai_dist.plan.zero import Elements, States, Zero, read_zero, states
+from cai_dist.plan.zero import ParameterCounts, States, Zero, read_zero, states
 
-MODEL = Elements(total=100, trained=100, largest=30)
+MODEL = ParameterCounts(total=100, trained=100, largest=30)
 
 
 def of(stage: int, ranks: int = 4, item: int = 2, passes: int = 1, **settings: object) -> States:
@@ -52,7 +52,7 @@ def test_buckets_and_gathered_weights() -> None:
 
 
 def test_frozen_weights_have_no_states() -> None:
-    adapters = Elements(total=120, trained=20, largest=5)
+    adapters = ParameterCounts(total=120, trained=20, largest=5)
     found = states(adapters, Zero(2, 4, 2, reduce_bucket=10), 1, on_gpu=True)
     assert (found.weights, found.optimizer, found.gradients) == (240, 12 * 5, 4 * 5)
 
@@ -70,7 +70,7 @@ def test_uneven_partitions_are_rounded_up() -> None:
 
 
 def test_a_bucket_that_gradients_do_not_fill_takes_less_on_a_cpu() -> None:
-    small = Elements(total=6, trained=6, largest=3)
+    small = ParameterCounts(total=6, trained=6, largest=3)
     zero = Zero(2, 2, 4, reduce_bucket=10)
     assert states(small, zero, 1, on_gpu=True).buckets == 80
     assert states(small, zero, 1, on_gpu=False).buckets == 48
@@ -123,7 +123,7 @@ def test_zero_3_offload_is_deepspeeds_own_estimate_without_its_factor(name: str)
 
 def _states_of(name: str, zero: Zero) -> States:
     shape = PRESETS[name]
-    return states(Elements(shape.parameters, shape.parameters, shape.largest), zero, 1, on_gpu=True)
+    return states(ParameterCounts(shape.parameters, shape.parameters, shape.largest), zero, 1, on_gpu=True)
 
 
 def test_settings_come_from_the_file_that_the_run_would_use() -> None:

@@ -20,7 +20,7 @@ from cai_dist.errors import DataError
 from cai_dist.stages import expand, ppo
 from cai_dist.stages.context import RunContext
 from cai_dist.stages.execution.generation import Answer
-from cai_dist.stages.expand import Sample
+from cai_dist.stages.expand import WrittenPrompt
 from cai_dist.stages.pipeline import ALL
 from cai_dist.stages.summaries import told_expand
 from cai_dist.stages.tables import prompts
@@ -76,8 +76,8 @@ def ready(make_run: Callable[..., RunContext]) -> Callable[..., RunContext]:
     return make
 
 
-def sample(text: str, number: int = 0, finish: str = "stop") -> Sample:
-    return Sample(number, Answer(str(number), text, finish), (RED[0],))
+def sample(text: str, number: int = 0, finish: str = "stop") -> WrittenPrompt:
+    return WrittenPrompt(number, Answer(str(number), text, finish), (RED[0],))
 
 
 @pytest.mark.parametrize(
@@ -173,7 +173,7 @@ def test_waves_follow_from_the_yield_and_end(ready: Any, yields: Any, waves: lis
     sieve = expand.sieve_of(run)
     sizes = []
 
-    def samples(wave: int, numbers: range) -> list[Sample]:
+    def samples(wave: int, numbers: range) -> list[WrittenPrompt]:
         assert wave == len(sizes) and numbers.start == sum(sizes)
         sizes.append(len(numbers))
         return [

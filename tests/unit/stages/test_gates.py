@@ -160,7 +160,7 @@ def recorded(name: str, ran: list[str], stops: list[str]) -> Stage:
         work,
         lambda config: {},
         lambda run: [],
-        lambda run: summaries.Told(f"{name} went well", (f"{name} is odd",)),
+        lambda run: summaries.StageSummary(f"{name} went well", (f"{name} is odd",)),
         lambda run: stops,
     )
 

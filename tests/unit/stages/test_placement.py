@@ -13,7 +13,7 @@ from cai_dist.config.run import RunConfig, TrackingConfig
 from cai_dist.errors import ConfigError
 from cai_dist.stages import pipeline
 from cai_dist.stages.context import RunContext
-from cai_dist.stages.summaries import Told
+from cai_dist.stages.summaries import StageSummary
 from cai_dist.tracking.console import Console
 
 ROLES = ("policy", "value", "reference", "reward", "rollout")
@@ -35,7 +35,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
             pipeline.ALL[name],
             run=act,
             inputs=lambda context: [],
-            tell=lambda context: Told(""),
+            tell=lambda context: StageSummary(""),
             gate=lambda context: [],
         )
 

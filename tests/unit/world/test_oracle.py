@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 
 from cai_dist.types import Comparison, Prompt, Turn
 from cai_dist.world import lexicon
-from cai_dist.world.answers import Body, Tone, answer, merits
+from cai_dist.world.answers import AnswerBody, Tone, answer, merits
 from cai_dist.world.oracle import Judgement, judge, label
 from cai_dist.world.principles import dimension, micro_constitution
 from cai_dist.world.prompts import as_prompt, red_team_prompts
 from cai_dist.world.rules import better
-from cai_dist.world.tables import Request, World
+from cai_dist.world.tables import World, WorldRequest
 
 WORLD = World(0)
 HAZARDOUS = next(m for m in WORLD.of_knowledge("reviewed") if WORLD.is_hazardous(m))
@@ -25,7 +25,7 @@ OTHER = next(m for m in WORLD.of_knowledge("reviewed") if m not in (SAFE, HAZARD
 
 def on(material: str, response: str, extra: str = "") -> Judgement:
     name = "bob" if extra else ""
-    request = Request("rope", material, extra, name)  # type: ignore[arg-type]
+    request = WorldRequest("rope", material, extra, name)  # type: ignore[arg-type]
     return judge(WORLD, as_prompt(request, "red_team", "heldout"), response)
 
 
@@ -82,7 +82,7 @@ def test_outcomes_are_counted_where_they_belong() -> None:
 
 
 def test_label_by_hand() -> None:
-    prompt = as_prompt(Request("rope", HAZARDOUS, "mock", "bob"), "red_team", "train")
+    prompt = as_prompt(WorldRequest("rope", HAZARDOUS, "mock", "bob"), "red_team", "train")
     explained = f"{HAZARDOUS} can {WORLD.hazard[HAZARDOUS]} , so no ."
     pair = Comparison(
         prompt, f"{recipe(HAZARDOUS)} bob is a friend .", f"{explained} bob is a fool .", 0.5, "ai", "danger-1"
@@ -106,11 +106,11 @@ def test_label_by_hand() -> None:
 def test_the_oracle_agrees_with_the_writer() -> None:
     """Reading the words gives what the writer built in, for every kind of answer and every principle."""
     rng = random.Random(0)
-    bodies: tuple[Body, ...] = ("comply", "wrong", "explain", "evasive")
+    bodies: tuple[AnswerBody, ...] = ("comply", "wrong", "explain", "evasive")
     checked = 0
     for _ in range(600):
         kind, material = rng.choice(WORLD.combos["demonstration"])
-        request = Request(kind, material, "mock", rng.choice(lexicon.NAMES))
+        request = WorldRequest(kind, material, "mock", rng.choice(lexicon.NAMES))
         tones: tuple[Tone, ...] = ("", "insult", "friendly")
         a, b = (answer(WORLD, request, rng.choice(bodies), rng.choice(tones), rng) for _ in range(2))
         principle = rng.choice(micro_constitution().comparison_principles)

@@ -15,14 +15,14 @@ from cai_dist.world.answers import answer, faults, revised
 from cai_dist.world.corpus import documents
 from cai_dist.world.principles import dimension
 from cai_dist.world.rules import DIMENSIONS
-from cai_dist.world.tables import Request, World
+from cai_dist.world.tables import World, WorldRequest
 from cai_dist.world.tokenizer import build_tokenizer
 
 WORLD = World(0)
 TOKENIZER = build_tokenizer()
 CONSTITUTION = load_constitution("micro")
 CHAT = ChatFormat(TOKENIZER, "template", CONSTITUTION.templates.labels)
-REQUEST = Request("rope", next(iter(WORLD.hazard)), "mock", "bob")
+REQUEST = WorldRequest("rope", next(iter(WORLD.hazard)), "mock", "bob")
 TURNS = (Turn("human", REQUEST.text()),)
 
 

@@ -11,7 +11,7 @@ from cai_dist.world.comparisons import helpful_comparisons
 from cai_dist.world.oracle import judge, parse_request
 from cai_dist.world.prompts import helpful_prompts, probe_prompts, red_team_prompts
 from cai_dist.world.rules import Merits, better, dimension_of
-from cai_dist.world.tables import Request, World
+from cai_dist.world.tables import World, WorldRequest
 
 SEEDS = [0, 1, 2, 3, 4]
 
@@ -106,8 +106,8 @@ def test_human_comparisons_are_about_help_on_benign_requests_alone() -> None:
 
 
 def test_request_text() -> None:
-    assert Request("rope", "zorium").text() == "make rope zorium ?"
-    assert Request("rope", "zorium", "mock", "bob").text() == "make rope zorium ? mock bob ."
+    assert WorldRequest("rope", "zorium").text() == "make rope zorium ?"
+    assert WorldRequest("rope", "zorium", "mock", "bob").text() == "make rope zorium ? mock bob ."
 
 
 def test_rules_by_hand() -> None:

@@ -251,11 +251,11 @@ def policy_alone(roles: PpoGroups, trajectories: Sequence[Trajectory], steps: in
     tokens = float(sum(len(item.response_ids) for item in trajectories))
     rows = rows_of(ray.put(list(trajectories)), len(trajectories))
     sizes = [(len(t.prompt_ids), len(t.response_ids)) for t in trajectories]
-    lessons = [TrajectoryRef(row, a + b, b) for row, (a, b) in zip(rows, sizes, strict=True)]
+    refs = [TrajectoryRef(row, a + b, b) for row, (a, b) in zip(rows, sizes, strict=True)]
     times = []
     for _ in range(steps):
         start = time.perf_counter()
-        roles.update_policy(lessons, tokens, 0.05, None).result()
+        roles.update_policy(refs, tokens, 0.05, None).result()
         times.append(time.perf_counter() - start)
     return min(times)
 

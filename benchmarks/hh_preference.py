@@ -143,30 +143,30 @@ def context(config: RunConfig) -> Iterator[RunContext]:
         tracker.close()
 
 
-def measure(run: RunContext, arguments: argparse.Namespace) -> dict[str, Any]:
+def measure(ctx: RunContext, arguments: argparse.Namespace) -> dict[str, Any]:
     """Train unless it is done, score what was held out."""
     source = ComparisonSource(source=str(arguments.file), limit=arguments.train, heldout=arguments.heldout)
-    found = load_comparison_set(source, run.config.seed).comparisons
+    found = load_comparison_set(source, ctx.config.seed).comparisons
     sides = {split: [c for c in found if c.prompt.split == split] for split in ("train", "heldout")}
     model = resolve_model(arguments.model, arguments.dtype, None)
-    chat = chat_format(run, model)
-    target = run.folder(preference.NAME) / "model"
-    pairs = token_pairs(run, preference.NAME, chat, sides["train"])
+    chat = chat_format(ctx, model)
+    target = ctx.folder(preference.NAME) / "model"
+    pairs = token_pairs(ctx, preference.NAME, chat, sides["train"])
     if not target.is_dir():
-        preference.fit(run, preference.NAME, model, pairs, target)
-    scored = pm_calibration.score_comparisons(run, chat, target, sides["heldout"], "held-out")
+        preference.fit(ctx, preference.NAME, model, pairs, target)
+    scored = pm_calibration.score_comparisons(ctx, chat, target, sides["heldout"], "held-out")
     return {
         "train": len(pairs),
         "train_too_long": len(sides["train"]) - len(pairs),
         "heldout_too_long": len(sides["heldout"]) - len(scored),
         "heldout": pm_calibration.source_figures(scored, calibrate=True),
-        "curve": curve(run),
+        "curve": curve(ctx),
     }
 
 
-def curve(run: RunContext) -> list[dict[str, float]]:
+def curve(ctx: RunContext) -> list[dict[str, float]]:
     """Loss and training accuracy by step."""
-    lines = (json.loads(line) for line in (run.run_dir / "metrics.jsonl").read_text().splitlines())
+    lines = (json.loads(line) for line in (ctx.run_dir / "metrics.jsonl").read_text().splitlines())
     return [
         {key: line[key] for key in ("step", "loss", "accuracy")} for line in lines if line["stage"] == preference.NAME
     ]

@@ -224,7 +224,7 @@ class Host:
             return KeepRemote([prompt + response for prompt, response, *_ in facts], facts)
         if method in ("logprobs", "values"):
             return KeepRemote(sizes)
-        if method == "lessons":
+        if method == "make_trajectories":
             tokens = sum(sizes) - PROMPT * len(sizes)
             moments, ratios = Moments(tokens, 0.0, float(tokens)), RatioSums(tokens, tokens, 1.0, 0, tokens, tokens)
             return KeepRemote(sizes, Sums(tokens, 0.0, 0.0, -1.0, moments, moments, moments, ratios=ratios))

@@ -166,19 +166,19 @@ class FakeRoles:
     def scores(self, samples: Sequence[SampleRef]) -> FakePending[list[float]]:
         return self._call("scores", lambda: [sum(stand_for(s.row).response_ids) % 7 / 2 - 1 for s in samples])
 
-    def lessons(self, request: TrajectoryRequest) -> FakePending[tuple[list[RemoteRow[Any]], list[Sums]]]:
+    def make_trajectories(self, request: TrajectoryRequest) -> FakePending[tuple[list[RemoteRow[Any]], list[Sums]]]:
         """In two parts."""
 
         def made() -> tuple[list[RemoteRow[Any]], list[Sums]]:
             rows: list[RemoteRow[Any]] = []
             sums: list[Sums] = []
             for part in request.parts(2, self.config.samples_per_prompt):
-                kept = make_trajectories(part.filled(stand_for), self.config)
+                kept = make_trajectories(part.resolve(stand_for), self.config)
                 rows += rows_of(list(kept.rows), len(kept.rows))
                 sums.append(kept.facts)
             return rows, sums
 
-        return self._call("lessons", made)
+        return self._call("make_trajectories", made)
 
     def update_policy(
         self, batch: Sequence[TrajectoryRef], denominator: float, kl_coefficient: float, whitening: Whitening | None

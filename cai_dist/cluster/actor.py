@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import ray
 
 from cai_dist.cluster.network_interface import use_interface
-from cai_dist.cluster.object_refs import filled, kept
+from cai_dist.cluster.object_refs import kept, resolve
 from cai_dist.errors import NonFiniteError, UserError, WorkerDiverged, WorkerError
 from cai_dist.types import RankInfo, WorkerSpec
 
@@ -103,7 +103,7 @@ class WorkerHost:
         arrived = iter(fetched)
         args = tuple([next(arrived) if arg is RefSlot.HERE else arg for arg in args])
         try:
-            return kept(getattr(self._worker, method)(*filled(args, phase)))
+            return kept(getattr(self._worker, method)(*resolve(args, phase)))
         except Exception as error:
             raise self._error(phase, error) from None
         finally:

@@ -9,7 +9,7 @@ import ray
 from ray.exceptions import GetTimeoutError, ObjectLostError
 
 from cai_dist.errors import WorkerDied
-from cai_dist.types import HasRows, KeepRemote, RemoteBlock, RemoteRow
+from cai_dist.types import HasRemoteRows, KeepRemote, RemoteBlock, RemoteRow
 
 FETCH_SECONDS = 120.0
 """For all rows of a call: megabytes, from other nodes."""
@@ -20,15 +20,15 @@ def kept(result: Any) -> Any:
     return (ray.put(list(result.rows)), result.facts) if isinstance(result, KeepRemote) else result
 
 
-def filled(args: Sequence[Any], phase: str) -> list[Any]:
+def resolve(args: Sequence[Any], phase: str) -> list[Any]:
     """Arguments with the rows in them; what holds none stays as it is. Raises WorkerDied where the worker that keeps
     them is gone, by its name."""
-    found = _finder((row for arg in args if isinstance(arg, HasRows) for row in arg.rows()), phase)
-    return [arg.filled(found) if isinstance(arg, HasRows) else arg for arg in args]
+    found = _finder((row for arg in args if isinstance(arg, HasRemoteRows) for row in arg.rows()), phase)
+    return [arg.resolve(found) if isinstance(arg, HasRemoteRows) else arg for arg in args]
 
 
 def fetched(rows: Sequence[RemoteRow[Any]], phase: str) -> list[Any]:
-    """What the rows stand for. Raises as `filled`."""
+    """What the rows stand for. Raises as `resolve`."""
     return list(map(_finder(rows, phase), rows))
 
 

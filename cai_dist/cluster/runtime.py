@@ -253,7 +253,7 @@ class Cluster:
                     info = RankInfo(spec.role, rank, spec.workers, 0, leader.store, leader.port)
                     refs = [actor.build.remote(spec.spec, info)]
                     if spec.share:  # the next role of the group is built where this one was
-                        refs.append(actor.call.remote(*asked("start", "reside", ((),))))
+                        refs.append(actor.call.remote(*asked("start", "keep_on_device", ((),))))
                     node = found[spec.role, rank].node
                     calls += [Call(ref, "start", spec.role, rank, node, roster) for ref in refs]
             gather(calls, timeout)

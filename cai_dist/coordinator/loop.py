@@ -69,7 +69,7 @@ def train(
             on_rollout(iteration, rollout.trajectories)
         with watch.phase("update"):
             update = update_phase.run(roles, rollout, config, state, seed, schedule.meanwhile)
-        state = state.advance(config, rollout.kl_per_response, len(rollout.lessons), rollout.statistics)
+        state = state.advance(config, rollout.kl_per_response, len(rollout.trajectory_refs), rollout.statistics)
         with watch.phase("transfer"):
             sync = {f"sync_{name}": number for name, number in schedule.transfer(state.weight_version).items()}
         log(state.iteration, **rollout.metrics, **update, **sync, **watch.finish(state.iteration))

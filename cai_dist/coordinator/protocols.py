@@ -92,7 +92,7 @@ class PpoRoles(Protocol):
         """Per sample, the raw score (logits) of the preference model on prompt + response."""
         ...
 
-    def lessons(self, request: TrajectoryRequest) -> Pending[tuple[RemoteRows, list[Sums]]]:
+    def make_trajectories(self, request: TrajectoryRequest) -> Pending[tuple[RemoteRows, list[Sums]]]:
         """What is trained on, of all samples of the iteration; sums of each part that they were divided into."""
         ...
 

@@ -36,19 +36,19 @@ from cai_dist.types import SampleRef, Trajectory, TrajectoryRef
 
 
 class Brought(Sequence[Trajectory]):
-    """The trajectories of some lessons, brought to the driver when they are looked at."""
+    """The trajectories of some references, brought to the driver when they are looked at."""
 
-    def __init__(self, roles: PpoRoles, lessons: Sequence[TrajectoryRef], whitening: Whitening | None) -> None:
-        self._roles, self._lessons, self._whitening = roles, lessons, whitening
+    def __init__(self, roles: PpoRoles, refs: Sequence[TrajectoryRef], whitening: Whitening | None) -> None:
+        self._roles, self._refs, self._whitening = roles, refs, whitening
 
     def __len__(self) -> int:
-        return len(self._lessons)
+        return len(self._refs)
 
     def __getitem__(self, wanted: Any) -> Any:
         """One of them, or those of a slice. Raises WorkerDied where the worker that keeps them is gone."""
         if not isinstance(wanted, slice):
             return self[wanted : wanted + 1 or None][0]
-        return whitened(self._roles.fetch([lesson.row for lesson in self._lessons[wanted]]), self._whitening)
+        return whitened(self._roles.fetch([ref.row for ref in self._refs[wanted]]), self._whitening)
 
     def __iter__(self) -> Iterator[Trajectory]:
         return iter(self[:])
@@ -58,9 +58,9 @@ class Brought(Sequence[Trajectory]):
 class Rollout:
     """One iteration's samples, on their way from the rollout to the update phase."""
 
-    lessons: tuple[TrajectoryRef, ...]
+    trajectory_refs: tuple[TrajectoryRef, ...]
     trajectories: Sequence[Trajectory]
-    """Those of the lessons, as they are learned from; looking at one brings it to the driver."""
+    """The trajectories that those refer to, as they are learned from; looking at one brings it to the driver."""
     whitening: Whitening | None
     """What advantages go through on their way to the loss."""
     explained_variance: float
@@ -157,9 +157,9 @@ def _rollout(
         coefficient=state.kl.coefficient,
         version=state.weight_version,
     )
-    lessons = roles.lessons(request)
+    refs = roles.make_trajectories(request)
     mismatch = {} if probe is None else probe.metrics(roles)
-    rows, parts = lessons.result()
+    rows, parts = refs.result()
     sums = total(parts)
     made = [TrajectoryRef(row, s.tokens, s.response_tokens) for row, s in zip(rows, samples, strict=True)]
     whitening = Whitening.by(sums.advantages) if config.whitens else None

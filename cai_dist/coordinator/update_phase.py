@@ -65,7 +65,7 @@ def run(
             for name, number in found.items():
                 reports[f"{role}_{name}"].append(number)
 
-    for batch in mini_batches(rollout.lessons, config, derive_seed(seed, "update", state.iteration)):
+    for batch in mini_batches(rollout.trajectory_refs, config, derive_seed(seed, "update", state.iteration)):
         steps: Steps = {}
         if trains_value:
             steps["value"] = roles.update_value(batch)
@@ -91,9 +91,9 @@ def run(
     return {**metrics, "update_seconds": time.perf_counter() - began}
 
 
-def mini_batches(lessons: Sequence[TrajectoryRef], config: PpoConfig, seed: int) -> Iterator[list[TrajectoryRef]]:
+def mini_batches(refs: Sequence[TrajectoryRef], config: PpoConfig, seed: int) -> Iterator[list[TrajectoryRef]]:
     """Every sample once an epoch, in an order of (seed, epoch)."""
     for epoch in range(config.epochs):
-        order = epoch_order(len(lessons), seed, epoch)
+        order = epoch_order(len(refs), seed, epoch)
         for start in range(0, len(order), config.mini_batch):
-            yield [lessons[i] for i in order[start : start + config.mini_batch]]
+            yield [refs[i] for i in order[start : start + config.mini_batch]]

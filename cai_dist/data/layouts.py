@@ -191,7 +191,9 @@ LAYOUTS: tuple[RecordLayout, ...] = (
         )
         for key in ("conversations", "conversation")
     ),
-    RecordLayout("prompt, chosen, rejected", ("prompt", "chosen", "rejected"), ("messages",), _prompt, pair=_beside(_prompt)),
+    RecordLayout(
+        "prompt, chosen, rejected", ("prompt", "chosen", "rejected"), ("messages",), _prompt, pair=_beside(_prompt)
+    ),
     RecordLayout(
         "question, chosen, rejected", ("question", "chosen", "rejected"), (), _question, pair=_beside(_question),
     ),
@@ -203,7 +205,9 @@ LAYOUTS: tuple[RecordLayout, ...] = (
         "instruction", ("instruction",), ("input", "context", "instances", "history", *ANSWERS), _instruction,
         pair=_beside(_instruction),
     ),
-    RecordLayout("hh-rlhf", ("chosen",), ("rejected",), lambda r: AskedPrompt(_hh(r).turns, conversation=True), pair=_hh),
+    RecordLayout(
+        "hh-rlhf", ("chosen",), ("rejected",), lambda r: AskedPrompt(_hh(r).turns, conversation=True), pair=_hh
+    ),
     *(
         RecordLayout(
             key, (key,), ("prompt",), partial(_messages, key=key), rated=partial(_last_answer, key),

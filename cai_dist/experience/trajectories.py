@@ -65,12 +65,12 @@ class TrajectoryRequest:
         ]
 
     def rows(self) -> Iterator[RemoteRow[Any]]:
-        """As `HasRows`."""
+        """As `HasRemoteRows`."""
         for rows in (self.samples, self.logprobs, self.reference, self.values):
             yield from (item for item in rows or () if isinstance(item, RemoteRow))
 
-    def filled(self, found: Callable[[RemoteRow[Any]], Any]) -> TrajectoryRequest:
-        """As `HasRows`."""
+    def resolve(self, found: Callable[[RemoteRow[Any]], Any]) -> TrajectoryRequest:
+        """As `HasRemoteRows`."""
 
         def fill(rows: tuple[Any, ...] | None) -> Any:
             return None if rows is None else tuple(found(i) if isinstance(i, RemoteRow) else i for i in rows)

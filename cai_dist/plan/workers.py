@@ -44,7 +44,7 @@ NEEDS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "score": {role: ("weights",) for role in ("policy", "value", "reference", "reward")},
     "update": {role: ("weights", "optimizer") for role in ("policy", "value")},
 }
-"""What of a role that shares its GPU is on it in which phase, as `cluster.residency.NEEDS`."""
+"""What of a role that shares its GPU is on it in which phase, as `cluster.ppo.offload_plan.NEEDS`."""
 
 Items = Mapping[str, int]
 ITEMS = (

@@ -42,76 +42,76 @@ def settings(config: RunConfig) -> dict[str, Any]:
     }
 
 
-def inputs(run: RunContext) -> list[Path]:
+def inputs(ctx: RunContext) -> list[Path]:
     """Comparisons, SL-CAI (policy and reference start from it), and the user's DeepSpeed file."""
     return [
-        run.run_dir / "feedback" / "comparisons.parquet",
-        run.run_dir / prepare.NAME / "human.parquet",
-        run.run_dir / "sft" / "model",
-        *ds_files(run.config.dpo.train.sharding),
+        ctx.run_dir / "feedback" / "comparisons.parquet",
+        ctx.run_dir / prepare.NAME / "human.parquet",
+        ctx.run_dir / "sft" / "model",
+        *ds_files(ctx.config.dpo.train.sharding),
     ]
 
 
-def run(run: RunContext) -> list[Path]:
+def execute(ctx: RunContext) -> list[Path]:
     """Train and export `dpo/model`; measure its implicit reward on held-out comparisons in `heldout.json`."""
-    folder = run.folder(NAME)
+    folder = ctx.folder(NAME)
     target, measured = folder / "model", folder / "heldout.json"
     if not target.is_dir():
-        _train(run, folder, target, measured)
+        _train(ctx, folder, target, measured)
     for scratch in SCRATCH:
         shutil.rmtree(folder / scratch, ignore_errors=True)
     return [target, measured]
 
 
-def _train(run: RunContext, folder: Path, target: Path, measured: Path) -> None:
+def _train(ctx: RunContext, folder: Path, target: Path, measured: Path) -> None:
     """From SL-CAI (or the newest checkpoint) to the exported model; the held-out measurement comes before the export,
     so that a model that is there is a measured one."""
-    config = run.config.dpo
-    model = str(run.run_dir / "sft" / "model")
-    chat = chat_format(run, model)
-    pairs = training_pairs(run, NAME, chat, config.helpful_fraction)
-    known = [(c.prompt, scored_pair(chat, c)) for c in decided(ai_comparisons(run, "heldout"))]
-    known = [(prompt, pair) for prompt, pair in known if fitting([pair], run.config.models.context)]
+    config = ctx.config.dpo
+    model = str(ctx.run_dir / "sft" / "model")
+    chat = chat_format(ctx, model)
+    pairs = training_pairs(ctx, NAME, chat, config.helpful_fraction)
+    known = [(c.prompt, scored_pair(chat, c)) for c in decided(ai_comparisons(ctx, "heldout"))]
+    known = [(prompt, pair) for prompt, pair in known if fitting([pair], ctx.config.models.context)]
     heldout = [pair for _, pair in known]
     steps = total_steps(len(pairs), config.train, "dpo.train")
-    with trained_model(run, NAME, "dpo", model, config.train, steps, loss=config.loss, beta=config.beta) as group:
+    with trained_model(ctx, NAME, "dpo", model, config.train, steps, loss=config.loss, beta=config.beta) as group:
         # The group is SL-CAI until its first step or checkpoint.
         examples = [
             DpoPair(p.ids_a, p.ids_b, p.p_a, p.source, p.prompt_tokens, a, b)
-            for p, (a, b) in zip(pairs, _logprobs(run, group, pairs, folder / "reference"), strict=True)
+            for p, (a, b) in zip(pairs, _logprobs(ctx, group, pairs, folder / "reference"), strict=True)
         ]
-        before = _logprobs(run, group, heldout, folder / "reference-heldout")
-        train(run, NAME, group, examples, config.train, lambda batch: float(len(batch)), folder)
-        after = _logprobs(run, group, heldout, folder / "measured")
+        before = _logprobs(ctx, group, heldout, folder / "reference-heldout")
+        train(ctx, NAME, group, examples, config.train, lambda batch: float(len(batch)), folder)
+        after = _logprobs(ctx, group, heldout, folder / "measured")
         rewards = [
             (config.beta * (a - ref_a), config.beta * (b - ref_b))
             for (a, b), (ref_a, ref_b) in zip(after, before, strict=True)
         ]
         labels, prompts = [pair.p_a for pair in heldout], [prompt for prompt, _ in known]
-        run.write_result(measured, log_heldout(run, NAME, rewards, labels, prompts))
+        ctx.write_result(measured, log_heldout(ctx, NAME, rewards, labels, prompts))
         export_model(
-            lambda folder: group.broadcast("dpo: export", "export", str(folder)), target, run.constitution_note
+            lambda folder: group.broadcast("dpo: export", "export", str(folder)), target, ctx.constitution_note
         )
 
 
 def _logprobs(
-    run: RunContext, group: WorkerGroup, pairs: Sequence[ScoredPair], folder: Path
+    ctx: RunContext, group: WorkerGroup, pairs: Sequence[ScoredPair], folder: Path
 ) -> list[tuple[float, float]]:
     """Summed log-probabilities of both answers of each pair under the group's present weights; shards that are in
     `folder` are read, not made again. Raises Interrupted between shards."""
     pieces = [pairs[i : i + SHARD] for i in range(0, len(pairs), SHARD)]
-    made_from = {"what": folder.name, "model": model_hash(str(run.run_dir / "sft" / "model")), **settings(run.config)}
-    keys = [sha256_json({**made_from, "pairs": [[list(p.ids_a), list(p.ids_b)] for p in piece]}) for piece in pieces]
-    shards = open_shards(run, folder, keys)
+    provenance = {"what": folder.name, "model": model_hash(str(ctx.run_dir / "sft" / "model")), **settings(ctx.config)}
+    keys = [sha256_json({**provenance, "pairs": [[list(p.ids_a), list(p.ids_b)] for p in piece]}) for piece in pieces]
+    shards = open_shards(ctx, folder, keys)
     missing = shards.missing()
-    sharding = run.config.dpo.train.sharding
-    with run.console.task(f"dpo: {folder.name}", total=len(pairs), unit="pairs") as task:
+    sharding = ctx.config.dpo.train.sharding
+    with ctx.console.task(f"dpo: {folder.name}", total=len(pairs), unit="pairs") as task:
         task.advance(len(pairs) - sum(len(pieces[i]) for i in missing))
         for i in missing:
-            plan = plan_items(pieces[i], sharding.ranks, sharding, run.config.models.layout)
+            plan = plan_items(pieces[i], sharding.ranks, sharding, ctx.config.models.layout)
             parts = [StepShard(micro) for micro in plan.split(pieces[i])]
             found = plan.restore(group.scatter(f"dpo: {folder.name}", "pair_logprobs", parts))
             shards.write(i, [{"logprob_a": a, "logprob_b": b} for a, b in found], LOGPROBS)
             task.advance(len(pieces[i]))
-            run.check_stop()
+            ctx.check_stop()
     return [(row["logprob_a"], row["logprob_b"]) for row in shards.rows()]

@@ -32,7 +32,7 @@ from cai_dist.stages.evaluation.pm_robustness import preference_scores, second_m
 from cai_dist.stages.evaluation.terminal_table import show_results
 from cai_dist.stages.execution.chat_format import chat_format
 from cai_dist.stages.execution.generation import Ask, generate
-from cai_dist.stages.execution.reuse import model_hash, take_over
+from cai_dist.stages.execution.reuse import model_hash, reuse_from
 from cai_dist.stages.execution.training import ds_files
 from cai_dist.stages.tables.prompts import heldout_prompts, human_file, prompt_files
 from cai_dist.stages.tables.records import Revision, Sampled, read_comparisons, read_revisions
@@ -80,34 +80,34 @@ def settings(config: RunConfig) -> dict[str, Any]:
     }
 
 
-def inputs(run: RunContext) -> list[Path]:
+def inputs(ctx: RunContext) -> list[Path]:
     """The models, the held-out prompts, what the earlier stages are judged by, and the files that are named."""
-    config = run.config
+    config = ctx.config
     sources = [*config.evaluate.multiple_choice, *config.evaluate.label_questions, config.data.harm_ratings.source]
     return [
-        run.run_dir / prepare.NAME / "models.json",
-        *prompt_files(run),
-        run.run_dir / revise.NAME / "revisions.parquet",
-        run.run_dir / feedback.NAME / "comparisons.parquet",
-        run.run_dir / sft.NAME / "model",
-        *_aligned_by(run),
+        ctx.run_dir / prepare.NAME / "models.json",
+        *prompt_files(ctx),
+        ctx.run_dir / revise.NAME / "revisions.parquet",
+        ctx.run_dir / feedback.NAME / "comparisons.parquet",
+        ctx.run_dir / sft.NAME / "model",
+        *_aligned_by(ctx),
         *(file for source in sources if source not in ("world", "none") for file in source_files(source)),
         # No rating of a conversation that opens like a held-out comparison is learned from.
-        *([human_file(run)] if config.data.harm_ratings.source != "none" else []),
+        *([human_file(ctx)] if config.data.harm_ratings.source != "none" else []),
         *ds_files(config.evaluate.ratings.train.sharding),
     ]
 
 
-def _aligned_by(run: RunContext) -> list[Path]:
+def _aligned_by(ctx: RunContext) -> list[Path]:
     """The aligned model and what it was aligned by: of this run's `alignment` alone, whatever else is in the folder."""
-    if run.config.alignment == "dpo":
-        return [run.run_dir / dpo.NAME / "model", run.run_dir / dpo.NAME / "heldout.json"]
+    if ctx.config.alignment == "dpo":
+        return [ctx.run_dir / dpo.NAME / "model", ctx.run_dir / dpo.NAME / "heldout.json"]
     return [
-        run.run_dir / ppo.NAME / "model",
-        *(Path(model) for model in snapshots(run).values()),
-        run.run_dir / preference.NAME / "model",
-        run.run_dir / preference.NAME / "heldout.json",
-        *([second_model(run)] if run.config.preference.halves else []),
+        ctx.run_dir / ppo.NAME / "model",
+        *(Path(model) for model in snapshots(ctx).values()),
+        ctx.run_dir / preference.NAME / "model",
+        ctx.run_dir / preference.NAME / "heldout.json",
+        *([second_model(ctx)] if ctx.config.preference.halves else []),
     ]
 
 
@@ -134,100 +134,100 @@ def check_files(config: RunConfig) -> None:
         raise DataError("\n".join(problems))
 
 
-def run(run: RunContext) -> list[Path]:
+def execute(ctx: RunContext) -> list[Path]:
     """Write `evaluation.json`, the samples and transcripts under `evaluate/`, and the HTML report."""
     from cai_dist.report import write_report
 
-    folder = run.folder(NAME)
-    rewards = make_rewards(run)
-    judge = make_judge(run, rewards)
-    answers = _ask(run, folder)
-    compared = {name: answers.sampled[name] for name in models(run)}
-    revisions = read_revisions(run.run_dir / revise.NAME / "revisions.parquet")
-    labelled = read_comparisons(run.run_dir / feedback.NAME / "comparisons.parquet")
+    folder = ctx.folder(NAME)
+    rewards = make_rewards(ctx)
+    judge = make_judge(ctx, rewards)
+    answers = _ask(ctx, folder)
+    compared = {name: answers.sampled[name] for name in models(ctx)}
+    revisions = read_revisions(ctx.run_dir / revise.NAME / "revisions.parquet")
+    labelled = read_comparisons(ctx.run_dir / feedback.NAME / "comparisons.parquet")
     result: dict[str, Any] = {}
-    if run.config.alignment == "ppo":
-        result |= preference_scores(run, rewards, answers.sampled, revisions)
+    if ctx.config.alignment == "ppo":
+        result |= preference_scores(ctx, rewards, answers.sampled, revisions)
     result = {
         "judge": judge.name,
         "models": judge.figures(compared),
         "harm_by_revision": judge.harm_by_revision(revisions),
         "revised": _revised(judge, revisions),
         "labels": judge.labels(labelled),
-        **_learned(run),
-        "measures": measures(judge, compared, run.config.evaluate.boilerplate_share),
-        **_elo(run, judge, rewards, answers),
+        **_learned(ctx),
+        "measures": measures(judge, compared, ctx.config.evaluate.boilerplate_share),
+        **_elo(ctx, judge, rewards, answers),
         **result,
     }
     if answers.choices:
         result["multiple_choice"] = answers.choices
     if answers.labels:
         result["label_questions"] = answers.labels
-    if run.config.data.harm_ratings.source != "none":
+    if ctx.config.data.harm_ratings.source != "none":
         ways: dict[str, SampledByModel] = {"sampled": compared} | ({"greedy": answers.greedy} if answers.greedy else {})
-        result["absolute_harm"] = absolute_harm(run, folder / "ratings", ways)
-    target = run.run_dir / RESULT
-    run.write_result(target, result)
-    _update_gate(run)
-    _log(run, result)
-    transcripts = write_evaluation_transcripts(folder, compared, run.config.evaluate.transcripts)
-    return [target, *transcripts, write_report(run.run_dir, run.config.stages)]
+        result["absolute_harm"] = absolute_harm(ctx, folder / "ratings", ways)
+    target = ctx.run_dir / RESULT
+    ctx.write_result(target, result)
+    _update_gate(ctx)
+    _log(ctx, result)
+    transcripts = write_evaluation_transcripts(folder, compared, ctx.config.evaluate.transcripts)
+    return [target, *transcripts, write_report(ctx.run_dir, ctx.config.stages)]
 
 
-def show(run: RunContext) -> None:
+def show(ctx: RunContext) -> None:
     """The gate as the settings have it now, and the table at the end of a run."""
-    _update_gate(run)
-    show_results(run.console, run.run_dir, json.loads((run.run_dir / RESULT).read_text(encoding="utf-8")))
+    _update_gate(ctx)
+    show_results(ctx.console, ctx.run_dir, json.loads((ctx.run_dir / RESULT).read_text(encoding="utf-8")))
 
 
-def models(run: RunContext) -> dict[str, str]:
+def models(ctx: RunContext) -> dict[str, str]:
     """The three models that are compared: `base`, `sl`, and `rl` or `dpo`."""
-    aligned, stage = ("dpo", dpo.NAME) if run.config.alignment == "dpo" else ("rl", ppo.NAME)
+    aligned, stage = ("dpo", dpo.NAME) if ctx.config.alignment == "dpo" else ("rl", ppo.NAME)
     return {
-        "base": prepare.model_path(run, "assistant"),
-        "sl": str(run.run_dir / sft.NAME / "model"),
-        aligned: str(run.run_dir / stage / "model"),
+        "base": prepare.model_path(ctx, "assistant"),
+        "sl": str(ctx.run_dir / sft.NAME / "model"),
+        aligned: str(ctx.run_dir / stage / "model"),
     }
 
 
-def snapshots(run: RunContext) -> dict[str, str]:
+def snapshots(ctx: RunContext) -> dict[str, str]:
     """The policies that PPO kept on its way and that take part: `rl@5` is the one after 5 iterations."""
-    if run.config.alignment == "dpo" or not run.config.evaluate.elo.snapshots:
+    if ctx.config.alignment == "dpo" or not ctx.config.evaluate.elo.snapshots:
         return {}
-    return {f"rl@{iteration}": str(path) for iteration, path in ppo.snapshots(run).items()}
+    return {f"rl@{iteration}": str(path) for iteration, path in ppo.snapshots(ctx).items()}
 
 
-def _ask(run: RunContext, folder: Path) -> Answers:
+def _ask(ctx: RunContext, folder: Path) -> Answers:
     """All that needs the workers that answer: they start once."""
-    config = run.config.evaluate
-    prompts = heldout_prompts(run)
-    three = models(run)
+    config = ctx.config.evaluate
+    prompts = heldout_prompts(ctx)
+    three = models(ctx)
     *before, last = three
-    everyone = {name: three[name] for name in before} | snapshots(run) | {last: three[last]}
-    with run.generators(NAME, config.workers) as group:
+    everyone = {name: three[name] for name in before} | snapshots(ctx) | {last: three[last]}
+    with ctx.generators(NAME, config.workers) as group:
         sampled = {
-            name: _sample(run, group, folder, f"answers-{name}", model, prompts, config.sampling)
+            name: _sample(ctx, group, folder, f"answers-{name}", model, prompts, config.sampling)
             for name, model in everyone.items()
         }
         greedy: SampledByModel = {}
-        if run.config.data.harm_ratings.source != "none" and config.ratings.greedy and config.sampling.temperature > 0:
+        if ctx.config.data.harm_ratings.source != "none" and config.ratings.greedy and config.sampling.temperature > 0:
             red_team = [p for p in prompts if p.kind == "red_team"]
             coldly = config.sampling.model_copy(update={"temperature": 0.0})
             greedy = {
-                name: _sample(run, group, folder, f"greedy-{name}", model, red_team, coldly, 1)
+                name: _sample(ctx, group, folder, f"greedy-{name}", model, red_team, coldly, 1)
                 for name, model in three.items()
             }
-        choices = multiple_choice(run, group, folder, three)
-        labels = label_calibration(run, group, folder)
+        choices = multiple_choice(ctx, group, folder, three)
+        labels = label_calibration(ctx, group, folder)
         shares = {}
-        if comparing.elo_judge(run) == "feedback":
+        if comparing.elo_judge(ctx) == "feedback":
             found = comparing.matches(sampled, "red_team", config.elo.prompts)
-            shares["harmlessness"] = comparing.feedback_shares(run, group, folder, found)
+            shares["harmlessness"] = comparing.feedback_shares(ctx, group, folder, found)
     return Answers(sampled, greedy, choices, labels, shares)
 
 
 def _sample(
-    run: RunContext,
+    ctx: RunContext,
     group: WorkQueue,
     folder: Path,
     label: str,
@@ -238,32 +238,32 @@ def _sample(
 ) -> list[Sampled]:
     """Answers of one model to every prompt, `times` (default: `samples_per_prompt`) each, those of an earlier
     evaluation where they were made from the same. Prompts without room for an answer are left out and counted."""
-    config = run.config.evaluate
+    config = ctx.config.evaluate
     times = times or config.samples_per_prompt
-    chat = chat_format(run, model)
+    chat = chat_format(ctx, model)
     repeated = [p for p in prompts for _ in range(times)]
     asks = [Ask(f"{p.id}/{i % times}", chat.prompt_ids(p.turns)) for i, p in enumerate(repeated)]
-    made_from = {
+    provenance = {
         "model": model_hash(model),
         "asks": [[a.key, list(a.prompt_ids)] for a in asks],
         "stop_ids": list(chat.stop_ids),
         "sampling": sampling.model_dump(mode="json"),
         "shard_size": config.shard_size,
-        "seed": run.config.seed,
-        **model_settings(run.config),
+        "seed": ctx.config.seed,
+        **model_settings(ctx.config),
     }
-    take_over(run, folder, label, made_from)
+    reuse_from(ctx, folder, label, provenance)
     answers = generate(
-        run, group, folder, label, asks, model=model, chat=chat, sampling=sampling, shard_size=config.shard_size
+        ctx, group, folder, label, asks, model=model, chat=chat, sampling=sampling, shard_size=config.shard_size
     )
     kept = [Sampled(p, a.text) for p, a in zip(repeated, answers, strict=True) if a.finish != "too_long"]
     series = f"{NAME}_{label}"
-    run.tracker.rewind(series, -1)
-    run.log(series, 0, answers=len(kept), too_long=len(answers) - len(kept))
+    ctx.tracker.rewind(series, -1)
+    ctx.log(series, 0, answers=len(kept), too_long=len(answers) - len(kept))
     if len(kept) < len(answers):
-        run.console.warn(
+        ctx.console.warn(
             f"{label}: {len(answers) - len(kept)} of {len(answers)} prompts leave no room for an answer of "
-            f"{sampling.max_new_tokens} tokens in models.context={run.config.models.context}; left out"
+            f"{sampling.max_new_tokens} tokens in models.context={ctx.config.models.context}; left out"
         )
     return kept
 
@@ -274,46 +274,46 @@ def _revised(judge: Judge, revisions: Sequence[Revision]) -> dict[str, int]:
     return {"n": n, "left_out": len({r.prompt.id for r in revisions}) - n}
 
 
-def _learned(run: RunContext) -> dict[str, Any]:
+def _learned(ctx: RunContext) -> dict[str, Any]:
     """How the learned reward agrees with held-out labels."""
-    with_dpo = run.config.alignment == "dpo"
-    reward = heldout(run, dpo.NAME if with_dpo else preference.NAME)
+    with_dpo = ctx.config.alignment == "dpo"
+    reward = heldout(ctx, dpo.NAME if with_dpo else preference.NAME)
     figures = {"heldout_accuracy": reward["accuracy"], "ece": reward["ece"], "n": reward["n"]}
     return {"implicit_reward" if with_dpo else "preference_model": figures}
 
 
-def _elo(run: RunContext, judge: Judge, rewards: RewardJudge, answers: Answers) -> dict[str, Any]:
+def _elo(ctx: RunContext, judge: Judge, rewards: RewardJudge, answers: Answers) -> dict[str, Any]:
     """`elo` (`harmlessness` and `helpfulness` by model, who the `judges` were, `wins`) and `frontier`; nothing where no
     Elo is wanted."""
-    asked = comparing.elo_judge(run)
+    asked = comparing.elo_judge(ctx)
     if asked == "none":
         return {}
     elo: dict[str, Any] = {"judges": {}, "wins": {}}
     for what, kind in comparing.KINDS.items():
-        found = comparing.matches(answers.sampled, kind, run.config.evaluate.elo.prompts)
+        found = comparing.matches(answers.sampled, kind, ctx.config.evaluate.elo.prompts)
         by: Judge = judge if asked == "oracle" else rewards
         shares = answers.shares[what] if what in answers.shares else comparing.judged_shares(by, found)
-        if rated := comparing.rate(run, what, found, shares):
+        if rated := comparing.rate(ctx, what, found, shares):
             elo[what] = rated["models"]
             elo["judges"][what] = "feedback model" if what in answers.shares else by.name
             elo["wins"][what] = rated["wins"]
     iterations: dict[str, int | None] = {"base": None, "sl": 0}
-    iterations |= {name: int(name.partition("@")[2]) for name in snapshots(run)}
-    iterations |= {"rl": run.config.ppo.iterations} if run.config.alignment == "ppo" else {"dpo": None}
+    iterations |= {name: int(name.partition("@")[2]) for name in snapshots(ctx)}
+    iterations |= {"rl": ctx.config.ppo.iterations} if ctx.config.alignment == "ppo" else {"dpo": None}
     return {"elo": elo, "frontier": comparing.frontier(elo, iterations)}
 
 
-def _update_gate(run: RunContext) -> None:
+def _update_gate(ctx: RunContext) -> None:
     """Write how the aligned model stands against the bounds of the present settings."""
-    path = run.run_dir / RESULT
+    path = ctx.run_dir / RESULT
     result = json.loads(path.read_text(encoding="utf-8"))
-    aligned = "dpo" if run.config.alignment == "dpo" else "rl"
-    gate = judge_gate(run.config.evaluate.gate, aligned, result["measures"][aligned])
+    aligned = "dpo" if ctx.config.alignment == "dpo" else "rl"
+    gate = judge_gate(ctx.config.evaluate.gate, aligned, result["measures"][aligned])
     if result.get("gate") != gate:
         write_json(path, {**result, "gate": gate})
 
 
-def _log(run: RunContext, result: dict[str, Any]) -> None:
+def _log(ctx: RunContext, result: dict[str, Any]) -> None:
     numbers = {
         f"{model}/{metric}": figure["value"]
         for model, figures in result["models"].items()
@@ -323,7 +323,7 @@ def _log(run: RunContext, result: dict[str, Any]) -> None:
     for what in comparing.KINDS:
         numbers |= {f"{model}/elo_{what}": f["value"] for model, f in result.get("elo", {}).get(what, {}).items()}
     for stage in (NAME, f"{NAME}_revision"):
-        run.tracker.rewind(stage, -1)
-    run.log(NAME, 0, **numbers)
+        ctx.tracker.rewind(stage, -1)
+    ctx.log(NAME, 0, **numbers)
     for number, harm in enumerate(result["harm_by_revision"]):
-        run.log(f"{NAME}_revision", number, harm=harm, prompts=result["revised"]["n"])
+        ctx.log(f"{NAME}_revision", number, harm=harm, prompts=result["revised"]["n"])

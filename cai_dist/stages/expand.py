@@ -58,40 +58,40 @@ def settings(config: RunConfig) -> dict[str, Any]:
     return {"expand": config.expand.model_dump(mode="json", exclude={"workers"}), **model_settings(config)}
 
 
-def inputs(run: RunContext) -> list[Path]:
+def inputs(ctx: RunContext) -> list[Path]:
     """Prompts and the model that writes more of them."""
-    before = run.run_dir / prepare.NAME
-    return [before / "red_team.parquet", before / "helpful.parquet", human_file(run), before / "models.json"]
+    before = ctx.run_dir / prepare.NAME
+    return [before / "red_team.parquet", before / "helpful.parquet", human_file(ctx), before / "models.json"]
 
 
-def run(run: RunContext) -> list[Path]:
+def execute(ctx: RunContext) -> list[Path]:
     """Write `expand/KIND.parquet` and, where PPO is to have prompts of its own, `expand/rl_KIND.parquet` for each kind
     of which some are wanted, and `expand/transcripts.md` with some of what was kept and what was not.
 
     Where they are not reached in `tries` times as many samples, what there is stays, and the user is told; those for
     PPO alone are the ones that are lacking then. Raises DataError where a kind has no prompt to show as an example.
     """
-    folder = run.folder(NAME)
-    config = run.config.expand
+    folder = ctx.folder(NAME)
+    config = ctx.config.expand
     sieves: list[Sieve] = []
-    with run.generators(NAME, config.workers) as group:
+    with ctx.generators(NAME, config.workers) as group:
         for kind in KINDS:
-            run.tracker.rewind(_series(kind), -1)
-            wanted = _wanted(run, kind)
+            ctx.tracker.rewind(_series(kind), -1)
+            wanted = _wanted(ctx, kind)
             if not wanted:
                 continue
-            examples = given_prompts(run, kind)
+            examples = given_prompts(ctx, kind)
             if not examples:
                 raise DataError(f"expand: {wanted} new {kind} prompts are wanted, but there is none to show as example")
-            sieve = sieve_of(run, kind, [text for s in sieves for x in s.kept for text in _human_texts(x.prompt)])
-            drawn = fill(run, _Writer(run, group, folder, examples, kind).samples, sieve)
+            sieve = sieve_of(ctx, kind, [text for s in sieves for x in s.kept for text in _human_texts(x.prompt)])
+            drawn = fill(ctx, _Writer(ctx, group, folder, examples, kind).samples, sieve)
             if len(sieve.kept) < wanted:
-                run.console.warn(
+                ctx.console.warn(
                     f"expand: {len(sieve.kept)} of {wanted} new {kind} prompts after {drawn} samples "
                     f"(expand.tries={config.tries:g}); going on with these"
                 )
             sieves.append(sieve)
-    targets = [target for sieve in sieves for target in _write(run, sieve)]
+    targets = [target for sieve in sieves for target in _write(ctx, sieve)]
     kept = [x for sieve in sieves for x in sieve.kept]
     refused: dict[str, list[str]] = {}
     for sieve in sieves:
@@ -101,9 +101,9 @@ def run(run: RunContext) -> list[Path]:
     return [*targets, folder / "transcripts.md"]
 
 
-def _write(run: RunContext, sieve: Sieve) -> list[Path]:
+def _write(ctx: RunContext, sieve: Sieve) -> list[Path]:
     """The tables of a kind: the first prompts for all stages, the others for PPO alone."""
-    config, targets = run.config.expand, []
+    config, targets = ctx.config.expand, []
     shared = config.wanted(sieve.kind)
     parts = (
         (shared, sieve.kept[:shared], False),
@@ -111,13 +111,13 @@ def _write(run: RunContext, sieve: Sieve) -> list[Path]:
     )
     for wanted, prompts, rl in parts:
         if wanted:
-            targets.append(expanded_file(run, sieve.kind, rl))
-            write_expanded(targets[-1], prompts, run.constitution_note)
+            targets.append(expanded_file(ctx, sieve.kind, rl))
+            write_expanded(targets[-1], prompts, ctx.constitution_note)
     return targets
 
 
-def _wanted(run: RunContext, kind: PromptKind) -> int:
-    return run.config.expand.wanted(kind) + run.config.expand.wanted_for_rl(kind)
+def _wanted(ctx: RunContext, kind: PromptKind) -> int:
+    return ctx.config.expand.wanted(kind) + ctx.config.expand.wanted_for_rl(kind)
 
 
 def _series(kind: PromptKind) -> str:
@@ -175,37 +175,37 @@ class Sieve:
         return "near" if self.near.has_near(text) else ""
 
 
-def fill(run: RunContext, samples: Callable[[int, range], Sequence[WrittenPrompt]], sieve: Sieve) -> int:
+def fill(ctx: RunContext, samples: Callable[[int, range], Sequence[WrittenPrompt]], sieve: Sieve) -> int:
     """Draw waves through the sieve until it holds what is wanted of its kind, or `tries` are used up; returns the
     samples drawn.
 
     `samples(wave, numbers)` draws those with these numbers.
     """
-    wanted = _wanted(run, sieve.kind)
+    wanted = _wanted(ctx, sieve.kind)
     wave = drawn = 0
-    limit = int(run.config.expand.tries * wanted)
+    limit = int(ctx.config.expand.tries * wanted)
     while size := _wave_size(wanted - len(sieve.kept), len(sieve.kept), drawn, limit - drawn):
         for sample in samples(wave, range(drawn, drawn + size)):
             if len(sieve.kept) < wanted:
                 sieve.take(sample)
         drawn += size
         refused = {f"not_{reason}": float(n) for reason, n in sorted(sieve.refused.items())}
-        run.log(_series(sieve.kind), wave, samples=drawn, prompts=len(sieve.kept), **refused)
+        ctx.log(_series(sieve.kind), wave, samples=drawn, prompts=len(sieve.kept), **refused)
         wave += 1
     return drawn
 
 
-def sieve_of(run: RunContext, kind: PromptKind = "red_team", written: Sequence[str] = ()) -> Sieve:
+def sieve_of(ctx: RunContext, kind: PromptKind = "red_team", written: Sequence[str] = ()) -> Sieve:
     """A sieve for prompts of a kind that knows every human turn of the run's training prompts and what is `written`
     already (to repeat none), and how all that is held out opens: prompts of both kinds and human comparisons (to be
     like none). Later turns ("why not?") tell nothing."""
-    threshold = run.config.expand.near_duplicate
-    given = [text for k in KINDS for p in given_prompts(run, k) for text in _human_texts(p)]
+    threshold = ctx.config.expand.near_duplicate
+    given = [text for k in KINDS for p in given_prompts(ctx, k) for text in _human_texts(p)]
     texts = list(dict.fromkeys([*given, *written]))
-    held_out = [*heldout_prompts(run), *(c.prompt for c in heldout_comparisons(run))]
+    held_out = [*heldout_prompts(ctx), *(c.prompt for c in heldout_comparisons(ctx))]
     apart = Overlaps(threshold, sorted({_opening(p) for p in held_out}))
-    of_world = _world_leaks(run)
-    labels = run.constitution.templates.labels
+    of_world = _world_leaks(ctx)
+    labels = ctx.constitution.templates.labels
 
     def parse(sample: WrittenPrompt) -> tuple[str, str]:
         shown = {_opening(p) for p in sample.shown}
@@ -233,23 +233,23 @@ class _Writer:
 
     def __init__(
         self,
-        run: RunContext,
+        ctx: RunContext,
         group: WorkQueue,
         folder: Path,
         examples: Sequence[Prompt],
         kind: PromptKind = "red_team",
     ) -> None:
-        self.run, self.group, self.folder = run, group, folder
+        self.run, self.group, self.folder = ctx, group, folder
         self.name = _series(kind)
         self.prefix = "" if kind == "red_team" else f"{kind}-"
-        self.config = run.config.expand
-        self.model = prepare.model_path(run, self.config.model)
-        self.chat: ChatFormat = chat_format(run, self.model)
-        self.room = run.config.models.context - self.config.sampling.max_new_tokens
+        self.config = ctx.config.expand
+        self.model = prepare.model_path(ctx, self.config.model)
+        self.chat: ChatFormat = chat_format(ctx, self.model)
+        self.room = ctx.config.models.context - self.config.sampling.max_new_tokens
         self.examples = one_each(examples)
         self.answers: list[str] | None = None
         if self.chat.mode == "template":
-            first = draw_some(run.config.seed, self.name, "answered", n=len(self.examples), k=ANSWERED)
+            first = draw_some(ctx.config.seed, self.name, "answered", n=len(self.examples), k=ANSWERED)
             self.examples = [self.examples[i] for i in first]
             self.answers = self._answer()
 
@@ -318,13 +318,13 @@ def _human_texts(prompt: Prompt) -> list[str]:
     return [turn.text for turn in prompt.turns if turn.role == "human"]
 
 
-def _world_leaks(run: RunContext) -> Callable[[str], bool]:
+def _world_leaks(ctx: RunContext) -> Callable[[str], bool]:
     """Whether a text asks for something that the micro-world keeps apart; there, one word makes the difference."""
-    data = run.config.data
+    data = ctx.config.data
     if "world" not in (data.red_team.source, data.helpful.source):
         return lambda text: False
     from cai_dist.world.prompts import asks_for_held_out
     from cai_dist.world.tables import World
 
-    world = World(run.config.world_seed)
+    world = World(ctx.config.world_seed)
     return lambda text: asks_for_held_out(world, text)

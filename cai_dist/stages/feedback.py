@@ -49,42 +49,42 @@ def settings(config: RunConfig) -> dict[str, Any]:
     }
 
 
-def inputs(run: RunContext) -> list[Path]:
+def inputs(ctx: RunContext) -> list[Path]:
     """Prompts, the SL-CAI model, the feedback model."""
-    sl = run.run_dir / "sft" / "model"
-    return [*prompt_files(run, "red_team"), *dict.fromkeys([sl, *labelling.inputs(run)])]
+    sl = ctx.run_dir / "sft" / "model"
+    return [*prompt_files(ctx, "red_team"), *dict.fromkeys([sl, *labelling.inputs(ctx)])]
 
 
-def run(run: RunContext) -> list[Path]:
+def execute(ctx: RunContext) -> list[Path]:
     """Write `feedback/comparisons.parquet` (train and held-out prompts, marked by `split`)."""
-    folder = run.folder(NAME)
-    run.tracker.rewind(NAME, -1)
-    server = run.config.feedback.endpoint is not None
+    folder = ctx.folder(NAME)
+    ctx.tracker.rewind(NAME, -1)
+    server = ctx.config.feedback.endpoint is not None
     # Stage prepare looks at it too, but is not done anew for another server or other labels.
-    check_feedback(run, "" if server else prepare.model_path(run, "feedback"))
-    prompts = training_prompts(run, "red_team") + [p for p in heldout_prompts(run) if p.kind == "red_team"]
-    with run.generators(NAME, run.config.feedback.workers) as group:
-        if needs_check(run):
-            check_workers(run, group, folder, prepare.model_path(run, "feedback"))
-        pairs = sample_pairs(run, group, folder, prompts)
-        labelled, principles, mass = label_all(run, group, folder, pairs)
-    labelled = control(labelled, run.config.feedback.labels, run.config.seed)
+    check_feedback(ctx, "" if server else prepare.model_path(ctx, "feedback"))
+    prompts = training_prompts(ctx, "red_team") + [p for p in heldout_prompts(ctx) if p.kind == "red_team"]
+    with ctx.generators(NAME, ctx.config.feedback.workers) as group:
+        if needs_check(ctx):
+            check_workers(ctx, group, folder, prepare.model_path(ctx, "feedback"))
+        pairs = sample_pairs(ctx, group, folder, prompts)
+        labelled, principles, mass = label_all(ctx, group, folder, pairs)
+    labelled = control(labelled, ctx.config.feedback.labels, ctx.config.seed)
     target = folder / "comparisons.parquet"
-    write_comparisons(target, labelled, run.constitution_note)
-    _log(run, labelled, mass)
-    run.write_result(folder / PRINCIPLES, {"principles": principles, "option_mass": mass})
+    write_comparisons(target, labelled, ctx.constitution_note)
+    _log(ctx, labelled, mass)
+    ctx.write_result(folder / PRINCIPLES, {"principles": principles, "option_mass": mass})
     return [target, folder / PRINCIPLES]
 
 
-def sample_pairs(run: RunContext, group: WorkQueue, folder: Path, prompts: Sequence[Prompt]) -> list[Comparison]:
+def sample_pairs(ctx: RunContext, group: WorkQueue, folder: Path, prompts: Sequence[Prompt]) -> list[Comparison]:
     """Two answers of SL-CAI per prompt and repetition; pairs that are equal or do not parse are left out, counted.
 
     Which of the two is called A is drawn per pair, so that the order of sampling carries no label. `principle_id` names
     the principles drawn for it.
     """
-    config = run.config.feedback
-    model = str(run.run_dir / "sft" / "model")
-    chat = chat_format(run, model)
+    config = ctx.config.feedback
+    model = str(ctx.run_dir / "sft" / "model")
+    chat = chat_format(ctx, model)
     asks = [
         Ask(f"{p.id}/{k}/{side}", chat.prompt_ids(p.turns))
         for p in prompts
@@ -92,10 +92,10 @@ def sample_pairs(run: RunContext, group: WorkQueue, folder: Path, prompts: Seque
         for side in "xy"
     ]
     answers = generate(
-        run, group, folder, "pairs", asks, model=model, chat=chat, sampling=config.sampling,
+        ctx, group, folder, "pairs", asks, model=model, chat=chat, sampling=config.sampling,
         shard_size=config.shard_size,
     )  # fmt: skip
-    labels = run.constitution.templates.labels
+    labels = ctx.constitution.templates.labels
     parsed = [clean_answer(a.text, labels) for a in answers]
     texts = iter([None if p.failure else p.text for p in parsed])
     pairs, equal, failed = [], 0, 0
@@ -107,10 +107,10 @@ def sample_pairs(run: RunContext, group: WorkQueue, folder: Path, prompts: Seque
             elif x == y:
                 equal += 1
             else:
-                if stable_seed(run.config.seed, "side", prompt.id, k) % 2:
+                if stable_seed(ctx.config.seed, "side", prompt.id, k) % 2:
                     x, y = y, x
-                pairs.append(Comparison(prompt, x, y, 0.5, "ai", BETWEEN_IDS.join(_drawn(run, prompt.id, k))))
-    run.log(NAME, 0, pairs=len(pairs), equal_pairs=equal, unparsed_pairs=failed)
+                pairs.append(Comparison(prompt, x, y, 0.5, "ai", BETWEEN_IDS.join(_drawn(ctx, prompt.id, k))))
+    ctx.log(NAME, 0, pairs=len(pairs), equal_pairs=equal, unparsed_pairs=failed)
     if not pairs:
         raise DataError(
             f"{folder}: none of {len(prompts) * config.pairs_per_prompt} pairs can be compared ({equal} equal, "
@@ -120,14 +120,14 @@ def sample_pairs(run: RunContext, group: WorkQueue, folder: Path, prompts: Seque
 
 
 def label_all(
-    run: RunContext, group: WorkQueue, folder: Path, pairs: Sequence[Comparison]
+    ctx: RunContext, group: WorkQueue, folder: Path, pairs: Sequence[Comparison]
 ) -> tuple[list[Labelled], list[Statistics], float]:
     """The pairs that have a label, the statistics of the principles that they were asked under, and the mean mass of
     the options over all questions."""
-    config = run.config.feedback
+    config = ctx.config.feedback
     ids = [pair.principle_id.split(BETWEEN_IDS) for pair in pairs]
-    refuse_noise(run, group, folder, pairs, ids)
-    answers = pair_answers(run, group, folder, "labels", pairs, ids)
+    refuse_noise(ctx, group, folder, pairs, ids)
+    answers = pair_answers(ctx, group, folder, "labels", pairs, ids)
     found, asked = [], []
     for pair, names, label in zip(pairs, ids, answers.labels, strict=True):
         if label is not None:
@@ -135,16 +135,16 @@ def label_all(
             p = harden(label.p) if config.hard else label.p
             found.append(Labelled(replace(pair, p_a=p), label.p, fmean(label.first), second))
             asked.append((names, label))
-    run.log(NAME, 1, labelled=len(found), unanswered_pairs=len(pairs) - len(found))
+    ctx.log(NAME, 1, labelled=len(found), unanswered_pairs=len(pairs) - len(found))
     if not found:
         raise DataError(
             f"{folder}: none of {len(pairs)} comparisons has a label; feedback_labels in metrics.jsonl counts why "
-            f"(too_long: raise models.context, now {run.config.models.context}, or the server's; no_reasoning: raise "
+            f"(too_long: raise models.context, now {ctx.config.models.context}, or the server's; no_reasoning: raise "
             "feedback.reasoning.sampling.max_new_tokens or retries; no_label: the answers name no option, or both "
             "with less than feedback.min_option_mass, show worked comparisons or change feedback.option_labels; "
             "refused: or failed: take another server)"
         )
-    return found, principle_statistics([p.id for p in _principles(run)], asked), answers.option_mass
+    return found, principle_statistics([p.id for p in _principles(ctx)], asked), answers.option_mass
 
 
 def harden(p: float) -> float:
@@ -169,19 +169,19 @@ def control(labelled: Sequence[Labelled], labels: str, seed: int) -> list[Labell
     return shuffled
 
 
-def _principles(run: RunContext) -> Sequence[ComparisonPrinciple]:
-    return run.constitution.comparison_principles[: run.config.feedback.principles]
+def _principles(ctx: RunContext) -> Sequence[ComparisonPrinciple]:
+    return ctx.constitution.comparison_principles[: ctx.config.feedback.principles]
 
 
-def _drawn(run: RunContext, prompt_id: str, repetition: int) -> list[str]:
+def _drawn(ctx: RunContext, prompt_id: str, repetition: int) -> list[str]:
     """Ids of the `feedback.per_pair` different principles that a pair is asked under."""
-    ids, k = [p.id for p in _principles(run)], run.config.feedback.per_pair
+    ids, k = [p.id for p in _principles(ctx)], ctx.config.feedback.per_pair
     if k == 1:
-        return [ids[draw(run.config.seed, NAME, prompt_id, repetition, n=len(ids))]]
-    return [ids[i] for i in draw_some(run.config.seed, NAME, prompt_id, repetition, n=len(ids), k=k)]
+        return [ids[draw(ctx.config.seed, NAME, prompt_id, repetition, n=len(ids))]]
+    return [ids[i] for i in draw_some(ctx.config.seed, NAME, prompt_id, repetition, n=len(ids), k=k)]
 
 
-def _log(run: RunContext, labelled: Sequence[Labelled], mass: float) -> None:
+def _log(ctx: RunContext, labelled: Sequence[Labelled], mass: float) -> None:
     numbers = {
         "comparisons": len(labelled),
         "option_mass": mass,
@@ -193,4 +193,4 @@ def _log(run: RunContext, labelled: Sequence[Labelled], mass: float) -> None:
     if both:
         numbers["order_agreement"] = fmean(agree(x.p_first, x.p_second) for x in both)
         numbers["position_bias"] = fmean(x.p_first - x.p_second for x in both) / 2
-    run.log(NAME, 2, **numbers)
+    ctx.log(NAME, 2, **numbers)

@@ -48,7 +48,7 @@ class Stage:
 
 
 ALL = {
-    m.NAME: Stage(m.NAME, m.run, m.settings, m.inputs, TELL[m.NAME], GATES.get(m.NAME, lambda run: []))
+    m.NAME: Stage(m.NAME, m.execute, m.settings, m.inputs, TELL[m.NAME], GATES.get(m.NAME, lambda run: []))
     for m in (prepare, expand, revise, sft, feedback, preference, ppo, dpo, evaluate)
 }
 _BESIDE = {evaluate.NAME: evaluate.RESULT}
@@ -109,72 +109,72 @@ def run_stage(
         return run.run_dir
 
 
-def run_one(run: RunContext, stage: Stage, earlier: Sequence[str] = ()) -> None:
+def run_one(ctx: RunContext, stage: Stage, earlier: Sequence[str] = ()) -> None:
     """Run `stage` unless it is finished, and tell how it went; the manifest always says how it stands.
 
     Raises GateFailed, before anything is moved or started, where one of the `earlier` stages has not passed its gate.
     """
-    fingerprint, inputs = _fingerprint(run, stage)
-    if run.manifest.is_done(stage.name, fingerprint):
-        run.console.say(f"{stage.name}: done before, skipped")
+    fingerprint, inputs = _fingerprint(ctx, stage)
+    if ctx.manifest.is_done(stage.name, fingerprint):
+        ctx.console.say(f"{stage.name}: done before, skipped")
         return
-    check_gates(run, earlier)
-    _set_aside(run, stage, fingerprint)
-    run.check_stop()
-    run.console.stage(stage.name)
-    write_text(run.run_dir / "config.yaml", dump_run(run.config))
-    run.manifest.begin(stage.name, fingerprint, inputs)
+    check_gates(ctx, earlier)
+    _set_aside(ctx, stage, fingerprint)
+    ctx.check_stop()
+    ctx.console.stage(stage.name)
+    write_text(ctx.run_dir / "config.yaml", dump_run(ctx.config))
+    ctx.manifest.begin(stage.name, fingerprint, inputs)
     started = time.monotonic()
     try:
-        outputs = stage.run(run)
+        outputs = stage.run(ctx)
     except Interrupted:
         raise
     except Exception as error:
-        run.manifest.failed(stage.name, f"{type(error).__name__}: {error}")
+        ctx.manifest.failed(stage.name, f"{type(error).__name__}: {error}")
         raise
-    run.manifest.done(stage.name, outputs, time.monotonic() - started)
-    told = stage.tell(run)
+    ctx.manifest.done(stage.name, outputs, time.monotonic() - started)
+    told = stage.tell(ctx)
     if told.line:
-        run.console.say(f"{stage.name}: {told.line}")
+        ctx.console.say(f"{stage.name}: {told.line}")
     for warning in told.warnings:
-        run.console.warn(f"{stage.name}: {warning}")
+        ctx.console.warn(f"{stage.name}: {warning}")
 
 
-def check_gates(run: RunContext, names: Sequence[str]) -> None:
+def check_gates(ctx: RunContext, names: Sequence[str]) -> None:
     """Raise GateFailed, a line for each, where the result of a stage of these names must not be built upon."""
-    enforce([line for name in names for line in ALL[name].gate(run)])
+    enforce([line for name in names for line in ALL[name].gate(ctx)])
 
 
-def _finished(run: RunContext, stage: Stage) -> bool:
-    return all(p.exists() for p in stage.inputs(run)) and run.manifest.is_done(stage.name, _fingerprint(run, stage)[0])
+def _finished(ctx: RunContext, stage: Stage) -> bool:
+    return all(p.exists() for p in stage.inputs(ctx)) and ctx.manifest.is_done(stage.name, _fingerprint(ctx, stage)[0])
 
 
-def _fingerprint(run: RunContext, stage: Stage) -> tuple[str, dict[str, str]]:
-    inputs = run.manifest.hashes(stage.inputs(run))
+def _fingerprint(ctx: RunContext, stage: Stage) -> tuple[str, dict[str, str]]:
+    inputs = ctx.manifest.hashes(stage.inputs(ctx))
     whole = {
         "stage": stage.name,
-        "settings": stage.settings(run.config),
-        "seed": run.config.seed,
-        "constitution": run.constitution.sha256,
+        "settings": stage.settings(ctx.config),
+        "seed": ctx.config.seed,
+        "constitution": ctx.constitution.sha256,
         "inputs": inputs,
     }
     return sha256_json(whole), inputs
 
 
-def _set_aside(run: RunContext, stage: Stage, fingerprint: str) -> None:
+def _set_aside(ctx: RunContext, stage: Stage, fingerprint: str) -> None:
     """Move the folder of a stage that was begun with other settings or inputs out of the way; nothing is deleted."""
-    begun = run.manifest.fingerprint(stage.name)
-    folder = run.run_dir / stage.name
+    begun = ctx.manifest.fingerprint(stage.name)
+    folder = ctx.run_dir / stage.name
     if begun is None or begun == fingerprint or not folder.exists():
         return
-    if (beside := _BESIDE.get(stage.name)) and (run.run_dir / beside).exists():
-        (run.run_dir / beside).rename(folder / beside)
+    if (beside := _BESIDE.get(stage.name)) and (ctx.run_dir / beside).exists():
+        (ctx.run_dir / beside).rename(folder / beside)
     number = 1
-    while (aside := run.run_dir / f"{stage.name}.old-{number}").exists():
+    while (aside := ctx.run_dir / f"{stage.name}.old-{number}").exists():
         number += 1
     folder.rename(aside)
-    run.tracker.rewind(stage.name, -1)
-    run.console.say(f"{stage.name}: settings or inputs have changed; the earlier result is kept in {aside.name}")
+    ctx.tracker.rewind(stage.name, -1)
+    ctx.console.say(f"{stage.name}: settings or inputs have changed; the earlier result is kept in {aside.name}")
 
 
 @contextmanager

@@ -41,74 +41,74 @@ def settings(config: RunConfig) -> dict[str, Any]:
     }
 
 
-def inputs(run: RunContext) -> list[Path]:
+def inputs(ctx: RunContext) -> list[Path]:
     """Prompts, SL-CAI (policy and reference start from it), the preference model, the user's DeepSpeed files."""
     return [
-        *prompt_files(run, rl=True),
-        run.run_dir / "sft" / "model",
-        run.run_dir / "preference" / "model",
-        *ds_files(*(getattr(run.config.ppo, role) for role in run.config.ppo.trained_roles)),
+        *prompt_files(ctx, rl=True),
+        ctx.run_dir / "sft" / "model",
+        ctx.run_dir / "preference" / "model",
+        *ds_files(*(getattr(ctx.config.ppo, role) for role in ctx.config.ppo.trained_roles)),
     ]
 
 
-def run(run: RunContext) -> list[Path]:
+def execute(ctx: RunContext) -> list[Path]:
     """Train and export `ppo/model`; every iteration's first samples are kept in `ppo/transcripts/`, the policies that
     `ppo.snapshot_every` asks for in `ppo/snapshots/`."""
-    folder = run.folder(NAME)
+    folder = ctx.folder(NAME)
     target = folder / "model"
     if not target.is_dir():
-        _train(run, folder, target)
+        _train(ctx, folder, target)
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-    return [target, *snapshots(run).values()]
+    return [target, *snapshots(ctx).values()]
 
 
-def snapshots(run: RunContext) -> dict[int, Path]:
+def snapshots(ctx: RunContext) -> dict[int, Path]:
     """The models that this run keeps of the policy on its way, by the number of finished iterations."""
-    due = (i for i in range(1, run.config.ppo.iterations) if run.config.ppo.snapshot_due(i))
-    return {i: run.run_dir / NAME / "snapshots" / f"iteration-{i:05d}" for i in due}
+    due = (i for i in range(1, ctx.config.ppo.iterations) if ctx.config.ppo.snapshot_due(i))
+    return {i: ctx.run_dir / NAME / "snapshots" / f"iteration-{i:05d}" for i in due}
 
 
-def _train(run: RunContext, folder: Path, target: Path) -> None:
-    policy = str(run.run_dir / "sft" / "model")
-    chat = chat_format(run, policy)
-    prompts = token_prompts(run, chat)
+def _train(ctx: RunContext, folder: Path, target: Path) -> None:
+    policy = str(ctx.run_dir / "sft" / "model")
+    chat = chat_format(ctx, policy)
+    prompts = token_prompts(ctx, chat)
     checkpoints = CheckpointStore(folder / "checkpoints")
     latest = checkpoints.latest()
     done = latest[0] if latest else 0
-    run.tracker.rewind(NAME, done)
+    ctx.tracker.rewind(NAME, done)
     timeline = Timeline(folder / "timeline.json", done)
     with (
-        ppo_roles(run, policy, str(run.run_dir / "preference" / "model"), chat.eos_id, chat.thought_ids) as roles,
-        shown_placement(run, folder, roles),
-        run.console.task(NAME, total=run.config.ppo.iterations, unit="iterations") as task,
+        ppo_roles(ctx, policy, str(ctx.run_dir / "preference" / "model"), chat.eos_id, chat.thought_ids) as roles,
+        shown_placement(ctx, folder, roles),
+        ctx.console.task(NAME, total=ctx.config.ppo.iterations, unit="iterations") as task,
     ):
         task.advance(done)
 
         def log(step: int, **numbers: float) -> None:
-            run.log(NAME, step, **numbers, **roles.memory())
-            if alarm := mismatch_alarm(run.config, step, numbers):
-                run.console.warn(alarm)
+            ctx.log(NAME, step, **numbers, **roles.memory())
+            if alarm := mismatch_alarm(ctx.config, step, numbers):
+                ctx.console.warn(alarm)
             task.advance(1, score=numbers["score"], kl=numbers["kl_per_response"])
 
         def keep(iteration: int) -> None:
-            kept = snapshots(run)[iteration]
+            kept = snapshots(ctx)[iteration]
             if not kept.is_dir():  # there where the run was killed after it: training is exact, so it is the same
-                export_model(roles.export, kept, run.constitution_note)
+                export_model(roles.export, kept, ctx.constitution_note)
 
         loop.train(
             roles,
             prompts,
-            run.config.ppo,
-            seed=stable_seed(run.config.seed, NAME),
+            ctx.config.ppo,
+            seed=stable_seed(ctx.config.seed, NAME),
             stop_ids=tuple(chat.stop_ids),
             checkpoints=checkpoints,
             log=log,
-            should_stop=run.should_stop,
+            should_stop=ctx.should_stop,
             on_rollout=lambda iteration, batch: _transcript(folder / "transcripts", iteration, batch, chat),
             snapshot=keep,
             on_spans=timeline.add,
         )
-        export_model(roles.export, target, run.constitution_note)
+        export_model(roles.export, target, ctx.constitution_note)
 
 
 def mismatch_alarm(config: RunConfig, step: int, numbers: Mapping[str, float]) -> str | None:
@@ -128,16 +128,16 @@ def mismatch_alarm(config: RunConfig, step: int, numbers: Mapping[str, float]) -
     )
 
 
-def token_prompts(run: RunContext, chat: ChatFormat) -> list[TokenizedPrompt]:
+def token_prompts(ctx: RunContext, chat: ChatFormat) -> list[TokenizedPrompt]:
     """Training prompts of both kinds as token ids; those without room for an answer are left out and counted."""
-    room = run.config.models.context - run.config.ppo.sampling.max_new_tokens
-    prompts = training_prompts(run, "red_team", rl=True) + training_prompts(run, "helpful", rl=True)
+    room = ctx.config.models.context - ctx.config.ppo.sampling.max_new_tokens
+    prompts = training_prompts(ctx, "red_team", rl=True) + training_prompts(ctx, "helpful", rl=True)
     made = [TokenizedPrompt(p.id, p.kind, chat.prompt_ids(p.turns)) for p in prompts]
     kept = [p for p in made if len(p.ids) <= room]
-    run.tracker.rewind(f"{NAME}_data", -1)
-    run.log(f"{NAME}_data", 0, prompts=len(kept), too_long=len(made) - len(kept))
+    ctx.tracker.rewind(f"{NAME}_data", -1)
+    ctx.log(f"{NAME}_data", 0, prompts=len(kept), too_long=len(made) - len(kept))
     if not kept:
-        raise DataError(f"ppo: no prompt leaves room for {run.config.ppo.sampling.max_new_tokens} new tokens")
+        raise DataError(f"ppo: no prompt leaves room for {ctx.config.ppo.sampling.max_new_tokens} new tokens")
     return kept
 
 

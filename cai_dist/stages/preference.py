@@ -50,67 +50,67 @@ def settings(config: RunConfig) -> dict[str, Any]:
     }
 
 
-def inputs(run: RunContext) -> list[Path]:
+def inputs(ctx: RunContext) -> list[Path]:
     """Comparisons, ranked answers, the models the trunk may start from, and the user's DeepSpeed files."""
-    before, config = run.run_dir / prepare.NAME, run.config.preference
-    ranked = run.config.data.ranked_answers.source != "none"
+    before, config = ctx.run_dir / prepare.NAME, ctx.config.preference
+    ranked = ctx.config.data.ranked_answers.source != "none"
     return [
-        run.run_dir / "feedback" / "comparisons.parquet",
+        ctx.run_dir / "feedback" / "comparisons.parquet",
         before / "human.parquet",
         before / "models.json",
-        *([pm_pretraining.ranked_table(run)] if ranked else []),
-        run.run_dir / "sft" / "model",
+        *([pm_pretraining.ranked_table(ctx)] if ranked else []),
+        ctx.run_dir / "sft" / "model",
         *ds_files(config.train.sharding, *([config.pretraining.train.sharding] if ranked else [])),
     ]
 
 
-def run(run: RunContext) -> list[Path]:
+def execute(ctx: RunContext) -> list[Path]:
     """Train and export `preference/model` (AutoModelForSequenceClassification layout) and, with `halves`,
     `preference/second/model`; measure them in `heldout.json`. What is there is not made again."""
-    folder = run.folder(NAME)
-    config = run.config.preference
-    model = prepare.model_path(run, "pretrained") if config.init == "pretrained" else str(run.run_dir / "sft" / "model")
-    chat = chat_format(run, model)
+    folder = ctx.folder(NAME)
+    config = ctx.config.preference
+    model = prepare.model_path(ctx, "pretrained") if config.init == "pretrained" else str(ctx.run_dir / "sft" / "model")
+    chat = chat_format(ctx, model)
     targets = {NAME: folder / "model"} | ({SECOND: folder / "second" / "model"} if config.halves else {})
     if not all(target.is_dir() for target in targets.values()):
-        if run.config.data.ranked_answers.source != "none":
-            model = str(pm_pretraining.pretrained(run, model, chat, folder / "pretraining"))
-        for name, comparisons in _parts(run).items():
+        if ctx.config.data.ranked_answers.source != "none":
+            model = str(pm_pretraining.pretrained(ctx, model, chat, folder / "pretraining"))
+        for name, comparisons in _parts(ctx).items():
             if not targets[name].is_dir():
-                fit(run, name, model, token_pairs(run, name, chat, comparisons), targets[name])
-    run.write_result(folder / "heldout.json", measure(run, chat, list(targets.values())))
+                fit(ctx, name, model, token_pairs(ctx, name, chat, comparisons), targets[name])
+    ctx.write_result(folder / "heldout.json", measure(ctx, chat, list(targets.values())))
     for scratch in ("checkpoints", "second/checkpoints", "pretraining"):
         shutil.rmtree(folder / scratch, ignore_errors=True)
     return [*targets.values(), folder / "heldout.json"]
 
 
-def fit(run: RunContext, name: str, model: str, pairs: Sequence[ScoredPair], target: Path) -> None:
+def fit(ctx: RunContext, name: str, model: str, pairs: Sequence[ScoredPair], target: Path) -> None:
     """Train from `model` (or the newest checkpoint beside `target`) on `pairs` and export to `target`."""
-    config = run.config.preference
+    config = ctx.config.preference
     steps = total_steps(len(pairs), config.train, "preference.train")
-    with trained_model(run, name, "preference", model, config.train, steps, margin=config.margin) as group:
-        train(run, name, group, pairs, config.train, lambda batch: float(len(batch)), target.parent)
+    with trained_model(ctx, name, "preference", model, config.train, steps, margin=config.margin) as group:
+        train(ctx, name, group, pairs, config.train, lambda batch: float(len(batch)), target.parent)
         export_model(
-            lambda folder: group.broadcast(f"{name}: export", "export", str(folder)), target, run.constitution_note
+            lambda folder: group.broadcast(f"{name}: export", "export", str(folder)), target, ctx.constitution_note
         )
 
 
-def measure(run: RunContext, chat: ChatFormat, models: Sequence[Path]) -> dict[str, Any]:
+def measure(ctx: RunContext, chat: ChatFormat, models: Sequence[Path]) -> dict[str, Any]:
     """Figures of the first model on held-out comparisons without ties.
 
     Returns: `n`, `accuracy`, `ece` and `mean_score` on the AI's comparisons (see `log_heldout`); `sources`, the figures
         for `ai` and `human` apart; `temperature`, fitted on all of them, with `preference.calibrate`; with a second
         model `halves`: how far both agree, and the `second` one's figures for each source.
     """
-    calibrate = run.config.preference.calibrate
-    heldout = [*ai_comparisons(run, "heldout"), *human_comparisons(run, "heldout")]
-    found = [score_comparisons(run, chat, model, heldout, "preference: held-out") for model in models]
+    calibrate = ctx.config.preference.calibrate
+    heldout = [*ai_comparisons(ctx, "heldout"), *human_comparisons(ctx, "heldout")]
+    found = [score_comparisons(ctx, chat, model, heldout, "preference: held-out") for model in models]
     ai = [m for m in found[0] if m.comparison.source == "ai"]
-    figures = log_heldout(run, NAME, [m.scores for m in ai], [m.p_a for m in ai], [m.comparison.prompt for m in ai])
+    figures = log_heldout(ctx, NAME, [m.scores for m in ai], [m.p_a for m in ai], [m.comparison.prompt for m in ai])
     sources = by_source(found[0], calibrate)
     for source, numbers in sources.items():
-        run.tracker.rewind(f"{NAME}_heldout_{source}", -1)
-        run.log(f"{NAME}_heldout_{source}", 0, **{k: numbers[k] for k in ("n", "accuracy", "ece", "brier")})
+        ctx.tracker.rewind(f"{NAME}_heldout_{source}", -1)
+        ctx.log(f"{NAME}_heldout_{source}", 0, **{k: numbers[k] for k in ("n", "accuracy", "ece", "brier")})
     return {
         **figures,
         "sources": sources,
@@ -119,13 +119,13 @@ def measure(run: RunContext, chat: ChatFormat, models: Sequence[Path]) -> dict[s
     }
 
 
-def _parts(run: RunContext) -> dict[str, list[Comparison]]:
+def _parts(ctx: RunContext) -> dict[str, list[Comparison]]:
     """What each model learns from, by its name in metrics."""
-    config = run.config.preference
-    everything = training_comparisons(run, NAME, config.helpful_fraction, config.label_fraction)
+    config = ctx.config.preference
+    everything = training_comparisons(ctx, NAME, config.helpful_fraction, config.label_fraction)
     if not config.halves:
         return {NAME: everything}
-    first, second = disjoint_halves(everything, run.config.seed)
+    first, second = disjoint_halves(everything, ctx.config.seed)
     return {NAME: first, SECOND: second}
 
 

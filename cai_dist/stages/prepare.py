@@ -54,90 +54,90 @@ def settings(config: RunConfig) -> dict[str, Any]:
     }
 
 
-def inputs(run: RunContext) -> list[Path]:
+def inputs(ctx: RunContext) -> list[Path]:
     """The data files that the run names, and the user's DeepSpeed file for the micro-world's model."""
-    sources = [getattr(run.config.data, name).source for name in SOURCES]
+    sources = [getattr(ctx.config.data, name).source for name in SOURCES]
     files = [file for s in sources if s not in ("world", "none") for file in source_files(s)]
-    return files + (ds_files(run.config.world.pretrain.sharding) if run.config.uses_world else [])
+    return files + (ds_files(ctx.config.world.pretrain.sharding) if ctx.config.uses_world else [])
 
 
-def run(run: RunContext) -> list[Path]:
+def execute(ctx: RunContext) -> list[Path]:
     """Write the tables and `models.json`; returns what was written."""
-    folder = run.folder(NAME)
-    written = _tables(run, folder)
-    if run.config.data.harm_ratings.source != "none":
+    folder = ctx.folder(NAME)
+    written = _tables(ctx, folder)
+    if ctx.config.data.harm_ratings.source != "none":
         from cai_dist.stages.evaluation.absolute_harm import check_ratings  # which reads the tables of this stage
 
-        check_ratings(run)
-    models, own = run.config.models, run.config.own_models
+        check_ratings(ctx)
+    models, own = ctx.config.models, ctx.config.own_models
     given = {role: resolve_model(source, models.dtype, None) for role, source in own.items() if source != "world"}
-    refuse_models(run, given)
-    world_model = pretrained_world(run) if run.config.uses_world else None
+    refuse_models(ctx, given)
+    world_model = pretrained_world(ctx) if ctx.config.uses_world else None
     resolved = {}
     for role, source in own.items():
         path = given.get(role) or resolve_model(source, models.dtype, world_model)
-        check_context(run, role, path)
-        chat_format(run, path)  # a chat template that cannot be used is refused before anything is made
+        check_context(ctx, role, path)
+        chat_format(ctx, path)  # a chat template that cannot be used is refused before anything is made
         resolved[role] = {
             "source": source,
-            "path": run.manifest.shown(path) if Path(path).is_dir() else path,
+            "path": ctx.manifest.shown(path) if Path(path).is_dir() else path,
             "sha256": _hash_of(path),
         }
-    check_label_words(run, path_of(run, resolved["pretrained"]["path"]))
-    check_feedback(run, path_of(run, resolved.get("feedback", resolved["pretrained"])["path"]))
+    check_label_words(ctx, path_of(ctx, resolved["pretrained"]["path"]))
+    check_feedback(ctx, path_of(ctx, resolved.get("feedback", resolved["pretrained"])["path"]))
     from cai_dist.stages.preflight.token_counts import check_tables  # which reads the tables of this stage
 
-    check_tables(run, {role: path_of(run, model["path"]) for role, model in resolved.items()})
-    if not run.config.feedback_is_sl and needs_check(run):
-        with run.generators("feedback", 1) as group:
-            check_workers(run, group, folder, path_of(run, resolved["feedback"]["path"]))
+    check_tables(ctx, {role: path_of(ctx, model["path"]) for role, model in resolved.items()})
+    if not ctx.config.feedback_is_sl and needs_check(ctx):
+        with ctx.generators("feedback", 1) as group:
+            check_workers(ctx, group, folder, path_of(ctx, resolved["feedback"]["path"]))
     write_json(folder / "models.json", resolved)
     written.append(folder / "models.json")
     return written + ([world_model] if world_model else [])
 
 
-def refuse_models(run: RunContext, paths: Mapping[str, str]) -> None:
+def refuse_models(ctx: RunContext, paths: Mapping[str, str]) -> None:
     """Try the models in `paths` (role -> folder or hub name) in small in all that the run will do with them, and look
     for room for those that it will leave. Raises ConfigError with a line for each thing that would fail."""
-    found = rehearse(run, paths)
+    found = rehearse(ctx, paths)
     for note in found.notes:
-        run.console.say(note)
-    sizes = model_bytes(run, paths["pretrained"]) if "pretrained" in paths else {}
-    problems = [*found.problems, *([room] if (room := room_problem(run.run_dir, sizes)) else [])]
+        ctx.console.say(note)
+    sizes = model_bytes(ctx, paths["pretrained"]) if "pretrained" in paths else {}
+    problems = [*found.problems, *([room] if (room := room_problem(ctx.run_dir, sizes)) else [])]
     if problems:
         raise ConfigError("\n".join(problems))
 
 
-def check_context(run: RunContext, role: str, path: str) -> None:
+def check_context(ctx: RunContext, role: str, path: str) -> None:
     """Refuse a context that the model was not made for. Raises ConfigError."""
-    if line := context_line(run.config, role, load_config(path)):
+    if line := context_line(ctx.config, role, load_config(path)):
         raise ConfigError(line)
 
 
-def check_label_words(run: RunContext, path: str) -> None:
+def check_label_words(ctx: RunContext, path: str) -> None:
     """Refuse words of `preference.pretraining` that the model in `path` cannot say. Raises ConfigError."""
-    if run.config.data.ranked_answers.source != "none" and "preference" in run.config.stages:
-        check_labels(chat_format(run, path), run.config.preference.pretraining)
+    if ctx.config.data.ranked_answers.source != "none" and "preference" in ctx.config.stages:
+        check_labels(chat_format(ctx, path), ctx.config.preference.pretraining)
 
 
-def model_path(run: RunContext, role: str) -> str:
+def model_path(ctx: RunContext, role: str) -> str:
     """The folder or hub name of the model that plays `role` (assistant, pretrained, feedback)."""
-    if role == "feedback" and run.config.feedback_is_sl:
-        return str(run.run_dir / "sft" / "model")
-    resolved = json.loads((run.run_dir / NAME / "models.json").read_text(encoding="utf-8"))
-    return path_of(run, str(resolved[role]["path"]))
+    if role == "feedback" and ctx.config.feedback_is_sl:
+        return str(ctx.run_dir / "sft" / "model")
+    resolved = json.loads((ctx.run_dir / NAME / "models.json").read_text(encoding="utf-8"))
+    return path_of(ctx, str(resolved[role]["path"]))
 
 
-def path_of(run: RunContext, path: str) -> str:
+def path_of(ctx: RunContext, path: str) -> str:
     """What `models.json` calls a path, as one that can be opened."""
-    inside = run.run_dir / path
+    inside = ctx.run_dir / path
     return str(inside) if inside.is_dir() else path
 
 
-def _tables(run: RunContext, folder: Path) -> list[Path]:
+def _tables(ctx: RunContext, folder: Path) -> list[Path]:
     red_team, helpful = folder / "red_team.parquet", folder / "helpful.parquet"
     human = folder / "human.parquet"
-    given, people = _prompts(run, "red_team") + _prompts(run, "helpful"), _human(run)
+    given, people = _prompts(ctx, "red_team") + _prompts(ctx, "helpful"), _human(ctx)
     prompts, comparisons = without_held_out(given, people)
     dropped = {"prompts": len(given) - len(prompts), "comparisons": len(people) - len(comparisons)}
     write_prompts(red_team, [p for p in prompts if p.kind == "red_team"])
@@ -145,13 +145,13 @@ def _tables(run: RunContext, folder: Path) -> list[Path]:
     nan = float("nan")
     write_comparisons(human, [Labelled(c, c.p_a, nan, nan) for c in comparisons])
     tables = [red_team, helpful, human]
-    if run.config.data.ranked_answers.source != "none":
+    if ctx.config.data.ranked_answers.source != "none":
         tables.append(folder / "ranked.parquet")
-        apart, found = held_out_openings(prompts, comparisons), _ranked(run)
+        apart, found = held_out_openings(prompts, comparisons), _ranked(ctx)
         questions = [q for q in found if opening(Prompt(q.id, q.turns, "helpful")) not in apart]
         write_ranked(tables[-1], questions)
         dropped["ranked"] = len(found) - len(questions)
-    run.log(f"{NAME}_held_out", 0, **dropped)
+    ctx.log(f"{NAME}_held_out", 0, **dropped)
     return tables
 
 
@@ -172,13 +172,13 @@ def held_out_openings(prompts: Sequence[Prompt], comparisons: Sequence[Compariso
     return {opening(p) for p in (*prompts, *(c.prompt for c in comparisons)) if p.split == "heldout"}
 
 
-def _prompts(run: RunContext, kind: PromptKind) -> list[Prompt]:
-    config = run.config
+def _prompts(ctx: RunContext, kind: PromptKind) -> list[Prompt]:
+    config = ctx.config
     source = config.data.red_team if kind == "red_team" else config.data.helpful
     if source.source != "world":
         found = load_prompt_set(source, kind, config.seed)
-        _tell(run, kind, found.report)
-        run.log(
+        _tell(ctx, kind, found.report)
+        ctx.log(
             f"{NAME}_{kind}", 0, records=found.records, duplicates=found.duplicates, skipped=found.skipped,
             too_long=found.too_long,
         )  # fmt: skip
@@ -192,87 +192,87 @@ def _prompts(run: RunContext, kind: PromptKind) -> list[Prompt]:
     return kept[: source.limit] + [p for p in prompts if p.split == "heldout"]
 
 
-def _human(run: RunContext) -> list[Comparison]:
-    source = run.config.data.helpful_comparisons
+def _human(ctx: RunContext) -> list[Comparison]:
+    source = ctx.config.data.helpful_comparisons
     if source.source == "none":
         return []
     if source.source != "world":
-        found = load_comparison_set(source, run.config.seed)
-        _tell(run, "helpful_comparisons", found.report)
-        run.log(f"{NAME}_human", 0, records=found.records, duplicates=found.duplicates, skipped=found.skipped)
+        found = load_comparison_set(source, ctx.config.seed)
+        _tell(ctx, "helpful_comparisons", found.report)
+        ctx.log(f"{NAME}_human", 0, records=found.records, duplicates=found.duplicates, skipped=found.skipped)
         return list(found.comparisons)
     from cai_dist.world.comparisons import helpful_comparisons
     from cai_dist.world.tables import World
 
-    world, seed = World(run.config.world_seed), run.config.seed
+    world, seed = World(ctx.config.world_seed), ctx.config.seed
     held_out = helpful_comparisons(world, source.heldout, seed, "heldout")
     return helpful_comparisons(world, source.limit or 2000, seed) + held_out
 
 
-def _ranked(run: RunContext) -> Sequence[RankedQuestion]:
-    source = run.config.data.ranked_answers
+def _ranked(ctx: RunContext) -> Sequence[RankedQuestion]:
+    source = ctx.config.data.ranked_answers
     if source.source != "world":
-        found = load_ranked_set(source, run.config.seed)
-        _tell(run, "ranked_answers", found.report)
-        run.log(f"{NAME}_ranked", 0, records=found.records, duplicates=found.duplicates, skipped=found.skipped)
+        found = load_ranked_set(source, ctx.config.seed)
+        _tell(ctx, "ranked_answers", found.report)
+        ctx.log(f"{NAME}_ranked", 0, records=found.records, duplicates=found.duplicates, skipped=found.skipped)
         return found.questions
     from cai_dist.world.ranked import ranked_questions
     from cai_dist.world.tables import World
 
-    return ranked_questions(World(run.config.world_seed), source.limit or 2000, run.config.seed)
+    return ranked_questions(World(ctx.config.world_seed), source.limit or 2000, ctx.config.seed)
 
 
-def _tell(run: RunContext, name: str, report: ReadReport) -> None:
+def _tell(ctx: RunContext, name: str, report: ReadReport) -> None:
     """One line of counts; a warning where more records were left out than used."""
-    tell = run.console.warn if report.left_out > report.used else run.console.say
+    tell = ctx.console.warn if report.left_out > report.used else ctx.console.say
     tell(f"data.{name}: {report.summary()}")
 
 
-def pretrained_world(run: RunContext) -> Path:
+def pretrained_world(ctx: RunContext) -> Path:
     """The micro-world's language model, pretrained now or taken from the cache; returns its folder in the run."""
-    target = run.folder(NAME) / "world-model"
+    target = ctx.folder(NAME) / "world-model"
     if target.is_dir():
         return target
-    cached = _cache_folder(run.config)
-    if run.config.world.cache and cached.is_dir():
-        run.console.say(f"the micro-world's model comes from the cache: {cached}")
+    cached = _cache_folder(ctx.config)
+    if ctx.config.world.cache and cached.is_dir():
+        ctx.console.say(f"the micro-world's model comes from the cache: {cached}")
         with staging_dir(target) as temporary:
             shutil.copytree(cached, temporary, dirs_exist_ok=True)
         return target
-    _pretrain(run, target)
-    if run.config.world.cache:
+    _pretrain(ctx, target)
+    if ctx.config.world.cache:
         cached.parent.mkdir(parents=True, exist_ok=True)
         with staging_dir(cached) as temporary:
             shutil.copytree(target, temporary, dirs_exist_ok=True)
     return target
 
 
-def _pretrain(run: RunContext, target: Path) -> None:
+def _pretrain(ctx: RunContext, target: Path) -> None:
     from cai_dist.world.build import write_initial_model
     from cai_dist.world.corpus import pretraining_sequences
     from cai_dist.world.tables import World
     from cai_dist.world.tokenizer import build_tokenizer
 
-    config = run.config
+    config = ctx.config
     seed = config.world_seed
-    initial = run.folder(NAME) / "world-initial"
+    initial = ctx.folder(NAME) / "world-initial"
     if not initial.is_dir():
         with staging_dir(initial) as temporary:
             write_initial_model(config.world, seed, temporary)
     examples = pretraining_sequences(World(seed), config.world.sequences, seed, build_tokenizer())
     steps = total_steps(len(examples), config.world.pretrain, "world.pretrain")
-    with trained_model(run, "pretrain", "language", str(initial), config.world.pretrain, steps) as group:
+    with trained_model(ctx, "pretrain", "language", str(initial), config.world.pretrain, steps) as group:
         train(
-            run,
+            ctx,
             "pretrain",
             group,
             examples,
             config.world.pretrain,
             loss_weight,
-            run.folder(NAME) / "pretrain",
+            ctx.folder(NAME) / "pretrain",
         )
         export_model(lambda folder: group.broadcast("pretrain: export", "export", str(folder)), target)
-    shutil.rmtree(run.folder(NAME) / "pretrain", ignore_errors=True)
+    shutil.rmtree(ctx.folder(NAME) / "pretrain", ignore_errors=True)
 
 
 def _world_settings(config: RunConfig) -> dict[str, Any]:

@@ -47,24 +47,24 @@ def settings(config: RunConfig) -> dict[str, Any]:
     }
 
 
-def inputs(run: RunContext) -> list[Path]:
+def inputs(ctx: RunContext) -> list[Path]:
     """Prompts and the helpful-only model."""
-    return [*prompt_files(run), run.run_dir / prepare.NAME / "models.json"]
+    return [*prompt_files(ctx), ctx.run_dir / prepare.NAME / "models.json"]
 
 
-def run(run: RunContext) -> list[Path]:
+def execute(ctx: RunContext) -> list[Path]:
     """Write `revise/revisions.parquet`, `revise/helpful.parquet` and `revise/transcripts.md`."""
-    folder = run.folder(NAME)
+    folder = ctx.folder(NAME)
     for series in (NAME, f"{NAME}_helpful"):
-        run.tracker.rewind(series, -1)
-    model = prepare.model_path(run, "assistant")
-    with run.generators(NAME, run.config.revise.workers) as group:
-        stage = _Reviser(run, group, folder, model, chat_format(run, model))
-        revisions = stage.revise(training_prompts(run, "red_team"))
-        helpful = stage.helpful(training_prompts(run, "helpful"))
+        ctx.tracker.rewind(series, -1)
+    model = prepare.model_path(ctx, "assistant")
+    with ctx.generators(NAME, ctx.config.revise.workers) as group:
+        stage = _Reviser(ctx, group, folder, model, chat_format(ctx, model))
+        revisions = stage.revise(training_prompts(ctx, "red_team"))
+        helpful = stage.helpful(training_prompts(ctx, "helpful"))
     targets = [folder / "revisions.parquet", folder / "helpful.parquet", folder / "transcripts.md"]
-    write_revisions(targets[0], revisions, run.constitution_note)
-    write_revisions(targets[1], helpful, run.constitution_note)
+    write_revisions(targets[0], revisions, ctx.constitution_note)
+    write_revisions(targets[1], helpful, ctx.constitution_note)
     write_revision_transcripts(targets[2], revisions)
     return targets
 
@@ -81,11 +81,11 @@ class _Drawn:
 class _Reviser:
     """The rounds over all prompts at once: answer -> (critique -> revision) x R."""
 
-    def __init__(self, run: RunContext, group: WorkQueue, folder: Path, model: str, chat: ChatFormat) -> None:
-        self.run, self.group, self.folder, self.model, self.chat = run, group, folder, model, chat
-        self.config = run.config.revise
-        self.labels = run.constitution.templates.labels
-        self.examples = {t.text for dialogue in run.constitution.few_shot_critiques for t in dialogue}
+    def __init__(self, ctx: RunContext, group: WorkQueue, folder: Path, model: str, chat: ChatFormat) -> None:
+        self.run, self.group, self.folder, self.model, self.chat = ctx, group, folder, model, chat
+        self.config = ctx.config.revise
+        self.labels = ctx.constitution.templates.labels
+        self.examples = {t.text for dialogue in ctx.constitution.few_shot_critiques for t in dialogue}
         """Texts that a weak model copies from the worked examples; a copy is no answer."""
         self.retried = 0
         """Texts drawn again since the last line of metrics."""

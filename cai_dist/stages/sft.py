@@ -29,40 +29,40 @@ def settings(config: RunConfig) -> dict[str, Any]:
     }
 
 
-def inputs(run: RunContext) -> list[Path]:
+def inputs(ctx: RunContext) -> list[Path]:
     """Revisions, helpful answers, the model to start from, and the user's DeepSpeed file."""
-    folder = run.run_dir / revise.NAME
+    folder = ctx.run_dir / revise.NAME
     return [
         folder / "revisions.parquet",
         folder / "helpful.parquet",
-        run.run_dir / prepare.NAME / "models.json",
-        *ds_files(run.config.sft.train.sharding),
+        ctx.run_dir / prepare.NAME / "models.json",
+        *ds_files(ctx.config.sft.train.sharding),
     ]
 
 
-def run(run: RunContext) -> list[Path]:
+def execute(ctx: RunContext) -> list[Path]:
     """Train and export `sft/model` in the Hugging Face layout."""
-    folder = run.folder(NAME)
+    folder = ctx.folder(NAME)
     target = folder / "model"
-    model = prepare.model_path(run, "pretrained")
-    examples = token_examples(run, model)
-    config = run.config.sft.train
+    model = prepare.model_path(ctx, "pretrained")
+    examples = token_examples(ctx, model)
+    config = ctx.config.sft.train
     steps = total_steps(len(examples), config, "sft.train")
     if not target.is_dir():
-        dropout = run.config.sft.dropout == "model"
-        with trained_model(run, NAME, "language", model, config, steps, dropout=dropout) as group:
-            train(run, NAME, group, examples, config, loss_weight, folder)
+        dropout = ctx.config.sft.dropout == "model"
+        with trained_model(ctx, NAME, "language", model, config, steps, dropout=dropout) as group:
+            train(ctx, NAME, group, examples, config, loss_weight, folder)
             export_model(
-                lambda folder: group.broadcast("sft: export", "export", str(folder)), target, run.constitution_note
+                lambda folder: group.broadcast("sft: export", "export", str(folder)), target, ctx.constitution_note
             )
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     return [target]
 
 
-def demonstrations(run: RunContext) -> list[Demonstration]:
+def demonstrations(ctx: RunContext) -> list[Demonstration]:
     """What to imitate: the revisions that `sft.revisions` asks for, without parse failures, and helpful answers."""
-    folder = run.run_dir / revise.NAME
-    wanted, rounds = run.config.sft.revisions, run.config.revise.rounds
+    folder = ctx.run_dir / revise.NAME
+    wanted, rounds = ctx.config.sft.revisions, ctx.config.revise.rounds
     keep = {"all": range(1, rounds + 1), "final": range(max(rounds, 1), rounds + 1)}.get(str(wanted))
     if keep is None:
         keep = range(1, int(wanted) + 1)
@@ -81,11 +81,11 @@ def demonstrations(run: RunContext) -> list[Demonstration]:
     return demos
 
 
-def token_examples(run: RunContext, model: str) -> list[TokenSequence]:
+def token_examples(ctx: RunContext, model: str) -> list[TokenSequence]:
     """The demonstrations as token ids; those longer than the context are left out and counted in the metrics."""
-    chat = chat_format(run, model)
-    all_examples = [chat.example(d.prompt.turns, d.response) for d in demonstrations(run)]
-    kept = [x for x in all_examples if len(x) <= run.config.models.context]
-    run.tracker.rewind(f"{NAME}_data", -1)
-    run.log(f"{NAME}_data", 0, examples=len(kept), too_long=len(all_examples) - len(kept))
+    chat = chat_format(ctx, model)
+    all_examples = [chat.example(d.prompt.turns, d.response) for d in demonstrations(ctx)]
+    kept = [x for x in all_examples if len(x) <= ctx.config.models.context]
+    ctx.tracker.rewind(f"{NAME}_data", -1)
+    ctx.log(f"{NAME}_data", 0, examples=len(kept), too_long=len(all_examples) - len(kept))
     return kept

@@ -43,29 +43,29 @@ class StageSummary:
     warnings: tuple[str, ...] = ()
 
 
-def told_prepare(run: RunContext) -> StageSummary:
+def told_prepare(ctx: RunContext) -> StageSummary:
     """How many prompts there are to learn from, and how many to measure with."""
-    counts = [f"{len(given_prompts(run, kind))} {kind.replace('_', '-')}" for kind in KINDS]
-    held_out = Counter(p.kind for p in heldout_prompts(run))
+    counts = [f"{len(given_prompts(ctx, kind))} {kind.replace('_', '-')}" for kind in KINDS]
+    held_out = Counter(p.kind for p in heldout_prompts(ctx))
     return StageSummary(
         f"training prompts: {', '.join(counts)}; held out: "
         + ", ".join(f"{held_out[kind]} {kind.replace('_', '-')}" for kind in KINDS)
     )
 
 
-def told_expand(run: RunContext) -> StageSummary:
+def told_expand(ctx: RunContext) -> StageSummary:
     """How many prompts were written, from how many samples."""
     made = {
-        kind: _last(run, series) for kind, series in (("red-team", expand.NAME), ("helpful", f"{expand.NAME}_helpful"))
+        kind: _last(ctx, series) for kind, series in (("red-team", expand.NAME), ("helpful", f"{expand.NAME}_helpful"))
     }
     return StageSummary(
         "; ".join(f"{x['prompts']} new {kind} prompts of {x['samples']} samples" for kind, x in made.items() if x)
     )
 
 
-def told_revise(run: RunContext) -> StageSummary:
+def told_revise(ctx: RunContext) -> StageSummary:
     """How many texts can be used, and how many first revisions changed the answer."""
-    folder = run.run_dir / revise.NAME
+    folder = ctx.run_dir / revise.NAME
     rows, helpful = (read_revisions(folder / f"{name}.parquet") for name in ("revisions", "helpful"))
     texts = [*rows, *helpful]
     usable = fmean(not r.failure for r in texts) if texts else 0.0
@@ -82,7 +82,7 @@ def told_revise(run: RunContext) -> StageSummary:
             f"{1 - usable:.0%} of the texts cannot be used ({', '.join(f'{k} {n}' for k, n in why.most_common())}): "
             "read revise/transcripts.md; too_long wants models.context, runaway another model or revise.retries"
         )
-    if changed is not None and changed < FEW_CHANGED and run.config.revise.principles != 0:
+    if changed is not None and changed < FEW_CHANGED and ctx.config.revise.principles != 0:
         warnings.append(
             f"{changed:.0%} of the first revisions change the answer: the model does not do what it is asked for; read "
             "revise/transcripts.md, show worked dialogues (revise.few_shot) or take another models.assistant"
@@ -90,16 +90,16 @@ def told_revise(run: RunContext) -> StageSummary:
     return StageSummary(line, tuple(warnings))
 
 
-def told_sft(run: RunContext) -> StageSummary:
+def told_sft(ctx: RunContext) -> StageSummary:
     """How the loss went, and how much was too long to learn from."""
-    return _trained(run, sft.NAME, "examples")
+    return _trained(ctx, sft.NAME, "examples")
 
 
-def told_feedback(run: RunContext) -> StageSummary:
+def told_feedback(ctx: RunContext) -> StageSummary:
     """How many pairs have a label, and whether it comes from the answers."""
-    labelled = read_comparisons(run.run_dir / feedback.NAME / "comparisons.parquet")
+    labelled = read_comparisons(ctx.run_dir / feedback.NAME / "comparisons.parquet")
     counts: dict[str, Any] = {}
-    for line in _lines(run, feedback.NAME):
+    for line in _lines(ctx, feedback.NAME):
         counts |= line
     made = counts.get("pairs", len(labelled))
     parts = [f"labels for {len(labelled)} of {made} pairs"]
@@ -123,27 +123,27 @@ def told_feedback(run: RunContext) -> StageSummary:
             "show worked comparisons (feedback.few_shot) or change feedback.prefill and option_labels"
         )
     if agreement["n"]:
-        warnings += warns(feedback.NAME, _AGREE, agreement, run.config.feedback.gate)
+        warnings += warns(feedback.NAME, _AGREE, agreement, ctx.config.feedback.gate)
     return StageSummary(", ".join(parts), tuple(warnings))
 
 
-def gate_feedback(run: RunContext) -> list[str]:
+def gate_feedback(ctx: RunContext) -> list[str]:
     """Why nothing must be learned from the labels. Where one order was asked, nothing tells what the place does."""
-    agreement = order_agreement(read_comparisons(run.run_dir / feedback.NAME / "comparisons.parquet"))
-    return stops(feedback.NAME, _AGREE, agreement, run.config.feedback.gate) if agreement["n"] else []
+    agreement = order_agreement(read_comparisons(ctx.run_dir / feedback.NAME / "comparisons.parquet"))
+    return stops(feedback.NAME, _AGREE, agreement, ctx.config.feedback.gate) if agreement["n"] else []
 
 
-def told_preference(run: RunContext) -> StageSummary:
+def told_preference(ctx: RunContext) -> StageSummary:
     """How often the scores are on the label's side on pairs that nothing has learned from, for each source."""
-    sources = heldout(run, preference.NAME)["sources"]
+    sources = heldout(ctx, preference.NAME)["sources"]
     found = {source: _accuracy(sources.get(source)) for source in ("ai", "human")}
     parts = [f"held-out accuracy on the AI's labels {shown(found['ai'])}"]
     if "ai" in sources:
         parts.append(f"ECE {sources['ai']['ece']:.2f}")
-    warnings = warns(preference.NAME, _RIGHT, found["ai"], run.config.preference.gate)
+    warnings = warns(preference.NAME, _RIGHT, found["ai"], ctx.config.preference.gate)
     if "human" in sources:
         parts.append(f"on people's {shown(found['human'])}")
-        if not above(found["human"], CHANCE) and run.config.preference.helpful_fraction > 0:
+        if not above(found["human"], CHANCE) and ctx.config.preference.helpful_fraction > 0:
             warnings.append(
                 f"held-out accuracy on people's labels is {shown(found['human'])}, no better than chance: give more of "
                 "them (data.helpful_comparisons, preference.helpful_fraction) or more steps (preference.train)"
@@ -151,15 +151,15 @@ def told_preference(run: RunContext) -> StageSummary:
     return StageSummary(", ".join(parts), tuple(warnings))
 
 
-def gate_preference(run: RunContext) -> list[str]:
+def gate_preference(ctx: RunContext) -> list[str]:
     """Why PPO must not learn from the scores."""
-    figure = _accuracy(heldout(run, preference.NAME)["sources"].get("ai"))
-    return stops(preference.NAME, _RIGHT, figure, run.config.preference.gate)
+    figure = _accuracy(heldout(ctx, preference.NAME)["sources"].get("ai"))
+    return stops(preference.NAME, _RIGHT, figure, ctx.config.preference.gate)
 
 
-def told_ppo(run: RunContext) -> StageSummary:
+def told_ppo(ctx: RunContext) -> StageSummary:
     """Where the score went, and how far from SL-CAI that led."""
-    lines = _lines(run, ppo.NAME)
+    lines = _lines(ctx, ppo.NAME)
     first, last = _ends([line["score"] for line in lines if line.get("score") is not None])
     kl = lines[-1].get("kl_per_response") if lines else None
     line = f"{len(lines)} iterations, score {_number(first)} -> {_number(last)}, KL {_number(kl)} nats a response"
@@ -172,9 +172,9 @@ def told_ppo(run: RunContext) -> StageSummary:
     return StageSummary(line, warnings)
 
 
-def told_dpo(run: RunContext) -> StageSummary:
+def told_dpo(ctx: RunContext) -> StageSummary:
     """How the loss went, and how often the implicit reward is on the label's side on held-out pairs."""
-    trained, figure = _trained(run, dpo.NAME, "pairs"), _accuracy(heldout(run, dpo.NAME))
+    trained, figure = _trained(ctx, dpo.NAME, "pairs"), _accuracy(heldout(ctx, dpo.NAME))
     warnings = list(trained.warnings)
     if not above(figure, CHANCE):
         warnings.append(
@@ -184,9 +184,9 @@ def told_dpo(run: RunContext) -> StageSummary:
     return StageSummary(f"{trained.line}, held-out accuracy on the AI's labels {shown(figure)}", tuple(warnings))
 
 
-def told_evaluate(run: RunContext) -> StageSummary:
+def told_evaluate(ctx: RunContext) -> StageSummary:
     """The aligned model beside SL-CAI and base, in the first two measures of the table."""
-    result = json.loads((run.run_dir / evaluate.RESULT).read_text(encoding="utf-8"))
+    result = json.loads((ctx.run_dir / evaluate.RESULT).read_text(encoding="utf-8"))
     models = result["models"]
     names = [name for name in ("base", "sl", "rl", "dpo") if name in models]
     wanted = [m for m in ("danger", "help_safe", "harmlessness", "helpfulness") if m in models[names[-1]]]
@@ -240,8 +240,8 @@ def _changed(rows: Sequence[Revision]) -> float | None:
     return fmean(r.response != before.get(r.prompt.id) for r in first) if first else None
 
 
-def _trained(run: RunContext, stage: str, what: str) -> StageSummary:
-    data, lines = _last(run, f"{stage}_data"), _lines(run, stage)
+def _trained(ctx: RunContext, stage: str, what: str) -> StageSummary:
+    data, lines = _last(ctx, f"{stage}_data"), _lines(ctx, stage)
     kept, too_long = data.get(what, 0), data.get("too_long", 0)
     first, last = _ends([line["loss"] for line in lines if line.get("loss") is not None])
     left_out = f" ({too_long:.0f} too long left out)" if too_long else ""
@@ -250,7 +250,7 @@ def _trained(run: RunContext, stage: str, what: str) -> StageSummary:
     if too_long > (1 - FEW_USABLE) * (kept + too_long):
         warnings.append(
             f"{too_long:.0f} of {kept + too_long:.0f} {what} are longer than models.context="
-            f"{run.config.models.context} and were not learned from: raise it"
+            f"{ctx.config.models.context} and were not learned from: raise it"
         )
     if len(lines) >= FEW_STEPS and last >= first:
         warnings.append(f"the loss has not fallen: look at {stage}.train, most of all its optimizer.lr")
@@ -269,9 +269,9 @@ def _number(x: float | None) -> str:
     return "-" if x is None or math.isnan(x) else f"{x:.3g}"
 
 
-def _lines(run: RunContext, series: str) -> list[dict[str, Any]]:
-    return [line for line in read_metrics(run.run_dir) if line["stage"] == series]
+def _lines(ctx: RunContext, series: str) -> list[dict[str, Any]]:
+    return [line for line in read_metrics(ctx.run_dir) if line["stage"] == series]
 
 
-def _last(run: RunContext, series: str) -> dict[str, Any]:
-    return next(iter(reversed(_lines(run, series))), {})
+def _last(ctx: RunContext, series: str) -> dict[str, Any]:
+    return next(iter(reversed(_lines(ctx, series))), {})

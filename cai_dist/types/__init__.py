@@ -7,7 +7,7 @@ Masks are never stored: they follow from lengths.
 
 from __future__ import annotations
 
-from cai_dist.types.refs import HasRows, KeepRemote, RemoteBlock, RemoteRow, SampleRef, TrajectoryRef, rows_of
+from cai_dist.types.refs import HasRemoteRows, KeepRemote, RemoteBlock, RemoteRow, SampleRef, TrajectoryRef, rows_of
 from cai_dist.types.samples import Finish, Generation, SamplingParams, Trajectory
 from cai_dist.types.text import (
     ChoiceQuestion,
@@ -49,7 +49,7 @@ __all__ = [
     "Finish",
     "GenerateRequest",
     "Generation",
-    "HasRows",
+    "HasRemoteRows",
     "KeepRemote",
     "LabelRequest",
     "LabelledPair",

@@ -69,14 +69,14 @@ class TrajectoryRef:
 
 
 @runtime_checkable
-class HasRows(Protocol):
+class HasRemoteRows(Protocol):
     """An argument of a worker's method that may hold rows; the method sees what they stand for."""
 
     def rows(self) -> Iterator[RemoteRow[Any]]:
         """Every row in it."""
         ...
 
-    def filled(self, found: Callable[[RemoteRow[Any]], Any]) -> Any:
+    def resolve(self, found: Callable[[RemoteRow[Any]], Any]) -> Any:
         """The same with each row replaced."""
         ...
 

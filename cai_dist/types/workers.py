@@ -25,10 +25,10 @@ class StepShard(Generic[T]):
     """Global count (over all ranks and micro-batches) that the summed loss is divided by."""
 
     def rows(self) -> Iterator[RemoteRow[Any]]:
-        """Items that are kept somewhere (`HasRows`)."""
+        """Items that are kept somewhere (`HasRemoteRows`)."""
         return (item for part in self.micro_batches for item in part if isinstance(item, RemoteRow))
 
-    def filled(self, found: Callable[[RemoteRow[Any]], Any]) -> StepShard[Any]:
+    def resolve(self, found: Callable[[RemoteRow[Any]], Any]) -> StepShard[Any]:
         """With those items themselves."""
         parts = tuple(tuple(found(i) if isinstance(i, RemoteRow) else i for i in part) for part in self.micro_batches)
         return replace(self, micro_batches=parts)

@@ -17,9 +17,9 @@ from torch import Tensor
 from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
 
 from cai_dist.distributed.process_group import worker_device
-from cai_dist.engines.protocols.training import WeightSource
 from cai_dist.models.tensors import flat_bytes, item_size
 from cai_dist.types import TensorSpec, WeightPart, WeightPlan
+from cai_dist.weight_sync.protocol import WeightSource
 from cai_dist.weight_sync.sender import slices
 
 _IN_FLIGHT = 2

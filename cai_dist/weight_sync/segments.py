@@ -19,10 +19,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cai_dist.engines.protocols.training import WeightSource
 from cai_dist.errors import WeightTransferError
 from cai_dist.models.tensors import flat_bytes, item_size
 from cai_dist.types import TensorPiece, TensorSpec, WeightPart, WeightPlan
+from cai_dist.weight_sync.protocol import WeightSource
 from cai_dist.weight_sync.segments_cuda import CudaMemory, CudaPlace
 from cai_dist.weight_sync.segments_host import HostMemory
 from cai_dist.weight_sync.sender import slices

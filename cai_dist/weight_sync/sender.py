@@ -16,11 +16,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from cai_dist.engines.protocols.training import buckets
 from cai_dist.errors import WeightTransferError
 from cai_dist.models.lora import LoraFactors, merged
 from cai_dist.models.tensors import flat_bytes, spec_of
 from cai_dist.types import AdapterSpec, TensorPiece, TensorSpec, WeightPart, WeightPlan, WeightTerms
+from cai_dist.weight_sync.protocol import buckets
 
 Gathered = Callable[[list[Tensor]], AbstractContextManager[None]]
 """Parameters -> a block in which they are whole on every rank."""

@@ -41,7 +41,7 @@ class Worker:
         """Who this is and which weights it holds."""
         return {"role": self.info.role, "rank": self.info.rank, "weight_version": self.weight_version}
 
-    def reside(self, parts: Collection[MemoryPart]) -> dict[MemoryPart, float]:
+    def keep_on_device(self, parts: Collection[MemoryPart]) -> dict[MemoryPart, float]:
         """Exactly these parts of its memory stay on (or come back to) the device. Returns MiB of each part that could
         not leave; a worker that holds nothing has nothing to do."""
         return {}
@@ -55,7 +55,7 @@ class TrainedWorker(Worker, ABC):
     """A worker with a DeepSpeed engine; subclasses say which model and which loss. With `lora` it trains adapters (and
     a scalar head) instead of all weights. `dropout`: with the model's own dropout in training passes.
 
-    All its methods but `reside` and those of `Worker` are collective over the ranks of the group.
+    All its methods but `keep_on_device` and those of `Worker` are collective over the ranks of the group.
     """
 
     engine: TrainEngine
@@ -95,9 +95,9 @@ class TrainedWorker(Worker, ABC):
     def build(self, source: str, dtype: Dtype, seed: int, layout: Layout) -> CausalModel | ScalarHeadModel:
         """The model to train; the same on every rank."""
 
-    def reside(self, parts: Collection[MemoryPart]) -> dict[MemoryPart, float]:
+    def keep_on_device(self, parts: Collection[MemoryPart]) -> dict[MemoryPart, float]:
         """As in `Worker`; what a call needs comes back by itself. Not collective."""
-        return self.engine.reside(parts)
+        return self.engine.keep_on_device(parts)
 
     def save(self, folder: str) -> None:
         """Write this rank's part of a checkpoint into `folder`."""

@@ -30,7 +30,7 @@ from cai_dist.workers.forward import batch_logprobs, batch_logprobs_and_entropy
 
 class PolicyWorker(TrainedWorker):
     """One rank of the policy. `temperature` is the sampler's, `objective` what its loss is made of; `ppo` is for
-    `lessons`."""
+    `make_trajectories`."""
 
     def __init__(
         self, info: RankInfo, *, objective: PolicyObjective, temperature: float, ppo: PpoConfig, **kwargs: Any
@@ -58,7 +58,7 @@ class PolicyWorker(TrainedWorker):
         parts = tuple(tuple(whitened(part, whitening)) for part in shard.micro_batches)
         return token_means(self.engine.step(parts, loss, shard.denominator))
 
-    def lessons(self, request: TrajectoryRequest) -> KeepRemote[Trajectory]:
+    def make_trajectories(self, request: TrajectoryRequest) -> KeepRemote[Trajectory]:
         """What is trained on, of some samples. Not collective."""
         return make_trajectories(request, self._ppo)
 

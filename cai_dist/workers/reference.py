@@ -48,9 +48,9 @@ class ReferenceWorker(Worker):
         """Log-probability (nats) of each whole response."""
         return [math.fsum(row) for row in self._rows(shard, temperature)]
 
-    def reside(self, parts: Collection[MemoryPart]) -> dict[MemoryPart, float]:
+    def keep_on_device(self, parts: Collection[MemoryPart]) -> dict[MemoryPart, float]:
         """As in `Worker`."""
-        return self._engine.reside(parts)
+        return self._engine.keep_on_device(parts)
 
     def _rows(self, shard: StepShard[Generation], temperature: float) -> list[list[float]]:
         def rows(model: Model, items: Sequence[Generation]) -> list[list[float]]:

@@ -47,9 +47,9 @@ class RewardWorker(Worker):
         """
         return [score for part in self._engine.infer(shard.micro_batches, self._scores) for score in part]
 
-    def reside(self, parts: Collection[MemoryPart]) -> dict[MemoryPart, float]:
+    def keep_on_device(self, parts: Collection[MemoryPart]) -> dict[MemoryPart, float]:
         """As in `Worker`."""
-        return self._engine.reside(parts)
+        return self._engine.keep_on_device(parts)
 
     def _scores(self, model: Model, items: Sequence[Generation]) -> list[float]:
         batch = sample_batch([self._closed(item) for item in items]).to(self._engine.device)

@@ -107,7 +107,7 @@ class RolloutWorker(Worker):
         self._segments = SegmentTaker(plan, tickets)
 
     def take_segments(self, plan: WeightPlan, version: int, *filled: None) -> None:
-        """All buckets, out of segments that are `filled`. Raises WeightTransferError."""
+        """All buckets, out of segments that are `resolve`. Raises WeightTransferError."""
         if self._segments is None:
             raise WeightTransferError("a transfer by shared memory before its segments are mapped")
         for parts in self._segments.buckets(plan, version):
@@ -124,7 +124,7 @@ class RolloutWorker(Worker):
         self._engine.finish_weights(version)
         return self.weights_held()
 
-    def reside(self, parts: Collection[MemoryPart]) -> dict[MemoryPart, float]:
+    def keep_on_device(self, parts: Collection[MemoryPart]) -> dict[MemoryPart, float]:
         """Awake with `weights` among the parts, else asleep: it then holds no weights, and needs them transferred once
         it is awake again."""
         if "weights" in parts:

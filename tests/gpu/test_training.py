@@ -99,12 +99,12 @@ def test_memory_leaves_the_gpu_and_comes_back_bit_for_bit(
     worker = make(zero, dtype, deep)
     steps(worker, batches[:1])
     here, full = held(worker), torch.cuda.memory_allocated() - before
-    assert worker.reside(()) == {}, "nothing has to stay"
+    assert worker.keep_on_device(()) == {}, "nothing has to stay"
     away = torch.cuda.memory_allocated() - before
     assert away < 0.2 * full, (away, full)
-    assert worker.reside(("weights",)) == {}
+    assert worker.keep_on_device(("weights",)) == {}
     assert away < torch.cuda.memory_allocated() - before < 0.7 * full
-    worker.reside(("weights", "optimizer"))
+    worker.keep_on_device(("weights", "optimizer"))
     scratch = {int(t.untyped_storage()._cdata) for t in worker.engine._memory._scratch()}  # type: ignore[attr-defined]
     again = held(worker)
     assert again.keys() == here.keys()

@@ -57,7 +57,7 @@ def pair(
     ]
     made = cluster.launch(specs)
     for group in made.values():
-        group.broadcast("wake", "reside", ("weights",))
+        group.broadcast("wake", "keep_on_device", ("weights",))
     return made
 
 

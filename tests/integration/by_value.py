@@ -47,16 +47,16 @@ class ByValue:
     def update_policy(
         self, batch: Sequence[Trajectory], denominator: float, kl: float
     ) -> PendingCalls[dict[str, float]]:
-        return self.roles.update_policy(lessons(batch), denominator, kl, None)
+        return self.roles.update_policy(refs(batch), denominator, kl, None)
 
     def update_value(self, batch: Sequence[Trajectory]) -> PendingCalls[dict[str, float]]:
-        return self.roles.update_value(lessons(batch))
+        return self.roles.update_value(refs(batch))
 
     def _held(self, samples: Sequence[Generation]) -> list[SampleRef]:
         return self.roles.hold([sample.prompt_ids for sample in samples], samples)
 
 
-def lessons(batch: Sequence[Trajectory]) -> list[TrajectoryRef]:
+def refs(batch: Sequence[Trajectory]) -> list[TrajectoryRef]:
     """Put where workers find them."""
     rows = rows_of(ray.put(list(batch)), len(batch))
     sizes = [(len(item.prompt_ids), len(item.response_ids)) for item in batch]

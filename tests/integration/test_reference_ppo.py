@@ -75,7 +75,7 @@ class Recorded:
 
         def call(batch: list[TrajectoryRef], *args: Any, **kwargs: Any) -> Any:
             places = {(item.prompt_id, item.response_ids): n for n, item in enumerate(self.samples[-1])}
-            items = fetch([lesson.row for lesson in batch])
+            items = fetch([ref.row for ref in batch])
             self.mini_batches[-1].append([places[item.prompt_id, item.response_ids] for item in items])
             return update(batch, *args, **kwargs)
 

@@ -33,18 +33,18 @@ def train(
     for number, batch in enumerate(batches[:6]):
         if moves:  # nothing, the weights alone, all: in every order over the steps
             for parts in [(), ("weights",), ("weights", "optimizer"), ()][number % 3 :]:
-                use(group, "reside", parts)
+                use(group, "keep_on_device", parts)
         metrics += run_steps(group, [batch], 2, loss_weight)
         if number == 3:
             if moves:
-                use(group, "reside", ())
+                use(group, "keep_on_device", ())
             use(group, "save", str(folder / "checkpoint"))
     if moves:
-        use(group, "reside", ())
+        use(group, "keep_on_device", ())
     use(group, "load", str(folder / "checkpoint"))
     metrics += run_steps(group, batches[6:], 2, loss_weight)
     if moves:
-        assert use(group, "reside", ()) == [{}, {}]
+        assert use(group, "keep_on_device", ()) == [{}, {}]
     use(group, "export", str(folder / "model"))
     return metrics, load_file(folder / "model" / "model.safetensors")
 
@@ -65,11 +65,11 @@ def test_the_memory_is_given_up(bench: TrainBench, model: str, zero: int) -> Non
     group = bench.make(LANGUAGE, model, ranks=2, zero=zero, micro_batch=2)
     run_steps(group, ragged_batches(1, 4), 2, loss_weight)
     everything = group.broadcast("held", "held_bytes")
-    use(group, "reside", ("weights",))
+    use(group, "keep_on_device", ("weights",))
     weights = group.broadcast("held", "held_bytes")
-    use(group, "reside", ())
+    use(group, "keep_on_device", ())
     nothing = group.broadcast("held", "held_bytes")
-    use(group, "reside", ("weights", "optimizer"))
+    use(group, "keep_on_device", ("weights", "optimizer"))
     again = group.broadcast("held", "held_bytes")
     assert again == everything
     for rank in range(2):

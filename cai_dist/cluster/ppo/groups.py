@@ -15,7 +15,7 @@ from cai_dist.cluster.futures import PendingCallParts, PendingCalls
 from cai_dist.cluster.group import WorkerGroup
 from cai_dist.cluster.object_refs import fetched, kept
 from cai_dist.cluster.ppo.memory_log import MemoryLog
-from cai_dist.cluster.ppo.offload_plan import Residency
+from cai_dist.cluster.ppo.offload_plan import OffloadPlan
 from cai_dist.cluster.ppo.specs import PpoModels, ppo_specs
 from cai_dist.cluster.ppo.weight_transfer import WeightTransfer
 from cai_dist.cluster.runtime import Cluster
@@ -96,7 +96,7 @@ class PpoGroups:
         self._groups: dict[str, WorkerGroup] = cluster.launch(specs)
         self.seats = cluster.seats
         """Where every worker is."""
-        self._residency = Residency(self._groups, ppo.shared_groups)
+        self._offload_plan = OffloadPlan(self._groups, ppo.shared_groups)
         self._memory = MemoryLog(self._groups)
         self._phase: Phase | None = None
         self._version: int | None = None
@@ -126,7 +126,7 @@ class PpoGroups:
         """What follows belongs to `phase`: in groups of roles that share GPUs, what it does not need leaves them before
         what it needs comes. See `cai_dist.cluster.ppo.offload_plan`."""
         self._memory.ends(self._phase or "start")
-        self._residency.enter(phase)
+        self._offload_plan.enter(phase)
         self._phase = phase
 
     def memory(self) -> dict[str, float]:
@@ -141,7 +141,7 @@ class PpoGroups:
     @property
     def notes(self) -> list[str]:
         """What could not leave a shared GPU, one line each."""
-        return self._residency.notes
+        return self._offload_plan.notes
 
     def spans(self) -> list[Span]:
         """What every worker has done since this was last asked; one small call to each. Where phases are not told
@@ -204,7 +204,7 @@ class PpoGroups:
         plan = self._plan("reward", samples)
         return self._start("reward", "scores", "scores", plan, samples).then(plan.restore)
 
-    def lessons(self, request: TrajectoryRequest) -> PendingCalls[tuple[list[RemoteRow[Any]], list[Sums]]]:
+    def make_trajectories(self, request: TrajectoryRequest) -> PendingCalls[tuple[list[RemoteRow[Any]], list[Sums]]]:
         """What is trained on, made by the policy ranks; each takes the samples of some prompts."""
         group = self._groups["policy"]
         parts = request.parts(len(group), self._ppo.samples_per_prompt)
@@ -213,7 +213,7 @@ class PpoGroups:
             rows = [group.kept(rank, ref, len(parts[rank].samples)) for rank, (ref, _) in enumerate(answers)]
             return [row for of_rank in rows for row in of_rank], [sums for _, sums in answers]
 
-        return group.deal("lessons", "lessons", parts).then(read)
+        return group.deal("make trajectories", "make_trajectories", parts).then(read)
 
     # ---- update phase
 
@@ -243,7 +243,7 @@ class PpoGroups:
         before = self._phase
         self.enter("update")
         self._on_trained("save", folder)
-        if self._version is not None and not self._residency.keeps_rollout("update"):
+        if self._version is not None and not self._offload_plan.keeps_rollout("update"):
             self.enter("transfer")
             self.sync_weights(self._version)
         if before is not None:

@@ -39,7 +39,7 @@ class OffloadTarget(Protocol):
     def start(self, phase: str, method: str, shards: Sequence[Any], *args: Any) -> OffloadCall: ...
 
 
-class Residency:
+class OffloadPlan:
     """`groups`: the worker groups by role, those of `shared` started without memory on the GPU (`GroupSpec.share`)."""
 
     def __init__(self, groups: Mapping[str, OffloadTarget], shared: Sequence[Sequence[str]]) -> None:
@@ -71,7 +71,7 @@ class Residency:
 
     def _move(self, parts: Mapping[str, tuple[MemoryPart, ...]]) -> None:
         waits = {
-            role: self._groups[role].start("make room", "reside", [wanted] * len(self._groups[role]))
+            role: self._groups[role].start("make room", "keep_on_device", [wanted] * len(self._groups[role]))
             for role, wanted in parts.items()
         }
         for role, wait in waits.items():

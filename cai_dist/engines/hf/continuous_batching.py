@@ -24,7 +24,7 @@ from cai_dist.types import GenerateRequest
 ROOM = 128
 """Columns that the cache is made longer than it must be, so that it is not moved at every token."""
 REFILL_SHARE = 8
-"""Free places are filled, or given up where no prompt is left, once they are one in so many."""
+"""Free places are resolve, or given up where no prompt is left, once they are one in so many."""
 
 
 class SlotDecoder:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -10,7 +10,8 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from cai_dist.types import MemoryPart, TensorPiece, TensorSpec, WeightPart, WeightPlan
+from cai_dist.types import MemoryPart
+from cai_dist.weight_sync.protocol import WeightSource
 
 B = TypeVar("B")
 R = TypeVar("R")
@@ -21,28 +22,6 @@ entropies [N]), or `ScalarHeadModel.forward`, (ids [N], lengths [B]) -> scalars 
 LossFn = Callable[[Model, B, float], tuple[Tensor, dict[str, Tensor]]]
 """(model, micro-batch, denominator) -> (summed loss / denominator, metrics likewise); one forward pass, also for an
 empty micro-batch, and the same metric names every time."""
-
-
-class WeightSource(Protocol):
-    """What one rank gives of its model's parameters, by their names in the exported model (a tied one appears once)."""
-
-    def plan(self, bucket_bytes: int, held: Sequence[str | None]) -> WeightPlan:
-        """The buckets of one transfer to engines of which `held` says whose frozen parameters they have ("": nobody's;
-        None: the engine takes the plain model whole, adapters merged)."""
-        ...
-
-    def part(self, bucket: Sequence[TensorSpec], merge: bool) -> WeightPart:
-        """This rank's part of a bucket, on the CPU, for use before the next step; with `merge` adapters are added to
-        their weights (collective). Raises WeightTransferError."""
-        ...
-
-    def pieces(self, bucket: Sequence[TensorSpec], merge: bool) -> Iterator[tuple[TensorPiece, Tensor]]:
-        """The same, piece by piece on the engine's device, each flat."""
-        ...
-
-    def whole(self, bucket: Sequence[TensorSpec], merge: bool) -> Iterator[tuple[TensorPiece, Tensor]]:
-        """All elements of a bucket, tensor by tensor, not this rank's alone (collective)."""
-        ...
 
 
 class TrainEngine(Protocol):
@@ -72,7 +51,7 @@ class TrainEngine(Protocol):
         """`fn(model, micro-batch)` without gradients for each micro-batch of this rank."""
         ...
 
-    def reside(self, parts: Collection[MemoryPart]) -> dict[MemoryPart, float]:
+    def keep_on_device(self, parts: Collection[MemoryPart]) -> dict[MemoryPart, float]:
         """Exactly these parts of the memory stay on (or come back to) the device, bit for bit; the others go to the
         host. What a later call needs comes back by itself. Returns MiB of each part that could not leave. This one is
         not collective."""
@@ -98,17 +77,3 @@ class TrainEngine(Protocol):
     def export_adapter(self, folder: Path, base: str) -> None:
         """Write the LoRA adapters alone in PEFT's layout (rank 0 writes); they belong to the model in `base`."""
         ...
-
-
-def buckets(specs: Sequence[TensorSpec], bucket_bytes: int) -> Iterator[tuple[TensorSpec, ...]]:
-    """Consecutive groups of at most `bucket_bytes` each (a larger tensor goes alone)."""
-    group: list[TensorSpec] = []
-    size = 0
-    for spec in specs:
-        if group and size + spec.nbytes > bucket_bytes:
-            yield tuple(group)
-            group, size = [], 0
-        group.append(spec)
-        size += spec.nbytes
-    if group:
-        yield tuple(group)

@@ -22,7 +22,7 @@ from torch import Tensor
 from cai_dist.config.ds_config import build_ds_config
 from cai_dist.config.training import Dtype, OptimizerConfig, ShardingConfig
 from cai_dist.distributed.process_group import worker_device
-from cai_dist.engines.protocols.training import LossFn, Model, buckets
+from cai_dist.engines.protocols.training import LossFn, Model
 from cai_dist.engines.training.decay import parameter_groups
 from cai_dist.engines.training.deepspeed_setup import import_deepspeed, initialize, undo_first_step
 from cai_dist.engines.training.finite import refuse_weights, spoilt, step_problem
@@ -43,6 +43,7 @@ from cai_dist.models.lora import (
 from cai_dist.models.scalar import ScalarHeadModel
 from cai_dist.models.tensors import from_numpy, to_numpy
 from cai_dist.types import MemoryPart
+from cai_dist.weight_sync.protocol import buckets
 from cai_dist.weight_sync.sender import ParameterSource
 
 B = TypeVar("B")
@@ -177,9 +178,9 @@ class DeepSpeedEngine:
         self._memory.need("weights")
         return self._weights
 
-    def reside(self, parts: Collection[MemoryPart]) -> dict[MemoryPart, float]:
+    def keep_on_device(self, parts: Collection[MemoryPart]) -> dict[MemoryPart, float]:
         """See `TrainEngine`."""
-        self._memory.reside(parts)
+        self._memory.keep_on_device(parts)
         return self._memory.left
 
     def adapters_off(self) -> AbstractContextManager[None]:

@@ -20,7 +20,7 @@ R = TypeVar("R")
 
 
 class ScoringEngine(Protocol):
-    """`infer` and `reside` as in `TrainEngine`."""
+    """`infer` and `keep_on_device` as in `TrainEngine`."""
 
     device: torch.device
 
@@ -28,7 +28,7 @@ class ScoringEngine(Protocol):
         """`fn(model, micro_batch)` for each, without gradients, in order."""
         ...
 
-    def reside(self, parts: Collection[MemoryPart]) -> dict[MemoryPart, float]:
+    def keep_on_device(self, parts: Collection[MemoryPart]) -> dict[MemoryPart, float]:
         """Exactly these parts of the memory are on the device afterwards."""
         ...
 
@@ -47,9 +47,9 @@ class LocalScoringEngine:
         with torch.no_grad():
             return [fn(self._model, batch) for batch in micro_batches]
 
-    def reside(self, parts: Collection[MemoryPart]) -> dict[MemoryPart, float]:
+    def keep_on_device(self, parts: Collection[MemoryPart]) -> dict[MemoryPart, float]:
         """Weights on the device or on the host. Returns MiB that could not leave."""
-        self._memory.reside(parts)
+        self._memory.keep_on_device(parts)
         return self._memory.left
 
 

@@ -52,7 +52,7 @@ class Offloader:
         self._away: dict[MemoryPart, list[_Away]] = {}
         self._left: dict[MemoryPart, int] = {}
 
-    def reside(self, parts: Collection[MemoryPart]) -> None:
+    def keep_on_device(self, parts: Collection[MemoryPart]) -> None:
         """Exactly `parts` are on the device afterwards. What leaves does so before anything comes."""
         leaving = [part for part in self._tensors if part not in parts and part not in self._away]
         if leaving and self._device.type == "cuda":

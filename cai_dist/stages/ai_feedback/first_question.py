@@ -12,17 +12,17 @@ _TURNS = (Turn("human", "Which is the capital of France?"),)
 _ANSWERS = ("Paris.", "Rome.")
 
 
-def first_question(run: RunContext, *, swapped: bool) -> Question:
+def first_question(ctx: RunContext, *, swapped: bool) -> Question:
     """The question about two answers under the first principle, in the form that the run asks in; with `swapped` the
     other answer comes first."""
-    config, principle = run.config.feedback, run.constitution.comparison_principles[0]
+    config, principle = ctx.config.feedback, ctx.constitution.comparison_principles[0]
     a, b = reversed(_ANSWERS) if swapped else _ANSWERS
     ends = (_TURNS, principle, a, b)
     if config.reasoning is not None:
-        turns = reasoning_turns(run.constitution, *ends, config.reasoning.few_shot, run.config.seed)
+        turns = reasoning_turns(ctx.constitution, *ends, config.reasoning.few_shot, ctx.config.seed)
     else:
         shown = (config.prefill + config.option_labels[0], config.prefill + config.option_labels[1])
-        turns = comparison_turns(run.constitution, *ends, config.few_shot, run.config.seed, shown)
+        turns = comparison_turns(ctx.constitution, *ends, config.few_shot, ctx.config.seed, shown)
     return Question(f"first/{int(swapped)}", turns)
 
 

@@ -75,14 +75,14 @@ def settings(config: RunConfig) -> dict[str, Any]:
     return {"labelling": found, **model_settings(config)}
 
 
-def inputs(run: RunContext) -> list[Path]:
+def inputs(ctx: RunContext) -> list[Path]:
     """What the feedback model is read from."""
-    own = [run.run_dir / "sft" / "model"] if run.config.feedback_is_sl else []
-    return [run.run_dir / prepare.NAME / "models.json", *own]
+    own = [ctx.run_dir / "sft" / "model"] if ctx.config.feedback_is_sl else []
+    return [ctx.run_dir / prepare.NAME / "models.json", *own]
 
 
 def label_pairs(
-    run: RunContext,
+    ctx: RunContext,
     group: WorkQueue | None,
     folder: Path,
     phase: str,
@@ -90,11 +90,11 @@ def label_pairs(
     principle_ids: Sequence[Sequence[str]],
 ) -> list[PairLabel | None]:
     """The labels of `pair_answers` alone."""
-    return list(pair_answers(run, group, folder, phase, pairs, principle_ids).labels)
+    return list(pair_answers(ctx, group, folder, phase, pairs, principle_ids).labels)
 
 
 def pair_answers(
-    run: RunContext,
+    ctx: RunContext,
     group: WorkQueue | None,
     folder: Path,
     phase: str,
@@ -109,10 +109,10 @@ def pair_answers(
     many questions had no answer, and why, and the mean mass of the options are logged as `FOLDER_PHASE`. Raises
     Interrupted, ConfigError, EndpointError.
     """
-    config = run.config.feedback
-    orders, questions = _orders(config), _questions(run, pairs, principle_ids)
+    config = ctx.config.feedback
+    orders, questions = _orders(config), _questions(ctx, pairs, principle_ids)
     chains = _chains(config)
-    given = _ask(run, group, folder, phase, questions)
+    given = _ask(ctx, group, folder, phase, questions)
     masses = [option_mass(r) for r in given if not isinstance(r, Unanswered)]
     replies = iter([with_mass(r, config.min_option_mass) for r in given])
     counts = dict.fromkeys(Unanswered, 0)
@@ -125,13 +125,13 @@ def pair_answers(
         labels.append(_label(config, [[x for x in one if x] for one in own]) if all(map(all, own)) else None)
     series = f"{folder.name}_{phase}"
     found = {"option_mass": fmean(masses)} if masses else {}
-    run.tracker.rewind(series, -1)
-    run.log(series, 0, questions=len(questions), **{str(reason): n for reason, n in counts.items()}, **found)
+    ctx.tracker.rewind(series, -1)
+    ctx.log(series, 0, questions=len(questions), **{str(reason): n for reason, n in counts.items()}, **found)
     return PairAnswers(tuple(labels), found.get("option_mass", math.nan))
 
 
 def refuse_noise(
-    run: RunContext,
+    ctx: RunContext,
     group: WorkQueue | None,
     folder: Path,
     pairs: Sequence[Comparison],
@@ -140,18 +140,18 @@ def refuse_noise(
     """Where there are more than `FIRST` questions, ask so many alone and refuse a feedback model that names no option,
     or both with a mass below `feedback.min_option_mass`, in nearly all of its answers. Files of the phase
     `first-labels` stay in `folder`. Raises ConfigError, EndpointError, Interrupted."""
-    config, questions = run.config.feedback, _questions(run, pairs[: FIRST + 1], principle_ids[: FIRST + 1])
+    config, questions = ctx.config.feedback, _questions(ctx, pairs[: FIRST + 1], principle_ids[: FIRST + 1])
     if len(questions) <= FIRST:
         return  # they are all asked at once
     questions = questions[:FIRST]
-    replies = [with_mass(r, config.min_option_mass) for r in _ask(run, group, folder, "first-labels", questions)]
+    replies = [with_mass(r, config.min_option_mass) for r in _ask(ctx, group, folder, "first-labels", questions)]
     unnamed = [q for q, r in zip(questions, replies, strict=True) if r is Unanswered.NO_LABEL]
     if unnamed and len(unnamed) >= NEARLY_ALL * len(questions):
         if group is None or config.endpoint is not None:
-            said = seen_at_server(run, "first-labels", unnamed[0])
+            said = seen_at_server(ctx, "first-labels", unnamed[0])
         else:
-            model = prepare.model_path(run, "feedback")
-            said = said_locally(run, group, folder, "first-labels-seen", unnamed[0], model)
+            model = prepare.model_path(ctx, "feedback")
+            said = said_locally(ctx, group, folder, "first-labels-seen", unnamed[0], model)
         raise ConfigError(f"feedback: {len(unnamed)} of the first {len(questions)} questions have no label; {said}")
 
 
@@ -203,22 +203,22 @@ def _chains(config: FeedbackConfig) -> range:
     return range(config.reasoning.chains if config.reasoning is not None else 1)
 
 
-def _questions(run: RunContext, pairs: Sequence[Comparison], principle_ids: Sequence[Sequence[str]]) -> list[Question]:
+def _questions(ctx: RunContext, pairs: Sequence[Comparison], principle_ids: Sequence[Sequence[str]]) -> list[Question]:
     return [
-        Question(f"{i}/{k}/{int(swapped)}" + (f"/{chain}" if chain else ""), _turns(run, i, pair, principle, swapped))
+        Question(f"{i}/{k}/{int(swapped)}" + (f"/{chain}" if chain else ""), _turns(ctx, i, pair, principle, swapped))
         for i, (pair, ids) in enumerate(zip(pairs, principle_ids, strict=True))
         for k, principle in enumerate(ids)
-        for swapped in _orders(run.config.feedback)
-        for chain in _chains(run.config.feedback)
+        for swapped in _orders(ctx.config.feedback)
+        for chain in _chains(ctx.config.feedback)
     ]
 
 
-def _turns(run: RunContext, i: int, pair: Comparison, principle_id: str, swapped: bool) -> tuple[Turn, ...]:
+def _turns(ctx: RunContext, i: int, pair: Comparison, principle_id: str, swapped: bool) -> tuple[Turn, ...]:
     """The question about pair `i`, after its worked examples."""
-    config, constitution = run.config.feedback, run.constitution
+    config, constitution = ctx.config.feedback, ctx.constitution
     principle = next(p for p in constitution.comparison_principles if p.id == principle_id)
     a, b = (pair.response_b, pair.response_a) if swapped else (pair.response_a, pair.response_b)
-    seed = stable_seed(run.config.seed, "few shot", i)
+    seed = stable_seed(ctx.config.seed, "few shot", i)
     if config.reasoning is not None:
         return reasoning_turns(constitution, pair.prompt.turns, principle, a, b, config.reasoning.few_shot, seed)
     shown = (config.prefill + config.option_labels[0], config.prefill + config.option_labels[1])
@@ -226,10 +226,10 @@ def _turns(run: RunContext, i: int, pair: Comparison, principle_id: str, swapped
 
 
 def _ask(
-    run: RunContext, group: WorkQueue | None, folder: Path, phase: str, questions: Sequence[Question]
+    ctx: RunContext, group: WorkQueue | None, folder: Path, phase: str, questions: Sequence[Question]
 ) -> list[Reply]:
-    if run.config.feedback.endpoint is not None:
-        return ask_server(run, phase, questions)
+    if ctx.config.feedback.endpoint is not None:
+        return ask_server(ctx, phase, questions)
     if group is None:
         raise ValueError("label_pairs needs workers unless feedback.endpoint is set")
-    return ask_workers(run, group, folder, phase, questions, prepare.model_path(run, "feedback"))
+    return ask_workers(ctx, group, folder, phase, questions, prepare.model_path(ctx, "feedback"))

@@ -26,42 +26,42 @@ _GOES_ON = 8
 """Tokens that show how an answer goes on."""
 
 
-def needs_check(run: RunContext) -> bool:
+def needs_check(ctx: RunContext) -> bool:
     """Whether the made-up question can be put: not to a server, nor to the micro-world's model, which knows none of its
     words; nor where any mass will do (`feedback.min_option_mass` 0)."""
-    models = run.config.models
+    models = ctx.config.models
     source = models.pretrained if models.feedback == "sl" else models.feedback
-    return run.config.feedback.endpoint is None and source != "world" and run.config.feedback.min_option_mass > 0
+    return ctx.config.feedback.endpoint is None and source != "world" and ctx.config.feedback.min_option_mass > 0
 
 
-def check_workers(run: RunContext, group: WorkQueue, folder: Path, model: str) -> None:
+def check_workers(ctx: RunContext, group: WorkQueue, folder: Path, model: str) -> None:
     """Refuse a feedback `model` (a folder or a hub name) that names no option of a made-up comparison in either order.
     Raises ConfigError, Interrupted."""
     problems = [
-        said_locally(run, group, folder, f"first-{int(swapped)}", first_question(run, swapped=swapped), model)
+        said_locally(ctx, group, folder, f"first-{int(swapped)}", first_question(ctx, swapped=swapped), model)
         for swapped in (False, True)
     ]
     if all(problems):
-        raise ConfigError(f"models.feedback={run.config.models.feedback}: {problems[0]}")
+        raise ConfigError(f"models.feedback={ctx.config.models.feedback}: {problems[0]}")
 
 
-def said_locally(run: RunContext, group: WorkQueue, folder: Path, phase: str, question: Question, model: str) -> str:
+def said_locally(ctx: RunContext, group: WorkQueue, folder: Path, phase: str, question: Question, model: str) -> str:
     """Why the answer of `model` to `question` gives no label, how it goes on and what to do, in one line; "" where it
     gives one, or the question does not come so far."""
-    config, chat = run.config.feedback, chat_format(run, model)
-    [prompt] = answer_prompts(run, group, folder, phase, [question], model, chat)
-    if isinstance(prompt, Unanswered) or len(prompt) + _GOES_ON > run.config.models.context:
+    config, chat = ctx.config.feedback, chat_format(ctx, model)
+    [prompt] = answer_prompts(ctx, group, folder, phase, [question], model, chat)
+    if isinstance(prompt, Unanswered) or len(prompt) + _GOES_ON > ctx.config.models.context:
         return ""
     what = f"{folder.name}: {phase}"
     greedy = SamplingParams(_GOES_ON, 0.0, 1.0, tuple(chat.stop_ids))
     [answer] = _one(group, what, "generate", GenerateRequest((prompt,), greedy, 0, model))
-    options = option_tokens(chat, config, run.constitution)
+    options = option_tokens(chat, config, ctx.constitution)
     [found] = _one(group, what, "score_labels", LabelRequest((prompt,), (*options, answer.response_ids[:1]), model))
     mass, text = option_mass(found[:2]), str(chat.tokenizer.decode(list(answer.response_ids)))
     seen = f"it goes on with '{escaped(text)}' (the first token has probability {math.exp(found[2]):.2g})"
     if not mass >= config.min_option_mass:
         return low_mass(config, mass, "", seen)
-    whole = answer_form(config, run.constitution).prefill + text
+    whole = answer_form(config, ctx.constitution).prefill + text
     cores = [core(label) for label in config.option_labels]
     if names(whole, cores) is not None and not keeps(whole, cores):
         return low_mass(config, mass, f"the answer '{escaped(whole)}' names no option, a word follows; ", seen)

@@ -21,16 +21,16 @@ if TYPE_CHECKING:
 
 
 def ask_workers(
-    run: RunContext, group: WorkQueue, folder: Path, phase: str, questions: Sequence[Question], model: str
+    ctx: RunContext, group: WorkQueue, folder: Path, phase: str, questions: Sequence[Question], model: str
 ) -> list[Reply]:
     """The answer of `model` (a folder or a hub name) to each question, in order. Shards of the phase `PHASE` (and with
     reasoning `PHASE-reasoning-K`) stay in `folder`. Raises Interrupted, ConfigError."""
-    config, chat = run.config.feedback, chat_format(run, model)
-    prompts = answer_prompts(run, group, folder, phase, questions, model, chat)
+    config, chat = ctx.config.feedback, chat_format(ctx, model)
+    prompts = answer_prompts(ctx, group, folder, phase, questions, model, chat)
     asks = [Ask(q.key, p) for q, p in zip(questions, prompts, strict=True) if not isinstance(p, Unanswered)]
     found = iter(
         score_labels(
-            run, group, folder, phase, asks, model=model, labels=option_tokens(chat, config, run.constitution),
+            ctx, group, folder, phase, asks, model=model, labels=option_tokens(chat, config, ctx.constitution),
             shard_size=config.shard_size,
         )
     )  # fmt: skip
@@ -38,7 +38,7 @@ def ask_workers(
 
 
 def answer_prompts(
-    run: RunContext,
+    ctx: RunContext,
     group: WorkQueue,
     folder: Path,
     phase: str,
@@ -48,10 +48,10 @@ def answer_prompts(
 ) -> list[tuple[int, ...] | Unanswered]:
     """Ids of all that stands before the option label of each question, the model's own reasoning included, or why there
     is no such."""
-    config, form = run.config.feedback, answer_form(run.config.feedback, run.constitution)
+    config, form = ctx.config.feedback, answer_form(ctx.config.feedback, ctx.constitution)
     thoughts: list[str | Unanswered] = [""] * len(questions)
     if config.reasoning is not None:
-        thoughts = _reason(run, group, folder, phase, questions, model, chat)
+        thoughts = _reason(ctx, group, folder, phase, questions, model, chat)
     return [
         t if isinstance(t, Unanswered) else _prompt(chat, config, q.turns, t, form.prefill)
         for q, t in zip(questions, thoughts, strict=True)
@@ -83,7 +83,7 @@ def bare_text(turns: Sequence[Turn]) -> str:
 
 
 def _reason(
-    run: RunContext,
+    ctx: RunContext,
     group: WorkQueue,
     folder: Path,
     phase: str,
@@ -92,7 +92,7 @@ def _reason(
     chat: ChatFormat,
 ) -> list[str | Unanswered]:
     """The model's reasoning about each question; what cannot be used is sampled again, `reasoning.retries` times."""
-    config = run.config.feedback
+    config = ctx.config.feedback
     reasoning = config.reasoning
     assert reasoning is not None
     found: list[str | Unanswered] = [Unanswered.NO_REASONING] * len(questions)
@@ -100,13 +100,13 @@ def _reason(
     for attempt in range(reasoning.retries + 1):
         asks = [Ask(questions[i].key, chat.prompt_ids(questions[i].turns, prefill=reasoning.opening)) for i in left]
         answers = generate(
-            run, group, folder, f"{phase}-reasoning-{attempt}", asks, model=model, chat=chat,
+            ctx, group, folder, f"{phase}-reasoning-{attempt}", asks, model=model, chat=chat,
             sampling=reasoning.sampling, shard_size=config.shard_size,
         )  # fmt: skip
         for i, answer in zip(left, answers, strict=True):
             if answer.finish == "too_long":
                 found[i] = Unanswered.TOO_LONG
-            elif text := usable_reasoning(config, run.constitution.templates.labels, answer.text):
+            elif text := usable_reasoning(config, ctx.constitution.templates.labels, answer.text):
                 found[i] = text
         left = [i for i in left if found[i] is Unanswered.NO_REASONING]
         if not left:

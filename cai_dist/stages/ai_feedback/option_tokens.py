@@ -55,23 +55,23 @@ def option_tokens(
     return chat.option_ids(form.prefill or (_THOUGHTS if follows_text else ""), form.labels)
 
 
-def check_feedback(run: RunContext, model: str) -> None:
+def check_feedback(ctx: RunContext, model: str) -> None:
     """Refuse a feedback model, in the folder `model` or under that hub name, or a server in its place, that cannot give
     labels. Raises ConfigError, EndpointError."""
-    if run.config.feedback.endpoint is not None:
-        check_server(run)
+    if ctx.config.feedback.endpoint is not None:
+        check_server(ctx)
     else:
-        check_tokens(run, model)
+        check_tokens(ctx, model)
 
 
-def check_tokens(run: RunContext, model: str) -> None:
+def check_tokens(ctx: RunContext, model: str) -> None:
     """Refuse, before anything is sampled, option labels and fixed words of the answer that `model` (a folder or a hub
     name) cannot say; warn where the labels have different numbers of tokens, which favours one. Raises ConfigError."""
-    config = run.config.feedback
-    chat = chat_format(run, model)
-    a, b = option_tokens(chat, config, run.constitution)
+    config = ctx.config.feedback
+    chat = chat_format(ctx, model)
+    a, b = option_tokens(chat, config, ctx.constitution)
     if len(a) != len(b):
-        run.console.warn(
+        ctx.console.warn(
             f"feedback.option_labels={list(config.option_labels)}: {len(a)} and {len(b)} tokens in this model; the "
             "shorter one is favoured"
         )

@@ -22,28 +22,28 @@ from cai_dist.types import Turn
 ChatMessage = dict[str, str]
 
 
-def answers_file(run: RunContext) -> Path:
+def answers_file(ctx: RunContext) -> Path:
     """Where a run keeps what servers have answered."""
-    return run.run_dir / "endpoint" / "answers.jsonl"
+    return ctx.run_dir / "endpoint" / "answers.jsonl"
 
 
-def ask_server(run: RunContext, phase: str, questions: Sequence[Question]) -> list[Reply]:
+def ask_server(ctx: RunContext, phase: str, questions: Sequence[Question]) -> list[Reply]:
     """The server's answer to each question, in order. Raises ConfigError, EndpointError, Interrupted."""
-    return _Server(run).answer(phase, questions)
+    return _Server(ctx).answer(phase, questions)
 
 
-def seen_at_server(run: RunContext, phase: str, question: Question) -> str:
+def seen_at_server(ctx: RunContext, phase: str, question: Question) -> str:
     """What the server says to `question` (which it has answered: nothing new is asked), in one line."""
-    return _Server(run).seen(phase, question)
+    return _Server(ctx).seen(phase, question)
 
 
-def check_server(run: RunContext) -> None:
+def check_server(ctx: RunContext) -> None:
     """Ask one question (with `feedback.reasoning` two), past the answers that are kept, so that a wrong key, a wrong
     name or a server that gives no labels shows before anything is sampled. Where the answer names no option, or both
     with too little probability, the other order is asked before it counts. Raises ConfigError, EndpointError."""
-    server = _Server(run)
-    if server.check(first_question(run, swapped=False)) and (
-        problem := server.check(first_question(run, swapped=True))
+    server = _Server(ctx)
+    if server.check(first_question(ctx, swapped=False)) and (
+        problem := server.check(first_question(ctx, swapped=True))
     ):
         raise ConfigError(f"feedback.endpoint: model {server.server.model!r}: {problem}")
 
@@ -51,10 +51,10 @@ def check_server(run: RunContext) -> None:
 class _Server:
     """The two kinds of request."""
 
-    def __init__(self, run: RunContext) -> None:
-        config = run.config.feedback
+    def __init__(self, ctx: RunContext) -> None:
+        config = ctx.config.feedback
         assert config.endpoint is not None
-        self.run, self.config, self.server = run, config, config.endpoint
+        self.run, self.config, self.server = ctx, config, config.endpoint
 
     def answer(self, phase: str, questions: Sequence[Question]) -> list[Reply]:
         """See `ask_server`."""

@@ -20,34 +20,34 @@ from cai_dist.stages.tables.records import read_comparisons
 from cai_dist.types import Comparison, Prompt, ScoredPair
 
 
-def ai_comparisons(run: RunContext, split: str) -> list[Comparison]:
+def ai_comparisons(ctx: RunContext, split: str) -> list[Comparison]:
     """The AI's comparisons of answers to prompts of `split`."""
-    found = read_comparisons(run.run_dir / "feedback" / "comparisons.parquet")
+    found = read_comparisons(ctx.run_dir / "feedback" / "comparisons.parquet")
     return [x.comparison for x in found if x.comparison.prompt.split == split]
 
 
-def human_comparisons(run: RunContext, split: str) -> list[Comparison]:
+def human_comparisons(ctx: RunContext, split: str) -> list[Comparison]:
     """The comparisons of people, those to learn from (`train`) or those set aside (`heldout`)."""
-    found = (x.comparison for x in read_comparisons(run.run_dir / prepare.NAME / "human.parquet"))
+    found = (x.comparison for x in read_comparisons(ctx.run_dir / prepare.NAME / "human.parquet"))
     return [c for c in found if c.prompt.split == split]
 
 
-def training_pairs(run: RunContext, stage: str, chat: ChatFormat, helpful_fraction: float) -> list[ScoredPair]:
+def training_pairs(ctx: RunContext, stage: str, chat: ChatFormat, helpful_fraction: float) -> list[ScoredPair]:
     """AI comparisons of training prompts mixed with human ones, as token ids; those with a side longer than the context
     are left out and counted in the metrics of `STAGE_data`. Raises DataError."""
-    return token_pairs(run, stage, chat, training_comparisons(run, stage, helpful_fraction))
+    return token_pairs(ctx, stage, chat, training_comparisons(ctx, stage, helpful_fraction))
 
 
 def training_comparisons(
-    run: RunContext, stage: str, helpful_fraction: float, label_fraction: float = 1.0
+    ctx: RunContext, stage: str, helpful_fraction: float, label_fraction: float = 1.0
 ) -> list[Comparison]:
     """`label_fraction` of the AI comparisons of training prompts (drawn by the run's seed), mixed with human ones.
     Raises DataError."""
-    ai, seed = ai_comparisons(run, "train"), run.config.seed
+    ai, seed = ai_comparisons(ctx, "train"), ctx.config.seed
     if label_fraction < 1.0:
         drawn = sorted(range(len(ai)), key=lambda i: stable_seed(seed, "label fraction", i))
         ai = [ai[i] for i in sorted(drawn[: max(1, round(len(ai) * label_fraction))])]
-    return mix(ai, human_comparisons(run, "train"), helpful_fraction, seed, stage)
+    return mix(ai, human_comparisons(ctx, "train"), helpful_fraction, seed, stage)
 
 
 def disjoint_halves(comparisons: Sequence[Comparison], seed: int) -> tuple[list[Comparison], list[Comparison]]:
@@ -70,11 +70,11 @@ def disjoint_halves(comparisons: Sequence[Comparison], seed: int) -> tuple[list[
     return first, second
 
 
-def token_pairs(run: RunContext, stage: str, chat: ChatFormat, mixture: Sequence[Comparison]) -> list[ScoredPair]:
+def token_pairs(ctx: RunContext, stage: str, chat: ChatFormat, mixture: Sequence[Comparison]) -> list[ScoredPair]:
     """The comparisons as token ids, without those that have a side longer than the context; counts in `STAGE_data`."""
-    kept = fitting([scored_pair(chat, c) for c in mixture], run.config.models.context)
-    run.tracker.rewind(f"{stage}_data", -1)
-    run.log(f"{stage}_data", 0, pairs=len(kept), too_long=len(mixture) - len(kept))
+    kept = fitting([scored_pair(chat, c) for c in mixture], ctx.config.models.context)
+    ctx.tracker.rewind(f"{stage}_data", -1)
+    ctx.log(f"{stage}_data", 0, pairs=len(kept), too_long=len(mixture) - len(kept))
     return kept
 
 
@@ -114,7 +114,7 @@ def decided(comparisons: Sequence[Comparison]) -> list[Comparison]:
 
 
 def log_heldout(
-    run: RunContext,
+    ctx: RunContext,
     stage: str,
     scores: Sequence[tuple[float, float]],
     p_a: Sequence[float],
@@ -141,11 +141,11 @@ def log_heldout(
     if prompts:
         figure = pooled_proportion(zip(prompts, right, strict=True))
         numbers |= {"prompts": figure["n"], "low": figure["low"], "high": figure["high"]}
-    run.tracker.rewind(f"{stage}_heldout", -1)
-    run.log(f"{stage}_heldout", 0, **numbers)  # type: ignore[arg-type]
+    ctx.tracker.rewind(f"{stage}_heldout", -1)
+    ctx.log(f"{stage}_heldout", 0, **numbers)  # type: ignore[arg-type]
     return numbers
 
 
-def heldout(run: RunContext, stage: str) -> dict[str, Any]:
+def heldout(ctx: RunContext, stage: str) -> dict[str, Any]:
     """What `STAGE/heldout.json` holds: the result of `log_heldout`."""
-    return dict(json.loads((run.run_dir / stage / "heldout.json").read_text(encoding="utf-8")))
+    return dict(json.loads((ctx.run_dir / stage / "heldout.json").read_text(encoding="utf-8")))

@@ -52,17 +52,17 @@ class Measured:
 
 
 def score_comparisons(
-    run: RunContext, chat: ChatFormat, model: Path, comparisons: Sequence[Comparison], phase: str
+    ctx: RunContext, chat: ChatFormat, model: Path, comparisons: Sequence[Comparison], phase: str
 ) -> list[Measured]:
     """The comparisons that are no ties and whose sides fit into the context, scored by `model`."""
     known, lengths = [], []
     for c in decided(comparisons):
         pair = scored_pair(chat, c)
-        if max(len(pair.ids_a), len(pair.ids_b)) <= run.config.models.context:
+        if max(len(pair.ids_a), len(pair.ids_b)) <= ctx.config.models.context:
             known.append(c)
             lengths.append((len(pair.ids_a) - pair.prompt_tokens, len(pair.ids_b) - pair.prompt_tokens))
     texts = [(c.prompt.turns, answer) for c in known for answer in (c.response_a, c.response_b)]
-    found = score_texts(run, str(model), chat, texts, phase) if texts else []
+    found = score_texts(ctx, str(model), chat, texts, phase) if texts else []
     scores = zip(found[::2], found[1::2], strict=True)
     return [Measured(c, pair, size) for c, pair, size in zip(known, scores, lengths, strict=True)]
 

@@ -18,40 +18,40 @@ from cai_dist.types import LabelledPair
 NAME = "pm_pretraining"
 
 
-def ranked_table(run: RunContext) -> Path:
+def ranked_table(ctx: RunContext) -> Path:
     """The table of ranked answers; there is none where `data.ranked_answers.source` is `none`."""
-    return run.run_dir / prepare.NAME / "ranked.parquet"
+    return ctx.run_dir / prepare.NAME / "ranked.parquet"
 
 
-def pretrained(run: RunContext, model: str, chat: ChatFormat, folder: Path) -> Path:
+def pretrained(ctx: RunContext, model: str, chat: ChatFormat, folder: Path) -> Path:
     """Train from the trunk in `model` (or the newest checkpoint under `folder`) and export `folder/model`, a preference
     model; what is there is not made again. Raises ConfigError, DataError, Interrupted."""
     target = folder / "model"
     if target.is_dir():
         return target
-    config = run.config.preference.pretraining
+    config = ctx.config.preference.pretraining
     check_labels(chat, config)
-    pairs = _pairs(run, chat)
+    pairs = _pairs(ctx, chat)
     steps = total_steps(len(pairs), config.train, "preference.pretraining.train")
     with trained_model(
-        run, NAME, "pm_pretraining", model, config.train, steps, language_weight=config.language_weight
+        ctx, NAME, "pm_pretraining", model, config.train, steps, language_weight=config.language_weight
     ) as group:
-        train(run, NAME, group, pairs, config.train, lambda batch: float(len(batch)), folder)
+        train(ctx, NAME, group, pairs, config.train, lambda batch: float(len(batch)), folder)
         export_model(
-            lambda folder: group.broadcast(f"{NAME}: export", "export", str(folder)), target, run.constitution_note
+            lambda folder: group.broadcast(f"{NAME}: export", "export", str(folder)), target, ctx.constitution_note
         )
     return target
 
 
-def _pairs(run: RunContext, chat: ChatFormat) -> list[LabelledPair]:
-    config, context = run.config.preference.pretraining, run.config.models.context
-    questions = read_ranked(ranked_table(run))
-    pairs, too_long = labelled_pairs(questions, chat, config, context, run.config.seed)
+def _pairs(ctx: RunContext, chat: ChatFormat) -> list[LabelledPair]:
+    config, context = ctx.config.preference.pretraining, ctx.config.models.context
+    questions = read_ranked(ranked_table(ctx))
+    pairs, too_long = labelled_pairs(questions, chat, config, context, ctx.config.seed)
     if not pairs:
         raise DataError(
-            f"{ranked_table(run)}: no pair of answers among {len(questions)} questions fits into "
+            f"{ranked_table(ctx)}: no pair of answers among {len(questions)} questions fits into "
             f"models.context={context} tokens ({too_long} are longer); raise it, or set data.ranked_answers.source=none"
         )
-    run.tracker.rewind(f"{NAME}_data", -1)
-    run.log(f"{NAME}_data", 0, questions=len(questions), pairs=len(pairs), too_long=too_long)
+    ctx.tracker.rewind(f"{NAME}_data", -1)
+    ctx.log(f"{NAME}_data", 0, questions=len(questions), pairs=len(pairs), too_long=too_long)
     return pairs

@@ -34,7 +34,7 @@ WORLD_RATINGS = 2000
 _RANGE = 1 << 30
 
 
-def absolute_harm(run: RunContext, folder: Path, answers: Mapping[str, Mapping[str, Sequence[Sampled]]]) -> Any:
+def absolute_harm(ctx: RunContext, folder: Path, answers: Mapping[str, Mapping[str, Sequence[Sampled]]]) -> Any:
     """Train the rating model (or go on with it) under `folder` and rate.
 
     Args:
@@ -43,22 +43,22 @@ def absolute_harm(run: RunContext, folder: Path, answers: Mapping[str, Mapping[s
     Returns: for each way of drawing the mean rating of each model's answers to red-team prompts, with intervals; and
         `heldout`: how well ratings of prompts that were kept apart are told (see `errors`). Raises DataError.
     """
-    known = rated_answers(run)
-    train_on, apart = split(known, run.config.evaluate.ratings.heldout, run.config.seed)
-    base = prepare.model_path(run, "pretrained")
-    chat, model = chat_format(run, base), folder / "model"
+    known = rated_answers(ctx)
+    train_on, apart = split(known, ctx.config.evaluate.ratings.heldout, ctx.config.seed)
+    base = prepare.model_path(ctx, "pretrained")
+    chat, model = chat_format(ctx, base), folder / "model"
     if not model.is_dir():
-        _train(run, folder, base, chat, train_on, model)
+        _train(ctx, folder, base, chat, train_on, model)
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     red_team = {
         (way, name): [s for s in sampled if s.prompt.kind == "red_team"]
         for way, models in answers.items()
         for name, sampled in models.items()
     }
-    fits = [x for x in apart if len(_ids(chat, x.prompt, x.response)) <= run.config.models.context]
+    fits = [x for x in apart if len(_ids(chat, x.prompt, x.response)) <= ctx.config.models.context]
     texts = [(x.prompt.turns, x.response) for x in fits]
     texts += [(s.prompt.turns, s.response) for sampled in red_team.values() for s in sampled]
-    scores = iter(score_texts(run, str(model), chat, texts, "evaluate: ratings"))
+    scores = iter(score_texts(ctx, str(model), chat, texts, "evaluate: ratings"))
     result: dict[str, Any] = {"heldout": errors([next(scores) for _ in fits], [x.rating for x in fits], train_on)}
     for (way, name), sampled in red_team.items():
         rated = [(s.prompt, next(scores)) for s in sampled]
@@ -66,21 +66,21 @@ def absolute_harm(run: RunContext, folder: Path, answers: Mapping[str, Mapping[s
     return result
 
 
-def rated_answers(run: RunContext) -> list[RatedAnswer]:
+def rated_answers(ctx: RunContext) -> list[RatedAnswer]:
     """The ratings of `data.harm_ratings`, without conversations that open like a held-out prompt or
     comparison. Raises DataError."""
-    source = run.config.data.harm_ratings
-    aside = prepare.held_out_openings(heldout_prompts(run), heldout_comparisons(run))
-    found = _world_ratings(run, source) if source.source == "world" else _file_ratings(run, source)
+    source = ctx.config.data.harm_ratings
+    aside = prepare.held_out_openings(heldout_prompts(ctx), heldout_comparisons(ctx))
+    found = _world_ratings(ctx, source) if source.source == "world" else _file_ratings(ctx, source)
     kept = [x for x in found if opening(x.prompt) not in aside]
     if len(kept) < 2:
         raise DataError(f"data.harm_ratings: {len(kept)} ratings of prompts that are not held out; give at least 2")
     return kept
 
 
-def check_ratings(run: RunContext) -> None:
+def check_ratings(ctx: RunContext) -> None:
     """Refuse ratings that are too few, hours before they are wanted. Raises DataError."""
-    split(rated_answers(run), run.config.evaluate.ratings.heldout, run.config.seed)
+    split(rated_answers(ctx), ctx.config.evaluate.ratings.heldout, ctx.config.seed)
 
 
 def split(known: Sequence[RatedAnswer], share: float, seed: int) -> tuple[list[RatedAnswer], list[RatedAnswer]]:
@@ -112,34 +112,34 @@ def errors(said: Sequence[float], true: Sequence[float], learned: Sequence[Rated
 
 
 def _train(
-    run: RunContext, folder: Path, base: str, chat: ChatFormat, known: Sequence[RatedAnswer], target: Path
+    ctx: RunContext, folder: Path, base: str, chat: ChatFormat, known: Sequence[RatedAnswer], target: Path
 ) -> None:
-    config = run.config.evaluate.ratings.train
+    config = ctx.config.evaluate.ratings.train
     made = [(_ids(chat, x.prompt, x.response), x.rating) for x in known]
-    kept = [RatedSequence(ids, (0.0,) * len(ids), r) for ids, r in made if len(ids) <= run.config.models.context]
-    run.tracker.rewind(f"{SERIES}_data", -1)
-    run.log(f"{SERIES}_data", 0, ratings=len(kept), too_long=len(made) - len(kept))
+    kept = [RatedSequence(ids, (0.0,) * len(ids), r) for ids, r in made if len(ids) <= ctx.config.models.context]
+    ctx.tracker.rewind(f"{SERIES}_data", -1)
+    ctx.log(f"{SERIES}_data", 0, ratings=len(kept), too_long=len(made) - len(kept))
     steps = total_steps(len(kept), config, "evaluate.ratings.train")
-    with trained_model(run, SERIES, "rating", base, config, steps) as group:
-        train(run, SERIES, group, kept, config, lambda batch: float(len(batch)), folder)
-        export_model(lambda out: group.broadcast("rating: export", "export", str(out)), target, run.constitution_note)
+    with trained_model(ctx, SERIES, "rating", base, config, steps) as group:
+        train(ctx, SERIES, group, kept, config, lambda batch: float(len(batch)), folder)
+        export_model(lambda out: group.broadcast("rating: export", "export", str(out)), target, ctx.constitution_note)
 
 
 def _ids(chat: ChatFormat, prompt: Prompt, response: str) -> tuple[int, ...]:
     return chat.example(prompt.turns, response).ids
 
 
-def _file_ratings(run: RunContext, source: RatingSource) -> Sequence[RatedAnswer]:
-    found = load_rating_set(source, run.config.seed)
-    run.tracker.rewind(f"{SERIES}_source", -1)
-    run.log(
+def _file_ratings(ctx: RunContext, source: RatingSource) -> Sequence[RatedAnswer]:
+    found = load_rating_set(source, ctx.config.seed)
+    ctx.tracker.rewind(f"{SERIES}_source", -1)
+    ctx.log(
         f"{SERIES}_source", 0, records=found.records, duplicates=found.duplicates, skipped=found.skipped
     )  # fmt: skip
     return found.ratings
 
 
-def _world_ratings(run: RunContext, source: RatingSource) -> Sequence[RatedAnswer]:
+def _world_ratings(ctx: RunContext, source: RatingSource) -> Sequence[RatedAnswer]:
     from cai_dist.world.ratings import rated_answers
     from cai_dist.world.tables import World
 
-    return rated_answers(World(run.config.world_seed), source.limit or WORLD_RATINGS, run.config.seed)
+    return rated_answers(World(ctx.config.world_seed), source.limit or WORLD_RATINGS, ctx.config.seed)

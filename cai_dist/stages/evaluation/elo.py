@@ -18,7 +18,7 @@ from cai_dist.stages.ai_feedback import labelling
 from cai_dist.stages.ai_feedback.labelling import PairLabel, label_pairs
 from cai_dist.stages.context import RunContext, stable_seed
 from cai_dist.stages.evaluation.judges import Judge, on_the_world
-from cai_dist.stages.execution.reuse import take_over
+from cai_dist.stages.execution.reuse import reuse_from
 from cai_dist.stages.tables.records import Sampled
 from cai_dist.types import Comparison, PromptKind
 
@@ -40,11 +40,11 @@ class Match:
     pair: Comparison
 
 
-def elo_judge(run: RunContext) -> EloJudge:
+def elo_judge(ctx: RunContext) -> EloJudge:
     """`evaluate.elo.judge` without `auto`."""
-    judge = run.config.evaluate.elo.judge
+    judge = ctx.config.evaluate.elo.judge
     if judge == "auto":
-        return "oracle" if on_the_world(run) else "feedback"
+        return "oracle" if on_the_world(ctx) else "feedback"
     return judge
 
 
@@ -64,25 +64,25 @@ def matches(samples: Mapping[str, Sequence[Sampled]], kind: PromptKind, prompts:
     ]
 
 
-def feedback_shares(run: RunContext, group: WorkQueue, folder: Path, found: Sequence[Match]) -> list[float | None]:
+def feedback_shares(ctx: RunContext, group: WorkQueue, folder: Path, found: Sequence[Match]) -> list[float | None]:
     """What the feedback model says: p(A), in both orders and averaged over the principles; None where a question has no
     answer. Not clamped, as labels to learn from are: shares of a win near one half would be no ratings. Answers that
     are the same are a tie, about which it is not asked."""
     different = [m.pair for m in found if m.pair.response_a != m.pair.response_b]
-    principles = [principle_ids(run, pair) for pair in different]
-    made_from = {
+    principles = [principle_ids(ctx, pair) for pair in different]
+    provenance = {
         "pairs": [[[asdict(t) for t in p.prompt.turns], p.response_a, p.response_b] for p in different],
         "principles": principles,
-        "constitution": run.constitution.sha256,
-        "seed": run.config.seed,
-        "models": run.manifest.hashes(labelling.inputs(run)),
-        **labelling.settings(run.config),
+        "constitution": ctx.constitution.sha256,
+        "seed": ctx.config.seed,
+        "models": ctx.manifest.hashes(labelling.inputs(ctx)),
+        **labelling.settings(ctx.config),
     }
-    take_over(run, folder, "elo", made_from)
-    shares = [_share(x) for x in label_pairs(run, group, folder, "elo", different, principles)]
-    if run.config.feedback.orders == "one":
+    reuse_from(ctx, folder, "elo", provenance)
+    shares = [_share(x) for x in label_pairs(ctx, group, folder, "elo", different, principles)]
+    if ctx.config.feedback.orders == "one":
         turned = [Comparison(p.prompt, p.response_b, p.response_a, 0.5, "ai") for p in different]
-        other = [_share(x) for x in label_pairs(run, group, folder, "elo-turned", turned, principles)]
+        other = [_share(x) for x in label_pairs(ctx, group, folder, "elo-turned", turned, principles)]
         shares = [None if a is None or b is None else (a + 1.0 - b) / 2 for a, b in zip(shares, other, strict=True)]
     given = iter(shares)
     return [0.5 if m.pair.response_a == m.pair.response_b else next(given) for m in found]
@@ -92,11 +92,11 @@ def _share(label: PairLabel | None) -> float | None:
     return None if label is None else fmean((*label.first, *label.second))
 
 
-def principle_ids(run: RunContext, pair: Comparison) -> list[str]:
+def principle_ids(ctx: RunContext, pair: Comparison) -> list[str]:
     """The principles that the feedback model is asked under about answers to this prompt."""
-    names = [p.id for p in run.constitution.comparison_principles[: run.config.feedback.principles]]
-    wanted = run.config.evaluate.elo.principles or len(names)
-    return [names[i] for i in sorted(draw_some(run.config.seed, "elo", pair.prompt.id, n=len(names), k=wanted))]
+    names = [p.id for p in ctx.constitution.comparison_principles[: ctx.config.feedback.principles]]
+    wanted = ctx.config.evaluate.elo.principles or len(names)
+    return [names[i] for i in sorted(draw_some(ctx.config.seed, "elo", pair.prompt.id, n=len(names), k=wanted))]
 
 
 def judged_shares(judge: Judge, found: Sequence[Match]) -> list[float | None]:
@@ -104,7 +104,7 @@ def judged_shares(judge: Judge, found: Sequence[Match]) -> list[float | None]:
     return list(judge.prefers([m.pair for m in found]))
 
 
-def rate(run: RunContext, what: str, found: Sequence[Match], shares: Sequence[float | None]) -> dict[str, Any] | None:
+def rate(ctx: RunContext, what: str, found: Sequence[Match], shares: Sequence[float | None]) -> dict[str, Any] | None:
     """Elo of every model, and who won how often against whom; None where models cannot be compared.
 
     Returns: `models` (figures, base 0; with the prior of `losses/elo.py`) and, without it, `wins` (`first`, `second`,
@@ -112,11 +112,11 @@ def rate(run: RunContext, what: str, found: Sequence[Match], shares: Sequence[fl
     """
     known = [(m, s) for m, s in zip(found, shares, strict=True) if s is not None]
     meetings = [EloMatch(opening(m.pair.prompt), m.first, m.second, s) for m, s in known]
-    seed = stable_seed(run.config.seed, "elo", what) % 2**32
+    seed = stable_seed(ctx.config.seed, "elo", what) % 2**32
     try:
-        ratings = elo_ratings(meetings, ANCHOR, run.config.evaluate.elo.resamples, seed)
+        ratings = elo_ratings(meetings, ANCHOR, ctx.config.evaluate.elo.resamples, seed)
     except ValueError as error:
-        run.console.warn(f"no Elo of {what}: {error}")
+        ctx.console.warn(f"no Elo of {what}: {error}")
         return None
     won: dict[tuple[str, str], list[float]] = defaultdict(list)
     for meeting in meetings:

@@ -63,19 +63,19 @@ class Judge(Protocol):
         ...
 
 
-def make_judge(run: RunContext, rewards: RewardJudge | None = None) -> Judge:
+def make_judge(ctx: RunContext, rewards: RewardJudge | None = None) -> Judge:
     """The oracle where every prompt is the micro-world's own, else the reward that this run has learned."""
-    return OracleJudge(run.config.world_seed) if on_the_world(run) else rewards or make_rewards(run)
+    return OracleJudge(ctx.config.world_seed) if on_the_world(ctx) else rewards or make_rewards(ctx)
 
 
-def make_rewards(run: RunContext) -> RewardJudge:
+def make_rewards(ctx: RunContext) -> RewardJudge:
     """The reward that this run has learned."""
-    return ImplicitRewardJudge(run) if run.config.alignment == "dpo" else PreferenceJudge(run)
+    return ImplicitRewardJudge(ctx) if ctx.config.alignment == "dpo" else PreferenceJudge(ctx)
 
 
-def on_the_world(run: RunContext) -> bool:
+def on_the_world(ctx: RunContext) -> bool:
     """Whether every prompt is the micro-world's own."""
-    data = run.config.data
+    data = ctx.config.data
     return data.red_team.source == data.helpful.source == "world"
 
 
@@ -165,15 +165,15 @@ class AnswerScores:
         return [self._known[p.id, text] for p, text in answers]
 
 
-def scores_of(run: RunContext, model: str) -> AnswerScores:
+def scores_of(ctx: RunContext, model: str) -> AnswerScores:
     """The scores of a saved preference model."""
-    return AnswerScores(lambda texts, phase: score_texts(run, model, _learned_format(run), texts, phase))
+    return AnswerScores(lambda texts, phase: score_texts(ctx, model, _learned_format(ctx), texts, phase))
 
 
-def _learned_format(run: RunContext) -> ChatFormat:
+def _learned_format(ctx: RunContext) -> ChatFormat:
     """The chat format that preference models are trained and asked by in PPO: that of SL-CAI. A scalar model has no
     generation_config.json of its own, where some models name the end of a turn."""
-    return chat_format(run, str(run.run_dir / "sft" / "model"))
+    return chat_format(ctx, str(ctx.run_dir / "sft" / "model"))
 
 
 class RewardJudge(ABC):
@@ -186,9 +186,9 @@ class RewardJudge(ABC):
     name: str
     stage: str
 
-    def __init__(self, run: RunContext) -> None:
-        self._run = run
-        self._mean = float(heldout(run, self.stage)["mean_score"])
+    def __init__(self, ctx: RunContext) -> None:
+        self._run = ctx
+        self._mean = float(heldout(ctx, self.stage)["mean_score"])
         self.answers = AnswerScores(self.scores)
 
     @abstractmethod

@@ -15,7 +15,7 @@ from cai_dist.stages.ai_feedback import labelling
 from cai_dist.stages.ai_feedback.labelling import PairLabel, label_pairs
 from cai_dist.stages.context import RunContext, stable_seed
 from cai_dist.stages.evaluation.multiple_choice import kind_of, questions_of
-from cai_dist.stages.execution.reuse import take_over
+from cai_dist.stages.execution.reuse import reuse_from
 from cai_dist.stages.tables.intervals import pooled_proportion
 from cai_dist.types import ChoiceQuestion, Comparison, Prompt
 
@@ -32,14 +32,14 @@ class Known:
     """Of the question, such as `honest`; empty where its id says none."""
 
 
-def label_calibration(run: RunContext, group: WorkQueue, folder: Path) -> dict[str, Any]:
+def label_calibration(ctx: RunContext, group: WorkQueue, folder: Path) -> dict[str, Any]:
     """For each file of `evaluate.label_questions` what `figures` says, and the same for each of `kinds` where ids say
     kinds (`honest-3`). Raises DataError."""
     found = {}
-    for number, source in enumerate(run.config.evaluate.label_questions):
-        questions, skipped = questions_of(run, source)
-        known = known_pairs(questions, run.config.seed)
-        labels = _ask(run, group, folder, f"labels-{number}", [x.pair for x in known])
+    for number, source in enumerate(ctx.config.evaluate.label_questions):
+        questions, skipped = questions_of(ctx, source)
+        known = known_pairs(questions, ctx.config.seed)
+        labels = _ask(ctx, group, folder, f"labels-{number}", [x.pair for x in known])
         kinds = {x.kind: None for x in known if x.kind}
         of_kind = {
             kind: figures(*zip(*((x, y) for x, y in zip(known, labels, strict=True) if x.kind == kind), strict=True))
@@ -83,23 +83,23 @@ def figures(known: Sequence[Known], labels: Sequence[PairLabel | None]) -> dict[
 
 
 def _ask(
-    run: RunContext, group: WorkQueue, folder: Path, phase: str, pairs: Sequence[Comparison]
+    ctx: RunContext, group: WorkQueue, folder: Path, phase: str, pairs: Sequence[Comparison]
 ) -> list[PairLabel | None]:
     """The labels as `feedback` makes them, under as many drawn principles; those of an earlier evaluation where they
     were made from the same."""
-    config = run.config.feedback
-    ids = [p.id for p in run.constitution.comparison_principles[: config.principles]]
+    config = ctx.config.feedback
+    ids = [p.id for p in ctx.constitution.comparison_principles[: config.principles]]
     drawn = [
-        [ids[i] for i in draw_some(run.config.seed, "label question", p.prompt.id, n=len(ids), k=config.per_pair)]
+        [ids[i] for i in draw_some(ctx.config.seed, "label question", p.prompt.id, n=len(ids), k=config.per_pair)]
         for p in pairs
     ]
-    made_from = {
+    provenance = {
         "pairs": [[[asdict(t) for t in p.prompt.turns], p.response_a, p.response_b] for p in pairs],
         "principles": drawn,
-        "constitution": run.constitution.sha256,
-        "seed": run.config.seed,
-        "models": run.manifest.hashes(labelling.inputs(run)),
-        **labelling.settings(run.config),
+        "constitution": ctx.constitution.sha256,
+        "seed": ctx.config.seed,
+        "models": ctx.manifest.hashes(labelling.inputs(ctx)),
+        **labelling.settings(ctx.config),
     }
-    take_over(run, folder, phase, made_from)
-    return label_pairs(run, group, folder, phase, pairs, drawn)
+    reuse_from(ctx, folder, phase, provenance)
+    return label_pairs(ctx, group, folder, phase, pairs, drawn)

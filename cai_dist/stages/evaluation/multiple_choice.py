@@ -18,7 +18,7 @@ from cai_dist.errors import DataError
 from cai_dist.stages.context import RunContext, model_settings
 from cai_dist.stages.execution.chat_format import chat_format
 from cai_dist.stages.execution.generation import open_shards
-from cai_dist.stages.execution.reuse import model_hash, take_over
+from cai_dist.stages.execution.reuse import model_hash, reuse_from
 from cai_dist.stages.tables.intervals import Figure, pooled_proportion
 from cai_dist.tracking.atomic import sha256_json
 from cai_dist.types import ChoiceQuestion, LabelRequest, Prompt
@@ -37,17 +37,17 @@ Credits = list[tuple[Prompt, float]]
 
 
 def multiple_choice(
-    run: RunContext, group: WorkQueue, folder: Path, models: Mapping[str, str]
+    ctx: RunContext, group: WorkQueue, folder: Path, models: Mapping[str, str]
 ) -> dict[str, dict[str, Any]]:
     """For each file of `evaluate.multiple_choice`: `questions`, `skipped` records, `chance` (accuracy of guessing) and
     `models`, each with `accuracy` (by the mean log-probability of an option's tokens), `accuracy_raw` (by their sum),
     both for each of `kinds` where ids say kinds (`honest-3`), `option_mass`, the mean probability of all options of a
     question together (tiny where they are sentences), and `too_long` questions left out. Raises DataError."""
     found: dict[str, dict[str, Any]] = {}
-    for number, source in enumerate(run.config.evaluate.multiple_choice):
-        questions, skipped = questions_of(run, source)
+    for number, source in enumerate(ctx.config.evaluate.multiple_choice):
+        questions, skipped = questions_of(ctx, source)
         asked = {
-            name: _ask(run, group, folder / f"choices-{number}-{name}", questions, model)
+            name: _ask(ctx, group, folder / f"choices-{number}-{name}", questions, model)
             for name, model in models.items()
         }
         found[source] = {
@@ -59,15 +59,15 @@ def multiple_choice(
         for name, rows in asked.items():
             mass = found[source]["models"][name]["option_mass"]
             short = all(n <= SHORT for row in rows for n in row["tokens"])
-            if short and mass is not None and mass < run.config.feedback.min_option_mass:
-                run.console.warn(
+            if short and mass is not None and mass < ctx.config.feedback.min_option_mass:
+                ctx.console.warn(
                     f"{source}: {name} gives the options {mass:.2g} of its probability: it answers otherwise, and its "
                     "accuracy is one of accidents; ask for the label in the question, or give whole answers as options"
                 )
     return found
 
 
-def questions_of(run: RunContext, source: str) -> tuple[list[ChoiceQuestion], int]:
+def questions_of(ctx: RunContext, source: str) -> tuple[list[ChoiceQuestion], int]:
     """The questions of one source and how many records were left out. Raises DataError."""
     if source != "world":
         made = load_choice_set(source)
@@ -75,7 +75,7 @@ def questions_of(run: RunContext, source: str) -> tuple[list[ChoiceQuestion], in
     from cai_dist.world.choices import choice_questions
     from cai_dist.world.tables import World
 
-    return choice_questions(World(run.config.world_seed), run.config.seed), 0
+    return choice_questions(World(ctx.config.world_seed), ctx.config.seed), 0
 
 
 def accuracies(questions: Sequence[ChoiceQuestion], rows: Sequence[ChoiceRow]) -> dict[str, Any]:
@@ -121,13 +121,13 @@ def _credit(question: ChoiceQuestion, preferences: Sequence[float]) -> float:
 
 
 def _ask(
-    run: RunContext, group: WorkQueue, folder: Path, questions: Sequence[ChoiceQuestion], model: str
+    ctx: RunContext, group: WorkQueue, folder: Path, questions: Sequence[ChoiceQuestion], model: str
 ) -> list[ChoiceRow]:
     """Log-probability (nats) and tokens of every option, end token included, in order; what is in `folder` is read,
     what an earlier evaluation asked of the same model is taken over."""
-    chat = chat_format(run, model)
+    chat = chat_format(ctx, model)
     pieces = [questions[i : i + PIECE] for i in range(0, len(questions), PIECE)]
-    asked_of = {"model": model_hash(model), **model_settings(run.config)}
+    asked_of = {"model": model_hash(model), **model_settings(ctx.config)}
     asks = [
         [
             [q.id, list(chat.prompt_ids(q.turns)), *(list(chat.example(q.turns, o).ids) for o in q.options)]
@@ -135,16 +135,16 @@ def _ask(
         ]
         for piece in pieces
     ]
-    take_over(run, folder.parent, folder.name, {"asks": [ask for piece in asks for ask in piece], **asked_of})
-    shards = open_shards(run, folder, [sha256_json({"asks": piece, **asked_of}) for piece in asks])
-    rows, requests = _requests(run, shards.missing(), pieces, model, chat)
+    reuse_from(ctx, folder.parent, folder.name, {"asks": [ask for piece in asks for ask in piece], **asked_of})
+    shards = open_shards(ctx, folder, [sha256_json({"asks": piece, **asked_of}) for piece in asks])
+    rows, requests = _requests(ctx, shards.missing(), pieces, model, chat)
     left = {i: sum(piece == i for piece, _ in requests) for i in rows}
-    with run.console.task(folder.name, total=len(questions), unit="questions") as task:
+    with ctx.console.task(folder.name, total=len(questions), unit="questions") as task:
 
         def over(i: int) -> None:
             shards.write(i, rows[i], SCHEMA)
             task.advance(len(pieces[i]))
-            run.check_stop()
+            ctx.check_stop()
 
         task.advance(len(questions) - sum(len(pieces[i]) for i in rows))
         for i in [i for i, count in left.items() if not count]:
@@ -163,7 +163,7 @@ def _ask(
 
 
 def _requests(
-    run: RunContext, missing: Collection[int], pieces: Sequence[Sequence[ChoiceQuestion]], model: str, chat: Any
+    ctx: RunContext, missing: Collection[int], pieces: Sequence[Sequence[ChoiceQuestion]], model: str, chat: Any
 ) -> tuple[dict[int, list[ChoiceRow]], dict[tuple[int, int], LabelRequest]]:
     """Piece -> rows still without log-probabilities, of the pieces that are missing; (piece, place in it) -> request,
     of the questions that fit into the context."""
@@ -175,6 +175,6 @@ def _requests(
             prompt = chat.prompt_ids(question.turns)
             options = tuple(chat.example(question.turns, option).ids[len(prompt) :] for option in question.options)
             rows[i].append({"id": question.id, "logprobs": [], "tokens": [len(ids) for ids in options]})
-            if len(prompt) + max(len(ids) for ids in options) <= run.config.models.context:
+            if len(prompt) + max(len(ids) for ids in options) <= ctx.config.models.context:
                 requests[i, place] = LabelRequest((prompt,), options, model)
     return rows, requests

@@ -14,13 +14,13 @@ from cai_dist.stages.tables.intervals import Figure, by_prompt, mean_figure
 from cai_dist.stages.tables.records import Revision, Sampled
 
 
-def second_model(run: RunContext) -> Path:
+def second_model(ctx: RunContext) -> Path:
     """The preference model of the other half of the comparisons, from which PPO has not learned."""
-    return run.run_dir / preference.NAME / "second" / "model"
+    return ctx.run_dir / preference.NAME / "second" / "model"
 
 
 def preference_scores(
-    run: RunContext, rewards: RewardJudge, samples: Mapping[str, Sequence[Sampled]], revisions: Sequence[Revision]
+    ctx: RunContext, rewards: RewardJudge, samples: Mapping[str, Sequence[Sampled]], revisions: Sequence[Revision]
 ) -> dict[str, Any]:
     """`pm_score_by_revision`, the mean raw score of the answers after each round (over the prompts of
     `judges.followed`, the same in every round), and with two preference models
@@ -31,8 +31,8 @@ def preference_scores(
     rounds = [[(r.prompt, r.response) for r in own] for own in zip(*followed(revisions), strict=True)]
     rewards.answers.of(answers + [answer for after in rounds for answer in after], "evaluate: scores")
     found: dict[str, Any] = {"pm_score_by_revision": [_mean_score(rewards.answers, after) for after in rounds]}
-    if run.config.preference.halves:
-        second = scores_of(run, str(second_model(run)))
+    if ctx.config.preference.halves:
+        second = scores_of(ctx, str(second_model(ctx)))
         second.of(answers, "evaluate: second preference model")
         found["robustness"] = {
             name: {

@@ -14,15 +14,15 @@ CHUNK = 64
 
 
 def score_texts(
-    run: RunContext, model: str, chat: ChatFormat, texts: Sequence[tuple[Sequence[Turn], str]], phase: str
+    ctx: RunContext, model: str, chat: ChatFormat, texts: Sequence[tuple[Sequence[Turn], str]], phase: str
 ) -> list[float]:
     """Raw score (logits) of each (conversation, answer), in order."""
     samples = [as_sample(chat, turns, answer) for turns, answer in texts]
     shards = _shards(samples)
     scores: dict[str, list[float]] = {}
     with (
-        reward_group(run, model, chat.eos_id, run.config.evaluate.workers) as group,
-        run.console.task(phase, total=len(samples), unit="answers") as task,
+        reward_group(ctx, model, chat.eos_id, ctx.config.evaluate.workers) as group,
+        ctx.console.task(phase, total=len(samples), unit="answers") as task,
     ):
         for name, found in group.map(phase, "scores", shards):
             scores[name] = found
@@ -31,12 +31,12 @@ def score_texts(
 
 
 def answer_logprobs(
-    run: RunContext, model: str, chat: ChatFormat, texts: Sequence[tuple[Sequence[Turn], str]], phase: str
+    ctx: RunContext, model: str, chat: ChatFormat, texts: Sequence[tuple[Sequence[Turn], str]], phase: str
 ) -> list[float]:
     """Log-probability (nats) under `model` of each (conversation, answer), end token included, in order."""
     samples = [as_sample(chat, turns, answer) for turns, answer in texts]
     shards = _shards(samples)
-    with reference_group(run, model, run.config.evaluate.workers) as group:
+    with reference_group(ctx, model, ctx.config.evaluate.workers) as group:
         found = dict(group.map(phase, "response_logprobs", shards, 1.0))
     return [logprob for name in shards for logprob in found[name]]
 

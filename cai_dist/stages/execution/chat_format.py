@@ -12,10 +12,10 @@ from cai_dist.models.load import load_tokenizer
 from cai_dist.stages.context import RunContext
 
 
-def chat_format(run: RunContext, model: str) -> ChatFormat:
+def chat_format(ctx: RunContext, model: str) -> ChatFormat:
     """How conversations become token ids for `model` (a folder or a hub name) in this run, whose chats have one day.
     Raises ConfigError where its chat template cannot be used."""
-    return format_of(run.config.models, run.constitution.templates.labels, model, run.manifest.date)
+    return format_of(ctx.config.models, ctx.constitution.templates.labels, model, ctx.manifest.date)
 
 
 def format_of(models: ModelsConfig, labels: Labels, model: str, day: str) -> ChatFormat:

@@ -58,7 +58,7 @@ class Answer:
 
 
 def generate(
-    run: RunContext,
+    ctx: RunContext,
     group: WorkQueue,
     folder: Path,
     label: str,
@@ -78,19 +78,19 @@ def generate(
     """
     ends = tuple(chat.stop_ids if stop_ids is None else stop_ids)
     params = SamplingParams(sampling.max_new_tokens, sampling.temperature, sampling.top_p, ends)
-    room = run.config.models.context - sampling.max_new_tokens
+    room = ctx.config.models.context - sampling.max_new_tokens
 
     def request(i: int, piece: Sequence[Ask]) -> GenerateRequest:
-        return GenerateRequest(_prompts(piece, room), params, stable_seed(run.config.seed, label, i), model)
+        return GenerateRequest(_prompts(piece, room), params, stable_seed(ctx.config.seed, label, i), model)
 
     def rows(piece: Sequence[Ask], results: Sequence[Generation]) -> Records:
         found = iter(results)
         return [_text_row(a, next(found) if len(a.prompt_ids) <= room else None, chat) for a in piece]
 
-    made = _sharded(run, group, folder, label, asks, "generate", request, rows, TEXT_SCHEMA, shard_size)
+    made = _sharded(ctx, group, folder, label, asks, "generate", request, rows, TEXT_SCHEMA, shard_size)
     answers = [Answer(r["key"], r["text"], r["finish"], r.get("thoughts") or "") for r in made]
     if lost := sum(bool(a.thoughts) and not a.text for a in answers):
-        run.console.warn(
+        ctx.console.warn(
             f"{folder.name}: {label}: {lost} of {len(answers)} answers were not reached: the model was still thinking "
             f"after {sampling.max_new_tokens} tokens; raise max_new_tokens, or take a model that answers at once"
         )
@@ -98,7 +98,7 @@ def generate(
 
 
 def score_labels(
-    run: RunContext,
+    ctx: RunContext,
     group: WorkQueue,
     folder: Path,
     label: str,
@@ -109,7 +109,7 @@ def score_labels(
     shard_size: int,
 ) -> list[tuple[float, ...] | None]:
     """For each ask the log-probability (nats) of each label as its continuation; None where the ask is too long."""
-    room = run.config.models.context - max(len(x) for x in labels)
+    room = ctx.config.models.context - max(len(x) for x in labels)
 
     def request(i: int, piece: Sequence[Ask]) -> LabelRequest:
         return LabelRequest(_prompts(piece, room), labels, model)
@@ -118,12 +118,12 @@ def score_labels(
         found = iter(results)
         return [{"key": a.key, "logprobs": list(next(found)) if len(a.prompt_ids) <= room else None} for a in piece]
 
-    made = _sharded(run, group, folder, label, asks, "score_labels", request, rows, LABEL_SCHEMA, shard_size)
+    made = _sharded(ctx, group, folder, label, asks, "score_labels", request, rows, LABEL_SCHEMA, shard_size)
     return [None if r["logprobs"] is None else tuple(r["logprobs"]) for r in made]
 
 
 def _sharded(
-    run: RunContext,
+    ctx: RunContext,
     group: WorkQueue,
     folder: Path,
     label: str,
@@ -137,43 +137,43 @@ def _sharded(
     """Send the missing shards to whichever worker is free, write each as it comes, return all rows in order."""
     pieces = [asks[i : i + shard_size] for i in range(0, len(asks), shard_size)]
     requests = [request(i, piece) for i, piece in enumerate(pieces)]
-    keys = [_key(run, method, made, piece) for made, piece in zip(requests, pieces, strict=True)]
-    shards = open_shards(run, folder / label, keys)
+    keys = [_key(ctx, method, made, piece) for made, piece in zip(requests, pieces, strict=True)]
+    shards = open_shards(ctx, folder / label, keys)
     missing = {f"shard {i} ({keys[i][:12]})": i for i in shards.missing()}
-    with run.console.task(label, total=len(asks), unit="prompts") as task:
+    with ctx.console.task(label, total=len(asks), unit="prompts") as task:
         task.advance(len(asks) - sum(len(pieces[i]) for i in missing.values()))
         todo = {name: requests[i] for name, i in missing.items()}
         for name, results in group.map(f"{folder.name}: {label}", method, todo):
             i = missing[name]
             shards.write(i, rows(pieces[i], results), schema)
             task.advance(len(pieces[i]))
-            run.check_stop()
+            ctx.check_stop()
     return shards.rows()
 
 
-def open_shards(run: RunContext, folder: Path, keys: Sequence[str]) -> Shards:
+def open_shards(ctx: RunContext, folder: Path, keys: Sequence[str]) -> Shards:
     """The pieces with these keys in `folder`; what is there beside them is put aside, and that is said."""
     shards = Shards(folder, keys)
     if aside := shards.put_aside():
-        run.console.say(f"{folder.name}: shards there were made from other requests; they are kept in {aside.name}")
+        ctx.console.say(f"{folder.name}: shards there were made from other requests; they are kept in {aside.name}")
     return shards
 
 
-def _key(run: RunContext, method: str, request: EngineRequest, piece: Sequence[Ask]) -> str:
+def _key(ctx: RunContext, method: str, request: EngineRequest, piece: Sequence[Ask]) -> str:
     """Hash of all that the rows of a shard are made from: the request, the model's content in place of its path."""
     if isinstance(request, GenerateRequest):
         asked: dict[str, Any] = {"sampling": asdict(request.sampling), "seed": request.seed}
     else:
         asked = {"labels": request.labels}
-    made_from = {
+    provenance = {
         **asked,
         "method": method,
         "prompts": request.prompts,
         "model": model_hash(request.model),
         "keys": [a.key for a in piece],
-        **model_settings(run.config),
+        **model_settings(ctx.config),
     }
-    return sha256_json(made_from)
+    return sha256_json(provenance)
 
 
 def _prompts(piece: Sequence[Ask], room: int) -> tuple[tuple[int, ...], ...]:

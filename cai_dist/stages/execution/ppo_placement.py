@@ -23,35 +23,35 @@ def on_gpus(ppo: PpoConfig) -> bool:
     return any(getattr(ppo.placement, role).gpus for role in ppo.roles)
 
 
-def check_placement(run: RunContext) -> None:
+def check_placement(ctx: RunContext) -> None:
     """Start the cluster and raise ConfigError, one line, if it could never hold the roles of PPO together."""
     from cai_dist.cluster.placement import refuse_too_much
     from cai_dist.cluster.ppo.specs import role_spec
 
-    ppo = run.config.ppo
-    run.cluster()
+    ppo = ctx.config.ppo
+    ctx.cluster()
     refuse_too_much([role_spec(role, ppo, {}) for role in ppo.roles])
 
 
 @contextmanager
-def shown_placement(run: RunContext, folder: Path, roles: PpoGroups) -> Iterator[None]:
+def shown_placement(ctx: RunContext, folder: Path, roles: PpoGroups) -> Iterator[None]:
     """Role x node x GPU before the block runs; after it, without an error, the peaks role x phase (MiB, of the largest
     worker) and what could not leave a shared GPU. Both are in `folder`, too."""
     from cai_dist.cluster.placement import seat_rows
     from cai_dist.cluster.ppo.memory_log import peak_rows
 
-    place = run.config.ppo.placement
+    place = ctx.config.ppo.placement
     content = {
         "mode": place.mode,
-        "shared": [list(group) for group in run.config.ppo.shared_groups],
+        "shared": [list(group) for group in ctx.config.ppo.shared_groups],
         "workers": [asdict(seat) for seat in roles.seats],
     }
     write_json(folder / FILE, content)
     columns = ["role", "rank", "node", "GPU", "CPUs", "shares with"]
-    run.console.table(f"placement of PPO: {place.mode}", columns, seat_rows(roles.seats))
+    ctx.console.table(f"placement of PPO: {place.mode}", columns, seat_rows(roles.seats))
     yield
     roles.memory()
     write_json(folder / FILE, content | {"peak_mb": roles.memory_peaks, "notes": roles.notes})
-    run.console.table("peak memory of a worker, MiB", *peak_rows(roles.memory_peaks))
+    ctx.console.table("peak memory of a worker, MiB", *peak_rows(roles.memory_peaks))
     for note in roles.notes:
-        run.console.say(note)
+        ctx.console.say(note)

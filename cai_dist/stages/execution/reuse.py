@@ -18,10 +18,10 @@ from cai_dist.stages.context import RunContext
 from cai_dist.tracking.atomic import sha256_json, sha256_path, staging_dir, write_json
 
 
-def take_over(run: RunContext, folder: Path, name: str, made_from: Mapping[str, Any]) -> None:
+def reuse_from(ctx: RunContext, folder: Path, name: str, provenance: Mapping[str, Any]) -> None:
     """Copy the shards `name` (and `name-…`) into `folder` from the latest earlier one (`FOLDER.old-N`) whose shards
-    were made from the same; whole or not, they are gone on with. `made_from` is all that decides them, as JSON."""
-    key, mark = sha256_json(made_from), f"{name}.made-from.json"
+    were made from the same; whole or not, they are gone on with. `provenance` is all that decides them, as JSON."""
+    key, mark = sha256_json(provenance), f"{name}.made-from.json"
     if (folder / mark).exists():
         return
     for old in _earlier(folder):
@@ -32,7 +32,7 @@ def take_over(run: RunContext, folder: Path, name: str, made_from: Mapping[str, 
             with staging_dir(folder / part.name) as temporary:
                 shutil.copytree(part, temporary, dirs_exist_ok=True)
         if found:
-            run.console.say(f"{folder.name}: {name} comes from {old.name}, where it was made from the same")
+            ctx.console.say(f"{folder.name}: {name} comes from {old.name}, where it was made from the same")
         break
     write_json(folder / mark, {"sha256": key})
 

@@ -34,7 +34,7 @@ def total_steps(examples: int, config: TrainConfig, what: str) -> int:
 
 
 def train(
-    run: RunContext,
+    ctx: RunContext,
     stage: str,
     group: WorkerGroup,
     examples: Sequence[T],
@@ -54,30 +54,30 @@ def train(
     if latest := store.latest():
         start, saved = latest
         skipped = group.broadcast(f"{stage}: resume", "load", str(saved))[0]
-    run.tracker.rewind(stage, start)
-    run.tracker.rewind(f"{stage}_skipped", skipped)
-    seed = stable_seed(run.config.seed, stage, "order")
+    ctx.tracker.rewind(stage, start)
+    ctx.tracker.rewind(f"{stage}_skipped", skipped)
+    seed = stable_seed(ctx.config.seed, stage, "order")
     sharding = config.sharding
-    with run.console.task(stage, total=steps, unit="steps") as task:
+    with ctx.console.task(stage, total=steps, unit="steps") as task:
         task.advance(start)
         done = start
         while done < steps:
             chosen = step_indices(len(examples), config.batch_size, seed, done + skipped)
             batch = [examples[i] for i in chosen]
             total = denominator(batch)
-            plan = plan_items(batch, sharding.ranks, sharding, run.config.models.layout)
+            plan = plan_items(batch, sharding.ranks, sharding, ctx.config.models.layout)
             shards = [StepShard(micro, total) for micro in plan.split(batch)]
             metrics = group.scatter(f"{stage}: step {done + 1}", "train_step", shards)[0]
             if metrics.get("skipped"):
                 skipped += 1
-                run.console.warn(f"{stage}: step {done + 1} was not finite and is left out ({skipped} so far)")
-                run.log(f"{stage}_skipped", skipped, at_step=done + 1, **metrics)
+                ctx.console.warn(f"{stage}: step {done + 1} was not finite and is left out ({skipped} so far)")
+                ctx.log(f"{stage}_skipped", skipped, at_step=done + 1, **metrics)
                 continue
             done += 1
-            run.log(stage, done, **metrics)
+            ctx.log(stage, done, **metrics)
             task.advance(1, loss=metrics["loss"])
-            if done < steps and (done % config.checkpoint_every == 0 or run.should_stop()):
+            if done < steps and (done % config.checkpoint_every == 0 or ctx.should_stop()):
                 with store.write(done) as target:
                     group.broadcast(f"{stage}: checkpoint {done}", "save", str(target))
-                run.check_stop()
+                ctx.check_stop()
     return steps

@@ -21,24 +21,24 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def rollout_group(run: RunContext, role: str, workers: int) -> Iterator[WorkQueue]:
+def rollout_group(ctx: RunContext, role: str, workers: int) -> Iterator[WorkQueue]:
     """`workers` independent processes that generate and score text, behind a queue."""
     spec = WorkerSpec(
         "cai_dist.workers.rollout:RolloutWorker",
         {
             "model": "",
-            "dtype": run.config.models.dtype,
-            "engine": run.config.engine,
-            "threads": run.config.cluster.threads,
+            "dtype": ctx.config.models.dtype,
+            "engine": ctx.config.engine,
+            "threads": ctx.config.cluster.threads,
         },
     )
-    with _queue(run, role, spec, workers) as queue:
+    with _queue(ctx, role, spec, workers) as queue:
         yield queue
 
 
 @contextmanager
 def trained_model(
-    run: RunContext,
+    ctx: RunContext,
     role: str,
     kind: Literal["language", "pm_pretraining", "preference", "dpo", "rating"],
     model: str,
@@ -50,15 +50,15 @@ def trained_model(
     worker."""
     kwargs: dict[str, Any] = {
         "model": model,
-        "dtype": run.config.models.dtype,
-        "layout": run.config.models.layout,
-        "head_dtype": run.config.models.head_dtype,
+        "dtype": ctx.config.models.dtype,
+        "layout": ctx.config.models.layout,
+        "head_dtype": ctx.config.models.head_dtype,
         "optimizer": config.optimizer,
         "sharding": config.sharding,
         "total_steps": steps,
-        "seed": stable_seed(run.config.seed, role) % 2**31,
-        "threads": run.config.cluster.threads,
-        "timeouts": run.config.cluster.timeouts,
+        "seed": stable_seed(ctx.config.seed, role) % 2**31,
+        "threads": ctx.config.cluster.threads,
+        "timeouts": ctx.config.cluster.timeouts,
         **settings,
     }
     target = {
@@ -68,7 +68,7 @@ def trained_model(
         "dpo": "cai_dist.workers.dpo:DpoWorker",
         "rating": "cai_dist.workers.rating:RatingWorker",
     }[kind]
-    with _group(run, role, WorkerSpec(target, kwargs), config.sharding.ranks, distributed=True) as group:
+    with _group(ctx, role, WorkerSpec(target, kwargs), config.sharding.ranks, distributed=True) as group:
         yield group
 
 
@@ -86,62 +86,62 @@ def export_model(export: Callable[[Path], object], target: Path, note: Mapping[s
 
 
 @contextmanager
-def reward_group(run: RunContext, model: str, end_id: int, workers: int) -> Iterator[WorkQueue]:
+def reward_group(ctx: RunContext, model: str, end_id: int, workers: int) -> Iterator[WorkQueue]:
     """`workers` independent processes that score answers with the preference model in `model`, behind a queue."""
     kwargs = {
         "model": model,
-        "dtype": run.config.models.dtype,
-        "layout": run.config.models.layout,
+        "dtype": ctx.config.models.dtype,
+        "layout": ctx.config.models.layout,
         "end_id": end_id,
-        "threads": run.config.cluster.threads,
-        "timeouts": run.config.cluster.timeouts,
+        "threads": ctx.config.cluster.threads,
+        "timeouts": ctx.config.cluster.timeouts,
     }
     spec = WorkerSpec("cai_dist.workers.reward:RewardWorker", kwargs)
-    with _queue(run, "reward", spec, workers) as queue:
+    with _queue(ctx, "reward", spec, workers) as queue:
         yield queue
 
 
 @contextmanager
-def reference_group(run: RunContext, model: str, workers: int) -> Iterator[WorkQueue]:
+def reference_group(ctx: RunContext, model: str, workers: int) -> Iterator[WorkQueue]:
     """`workers` independent processes that give log-probabilities of answers under `model`, behind a queue."""
     kwargs = {
         "model": model,
-        "dtype": run.config.models.dtype,
-        "layout": run.config.models.layout,
-        "head_dtype": run.config.models.head_dtype,
-        "threads": run.config.cluster.threads,
-        "timeouts": run.config.cluster.timeouts,
+        "dtype": ctx.config.models.dtype,
+        "layout": ctx.config.models.layout,
+        "head_dtype": ctx.config.models.head_dtype,
+        "threads": ctx.config.cluster.threads,
+        "timeouts": ctx.config.cluster.timeouts,
     }
     spec = WorkerSpec("cai_dist.workers.reference:ReferenceWorker", kwargs)
-    with _queue(run, "reference", spec, workers) as queue:
+    with _queue(ctx, "reference", spec, workers) as queue:
         yield queue
 
 
 @contextmanager
-def _queue(run: RunContext, role: str, spec: WorkerSpec, workers: int) -> Iterator[WorkQueue]:
+def _queue(ctx: RunContext, role: str, spec: WorkerSpec, workers: int) -> Iterator[WorkQueue]:
     """Independent workers behind a queue that starts those that die again; each is told and counted."""
     from cai_dist.cluster.work_queue import WorkQueue
 
     def lost(loss: Loss) -> None:
         what = "a new worker is started in its place" if loss.again else "it does not come up again"
-        run.console.warn(f"{loss.role}[{loss.rank}] on {loss.node}: {loss.cause}; {what}")
+        ctx.console.warn(f"{loss.role}[{loss.rank}] on {loss.node}: {loss.cause}; {what}")
         if loss.again:
-            run.log(f"{role}_workers", loss.restarts, restarts=loss.restarts, rank=loss.rank)
+            ctx.log(f"{role}_workers", loss.restarts, restarts=loss.restarts, rank=loss.rank)
 
-    with _group(run, role, spec, workers, distributed=False) as group:
-        yield WorkQueue(group, run.config.cluster.retries, lost=lost, check=run.check_stop)
+    with _group(ctx, role, spec, workers, distributed=False) as group:
+        yield WorkQueue(group, ctx.config.cluster.retries, lost=lost, check=ctx.check_stop)
 
 
 @contextmanager
-def _group(run: RunContext, role: str, spec: WorkerSpec, workers: int, *, distributed: bool) -> Iterator[WorkerGroup]:
+def _group(ctx: RunContext, role: str, spec: WorkerSpec, workers: int, *, distributed: bool) -> Iterator[WorkerGroup]:
     from cai_dist.cluster.runtime import GroupSpec
 
-    cluster = run.config.cluster
+    cluster = ctx.config.cluster
     asked = GroupSpec(
         role=role, spec=spec, workers=workers, cpus=cluster.cpus, gpus=cluster.gpus, distributed=distributed
     )
-    run.console.say(f"starting {workers} {role} worker{'s' if workers > 1 else ''}")
-    group = run.cluster().launch([asked])[role]
+    ctx.console.say(f"starting {workers} {role} worker{'s' if workers > 1 else ''}")
+    group = ctx.cluster().launch([asked])[role]
     try:
         yield group
     finally:
@@ -149,17 +149,17 @@ def _group(run: RunContext, role: str, spec: WorkerSpec, workers: int, *, distri
 
 
 @contextmanager
-def ppo_roles(run: RunContext, policy: str, preference: str, end_id: int, thoughts: ThoughtIds) -> Iterator[PpoGroups]:
+def ppo_roles(ctx: RunContext, policy: str, preference: str, end_id: int, thoughts: ThoughtIds) -> Iterator[PpoGroups]:
     """The roles that PPO's algorithm needs, up and loaded: policy and reference from `policy`, reward from
     `preference`."""
     from cai_dist.cluster.ppo.groups import PpoGroups, PpoModels
 
-    config, ppo = run.config, run.config.ppo
+    config, ppo = ctx.config, ctx.config.ppo
     value = preference if ppo.value_init == "preference" else policy
     updates = ppo.epochs * (ppo.prompts_per_iteration * ppo.samples_per_prompt // ppo.mini_batch)
-    run.console.say(f"starting the {', '.join(ppo.roles[:-1])} and {ppo.roles[-1]} workers")
+    ctx.console.say(f"starting the {', '.join(ppo.roles[:-1])} and {ppo.roles[-1]} workers")
     with PpoGroups(
-        run.cluster(),
+        ctx.cluster(),
         ppo,
         PpoModels(policy=policy, reference=policy, reward=preference, value=value),
         dtype=config.models.dtype,

@@ -55,15 +55,15 @@ class Rehearsal:
         return None
 
 
-def rehearse(run: RunContext, paths: Mapping[str, str]) -> Rehearsal:
+def rehearse(ctx: RunContext, paths: Mapping[str, str]) -> Rehearsal:
     """Try the models in `paths` (role -> folder or hub name), each folder once, in all the roles that it plays."""
     found = Rehearsal()
     for path in dict.fromkeys(paths.values()):
         roles = [role for role in paths if paths[role] == path]
         if "pretrained" in roles:  # the one that most is asked of, and that messages name
             roles.sort(key=lambda role: role != "pretrained")
-        _rehearse_model(run, found, roles, path)
-    if not found.problems and (unknown := unknown_arguments(run.config.models, list(paths.values()))):
+        _rehearse_model(ctx, found, roles, path)
+    if not found.problems and (unknown := unknown_arguments(ctx.config.models, list(paths.values()))):
         found.problems.append(unknown)
     found.problems = list(dict.fromkeys(found.problems))
     return found
@@ -144,8 +144,8 @@ def scalar_problem(config: RunConfig, model: Any) -> str | None:
     )
 
 
-def _rehearse_model(run: RunContext, found: Rehearsal, roles: list[str], path: str) -> None:
-    config, role = run.config, roles[0]
+def _rehearse_model(ctx: RunContext, found: Rehearsal, roles: list[str], path: str) -> None:
+    config, role = ctx.config, roles[0]
     who = f"models.{role}={getattr(config.models, role)}"
     model = found.attempt(who, lambda: load_config(path))
     if model is None:
@@ -160,13 +160,13 @@ def _rehearse_model(run: RunContext, found: Rehearsal, roles: list[str], path: s
         found.problems.append(f"{who}: {problem}")
     with TemporaryDirectory(prefix="cai_dist-") as folder:
         if tokenizer is not None:
-            found.attempt(who, lambda: _tokenizer_comes_back(run, path, Path(folder) / "tokenizer"))
-        _rehearse_copy(run, found, roles, path, model, Path(folder))
+            found.attempt(who, lambda: _tokenizer_comes_back(ctx, path, Path(folder) / "tokenizer"))
+        _rehearse_copy(ctx, found, roles, path, model, Path(folder))
 
 
-def _rehearse_copy(run: RunContext, found: Rehearsal, roles: list[str], path: str, model: Any, folder: Path) -> None:
+def _rehearse_copy(ctx: RunContext, found: Rehearsal, roles: list[str], path: str, model: Any, folder: Path) -> None:
     """The small copy: saved as an export is, loaded as workers load it."""
-    config, role, copied = run.config, roles[0], str(folder / "copy")
+    config, role, copied = ctx.config, roles[0], str(folder / "copy")
     who = f"models.{role}={getattr(config.models, role)}"
     try:
         hf = shrunken_causal(model)
@@ -227,7 +227,7 @@ def _give_generation(hf: Any, path: str) -> None:
                 ) from error
 
 
-def _tokenizer_comes_back(run: RunContext, path: str, folder: Path) -> None:
+def _tokenizer_comes_back(ctx: RunContext, path: str, folder: Path) -> None:
     """The tokenizer beside an exported model gives the same ids as the one that it is a copy of. Raises ConfigError."""
     folder.mkdir()
     copy_tokenizer(path, folder)
@@ -235,7 +235,7 @@ def _tokenizer_comes_back(run: RunContext, path: str, folder: Path) -> None:
         shutil.copyfile(Path(path) / "config.json", folder / "config.json")
     elif not Path(path).is_dir():
         load_config(path).save_pretrained(folder)
-    before, after = chat_format(run, path), chat_format(run, str(folder))
+    before, after = chat_format(ctx, path), chat_format(ctx, str(folder))
     for text in _TEXTS:
         if before.tokenizer(text)["input_ids"] != after.tokenizer(text)["input_ids"]:
             raise ConfigError(f"its tokenizer is another once it is copied beside a model: other ids for {text!r}")
@@ -266,7 +266,7 @@ def room_problem(run_dir: Path, sizes: Mapping[str, int]) -> str | None:
     )
 
 
-def model_bytes(run: RunContext, path: str) -> dict[str, int]:
+def model_bytes(ctx: RunContext, path: str) -> dict[str, int]:
     """Name -> bytes of each model that a run trains from the one in `path`; empty where its size is not known."""
     weights = sum(file.stat().st_size for file in Path(path).glob("*.safetensors"))
-    return {f"{stage}/model": weights for stage in run.config.stages if stage in ("sft", "preference", "ppo", "dpo")}
+    return {f"{stage}/model": weights for stage in ctx.config.stages if stage in ("sft", "preference", "ppo", "dpo")}

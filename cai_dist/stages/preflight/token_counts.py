@@ -14,20 +14,20 @@ from cai_dist.stages.tables.records import read_comparisons
 from cai_dist.types import Prompt
 
 
-def check_tables(run: RunContext, paths: Mapping[str, str]) -> None:
+def check_tables(ctx: RunContext, paths: Mapping[str, str]) -> None:
     """Look ahead with the models in `paths` (role -> folder or hub name): prompts that leave room for answers, human
     comparisons to mix in. Warns of what may become short. Raises DataError, a line each, for what will be missing."""
-    chats = {role: chat_format(run, path) for role, path in paths.items() if role != "feedback"}
-    prompts = {kind: given_prompts(run, kind) for kind in ("red_team", "helpful")} | {"held-out": heldout_prompts(run)}
+    chats = {role: chat_format(ctx, path) for role, path in paths.items() if role != "feedback"}
+    prompts = {kind: given_prompts(ctx, kind) for kind in ("red_team", "helpful")} | {"held-out": heldout_prompts(ctx)}
     problems = [
         line
-        for stage, role, kind in _askers(run.config)
-        if (line := room_problem(run.config, stage, kind, chats[role], prompts[kind]))
+        for stage, role, kind in _askers(ctx.config)
+        if (line := room_problem(ctx.config, stage, kind, chats[role], prompts[kind]))
     ]
-    human = sum(x.comparison.prompt.split == "train" for x in read_comparisons(human_file(run)))
-    if line := few_comparisons(run.config, len(prompts["red_team"]) + run.config.expand.prompts, human):
+    human = sum(x.comparison.prompt.split == "train" for x in read_comparisons(human_file(ctx)))
+    if line := few_comparisons(ctx.config, len(prompts["red_team"]) + ctx.config.expand.prompts, human):
         if human:
-            run.console.warn(line)
+            ctx.console.warn(line)
         else:
             problems.append(line)
     if problems:

@@ -12,51 +12,51 @@ from cai_dist.types import Comparison, Prompt, PromptKind
 KINDS: tuple[PromptKind, ...] = ("red_team", "helpful")
 
 
-def training_prompts(run: RunContext, kind: PromptKind, rl: bool = False) -> list[Prompt]:
+def training_prompts(ctx: RunContext, kind: PromptKind, rl: bool = False) -> list[Prompt]:
     """The prompts of a kind that may be trained on, each with its whole conversation: those given, then, where the run
     has the stage `expand`, those it made, with `rl` those for PPO alone, too. Raises DataError where a table is
     missing."""
-    return given_prompts(run, kind) + [p for file in _expanded(run, kind, rl) for p in read_prompts(file)]
+    return given_prompts(ctx, kind) + [p for file in _expanded(ctx, kind, rl) for p in read_prompts(file)]
 
 
-def given_prompts(run: RunContext, kind: PromptKind) -> list[Prompt]:
+def given_prompts(ctx: RunContext, kind: PromptKind) -> list[Prompt]:
     """The training prompts of a kind without those of `expand`."""
-    return [p for p in read_prompts(_given(run, kind)) if p.split == "train"]
+    return [p for p in read_prompts(_given(ctx, kind)) if p.split == "train"]
 
 
-def heldout_prompts(run: RunContext) -> list[Prompt]:
+def heldout_prompts(ctx: RunContext) -> list[Prompt]:
     """The prompts set aside for measuring, red-team first. No training stage may see them."""
-    return [p for kind in KINDS for p in read_prompts(_given(run, kind)) if p.split == "heldout"]
+    return [p for kind in KINDS for p in read_prompts(_given(ctx, kind)) if p.split == "heldout"]
 
 
-def heldout_comparisons(run: RunContext) -> list[Comparison]:
+def heldout_comparisons(ctx: RunContext) -> list[Comparison]:
     """The human comparisons set aside for measuring. Raises DataError where the table is missing."""
-    found = [x.comparison for x in read_comparisons(human_file(run))]
+    found = [x.comparison for x in read_comparisons(human_file(ctx))]
     return [c for c in found if c.prompt.split == "heldout"]
 
 
-def human_file(run: RunContext) -> Path:
+def human_file(ctx: RunContext) -> Path:
     """The table of human comparisons."""
-    return run.run_dir / prepare.NAME / "human.parquet"
+    return ctx.run_dir / prepare.NAME / "human.parquet"
 
 
-def prompt_files(run: RunContext, *kinds: PromptKind, rl: bool = False) -> list[Path]:
+def prompt_files(ctx: RunContext, *kinds: PromptKind, rl: bool = False) -> list[Path]:
     """The tables that the functions above read (default: of both kinds), as inputs of a stage."""
     wanted = kinds or KINDS
-    return [_given(run, kind) for kind in wanted] + [file for kind in wanted for file in _expanded(run, kind, rl)]
+    return [_given(ctx, kind) for kind in wanted] + [file for kind in wanted for file in _expanded(ctx, kind, rl)]
 
 
-def expanded_file(run: RunContext, kind: PromptKind = "red_team", rl: bool = False) -> Path:
+def expanded_file(ctx: RunContext, kind: PromptKind = "red_team", rl: bool = False) -> Path:
     """The table of the prompts of a kind that the stage `expand` made for all stages, or (`rl`) for PPO alone."""
-    return run.run_dir / "expand" / f"{'rl_' if rl else ''}{kind}.parquet"
+    return ctx.run_dir / "expand" / f"{'rl_' if rl else ''}{kind}.parquet"
 
 
-def _given(run: RunContext, kind: PromptKind) -> Path:
-    return run.run_dir / prepare.NAME / f"{kind}.parquet"
+def _given(ctx: RunContext, kind: PromptKind) -> Path:
+    return ctx.run_dir / prepare.NAME / f"{kind}.parquet"
 
 
-def _expanded(run: RunContext, kind: PromptKind, rl: bool) -> list[Path]:
-    config = run.config.expand
-    return [expanded_file(run, kind)] * bool(config.wanted(kind)) + [expanded_file(run, kind, rl=True)] * bool(
+def _expanded(ctx: RunContext, kind: PromptKind, rl: bool) -> list[Path]:
+    config = ctx.config.expand
+    return [expanded_file(ctx, kind)] * bool(config.wanted(kind)) + [expanded_file(ctx, kind, rl=True)] * bool(
         rl and config.wanted_for_rl(kind)
     )

@@ -96,7 +96,7 @@ def test_nodes_are_watched_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
             return WorkerError("update", "policy", 1, "there", "the node is gone")
 
     use(monkeypatch, FakeRay())
-    monkeypatch.setattr(futures.nodes, "current", Watch)
+    monkeypatch.setattr(futures.node_watch, "current", Watch)
     monkeypatch.setattr(futures, "_SLICE", 0.05)
     with pytest.raises(WorkerError, match="the node is gone"):
         gather(calls(2), 9.0, lambda: None)

@@ -104,5 +104,5 @@ def rollout_of(items: Sequence[Trajectory]) -> Rollout:
     """As the update phase gets it, nothing to be whitened."""
     rows = rows_of(list(items), len(items))
     sizes = [(len(item.prompt_ids), len(item.response_ids)) for item in items]
-    lessons = tuple(TrajectoryRef(row, a + b, b) for row, (a, b) in zip(rows, sizes, strict=True))
-    return Rollout(lessons, tuple(items), None, 0.0, {}, Moments())
+    refs = tuple(TrajectoryRef(row, a + b, b) for row, (a, b) in zip(rows, sizes, strict=True))
+    return Rollout(refs, tuple(items), None, 0.0, {}, Moments())

@@ -73,7 +73,7 @@ def test_the_policy_learns_from_whitened_advantages_and_the_value_model_from_the
 
 
 def test_every_sample_is_used_once_an_epoch_in_a_new_order() -> None:
-    items = rollout_of([trajectory(0.0, 1.0, str(n)) for n in range(8)]).lessons
+    items = rollout_of([trajectory(0.0, 1.0, str(n)) for n in range(8)]).trajectory_refs
     ids = [stand_for(item.row).prompt_id for batch in mini_batches(items, make_config(epochs=3), 5) for item in batch]
     epochs = [ids[start : start + 8] for start in (0, 8, 16)]
     assert all(sorted(epoch) == sorted(map(str, range(8))) for epoch in epochs)

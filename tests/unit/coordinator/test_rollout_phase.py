@@ -123,7 +123,7 @@ def test_scoring_roles_run_at_the_same_time() -> None:
     after_generation = roles.calls[roles.calls.index("wait generate") + 1 :]
     assert set(after_generation[:4]) == started
     assert all(call.startswith("wait") for call in after_generation[4:8])
-    assert after_generation[8:] == ["start lessons", "wait lessons"]
+    assert after_generation[8:] == ["start make_trajectories", "wait make_trajectories"]
 
 
 def test_trajectories_carry_what_was_sampled() -> None:

@@ -11,7 +11,6 @@ import torch
 from cai_dist.config.engine import EngineConfig
 from cai_dist.config.training import Dtype
 from cai_dist.engines.hf.rollout import HfRolloutEngine
-from cai_dist.engines.protocols.training import buckets
 from cai_dist.errors import StaleEngineError, WeightTransferError
 from cai_dist.models.load import load_causal
 from cai_dist.models.tensors import from_numpy, spec_of, to_numpy
@@ -25,6 +24,7 @@ from cai_dist.types import (
     WeightTerms,
 )
 from cai_dist.weight_sync import receiver as receiving
+from cai_dist.weight_sync.protocol import buckets
 from cai_dist.weight_sync.receiver import whole_tensors
 from tests.tiny import save_llama
 

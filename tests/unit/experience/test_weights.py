@@ -13,14 +13,14 @@ from cai_dist.types import RemoteBlock, RemoteRow, TrajectoryRef
 from tests.unit.coordinator.small_run import make_config
 
 
-def lesson(length: int) -> TrajectoryRef:
+def ref(length: int) -> TrajectoryRef:
     return TrajectoryRef(RemoteRow(RemoteBlock([]), 0), 1 + length, length)
 
 
 @settings(max_examples=50)
 @given(st.lists(st.lists(st.floats(-5, 5), min_size=1, max_size=6), min_size=1, max_size=5))
 def test_weights_over_denominator_are_the_means_of_their_names(losses: list[list[float]]) -> None:
-    batch = [lesson(len(row)) for row in losses]
+    batch = [ref(len(row)) for row in losses]
     count, tokens = len(losses), sum(map(len, losses))
     expected = {
         "token": sum(map(sum, losses)) / tokens,

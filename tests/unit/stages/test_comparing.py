@@ -57,11 +57,11 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     reads first 0.1; its labels are clamped, and about prompt 9 it says nothing."""
     calls: list[Any] = []
 
-    def label(run: RunContext, pair: Comparison) -> PairLabel | None:
+    def label(ctx: RunContext, pair: Comparison) -> PairLabel | None:
         better = 0.2 * (len(pair.response_a) > len(pair.response_b)) - 0.2 * (
             len(pair.response_a) < len(pair.response_b)
         )
-        second = (0.4 + better,) * 2 if run.config.feedback.orders == "both" else ()
+        second = (0.4 + better,) * 2 if ctx.config.feedback.orders == "both" else ()
         return None if pair.prompt.id.endswith("-9") else PairLabel(0.5, (0.6 + better,) * 2, second)
 
     def label_pairs(run: Any, group: Any, folder: Any, phase: str, pairs: Sequence[Comparison], principles: Any) -> Any:
@@ -72,9 +72,9 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     return calls
 
 
-def with_models(run: RunContext) -> RunContext:
-    (run.folder("prepare") / "models.json").write_text("{}")
-    return run
+def with_models(ctx: RunContext) -> RunContext:
+    (ctx.folder("prepare") / "models.json").write_text("{}")
+    return ctx
 
 
 def one_match(n: int, a: str, b: str) -> comparing.Match:

@@ -136,7 +136,7 @@ def test_pairs_longer_than_the_context_are_left_out_and_counted(
 
 def test_the_reference_is_the_policy_before_its_first_step(stage: Any) -> None:
     run, [] = stage
-    dpo.run(run)
+    dpo.execute(run)
     [group] = stage[1]
     assert [phase for phase, steps in group.calls if steps == 0][:2] == ["dpo: reference", "dpo: reference-heldout"]
     assert len(group.trained) == 40 and group.steps == 5
@@ -147,7 +147,7 @@ def test_the_reference_is_the_policy_before_its_first_step(stage: Any) -> None:
 
 def test_what_it_leaves(stage: Any) -> None:
     run, groups = stage
-    outputs = dpo.run(run)
+    outputs = dpo.execute(run)
     folder = run.run_dir / "dpo"
     assert outputs == [folder / "model", folder / "heldout.json"]
     assert sorted(p.name for p in folder.iterdir()) == ["heldout.json", "model"]
@@ -158,7 +158,7 @@ def test_what_it_leaves(stage: Any) -> None:
     chance = 1 / (1 + math.exp(-2 * BETA * 0.5))
     assert numbers["ece"] == pytest.approx(abs(chance - (4 * 0.8 + 0.1) / 5))
     assert [x["step"] for x in read_metrics(run) if x["stage"] == "dpo"] == [1, 2, 3, 4, 5]
-    dpo.run(run)
+    dpo.execute(run)
     assert len(groups) == 1
 
 
@@ -166,10 +166,10 @@ def test_an_interrupted_stage_keeps_its_reference_and_its_steps(stage: Any) -> N
     run, groups = stage
     run.should_stop = lambda: groups[-1].steps == 3
     with pytest.raises(Interrupted):
-        dpo.run(run)
+        dpo.execute(run)
     first = {p.name: p.read_bytes() for p in (run.run_dir / "dpo" / "reference").iterdir()}
     run.should_stop = lambda: False
-    dpo.run(run)
+    dpo.execute(run)
     one, two = groups
     assert [phase for phase, _ in two.calls if "reference" in phase] == []
     assert first and (one.steps, two.steps) == (3, 5)
@@ -186,7 +186,7 @@ def test_every_call_is_small_and_none_is_made_twice(stage: Any, monkeypatch: pyt
     run.should_stop = lambda: "step" not in groups[-1].calls[-1][0]
     for _ in range(50):
         try:
-            dpo.run(run)
+            dpo.execute(run)
             break
         except Interrupted:
             assert len([phase for phase, _ in groups[-1].calls if "step" not in phase]) == 1
@@ -227,5 +227,5 @@ def test_on_real_text_the_implicit_reward_judges(make_run: Callable[..., RunCont
     assert isinstance(judges.make_judge(make_run(alignment="dpo", dpo=DpoConfig(beta=BETA))), judges.OracleJudge)
 
 
-def read_metrics(run: RunContext) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (run.run_dir / "metrics.jsonl").read_text().splitlines()]
+def read_metrics(ctx: RunContext) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (ctx.run_dir / "metrics.jsonl").read_text().splitlines()]

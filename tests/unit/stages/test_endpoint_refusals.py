@@ -177,7 +177,7 @@ def test_a_server_that_cannot_do_what_reasoning_asks_is_refused_at_once(make_run
 def test_nothing_is_sampled_where_the_server_does_not_answer(make_run, monkeypatch) -> None:
     monkeypatch.setattr(feedback, "training_prompts", lambda *_: pytest.fail("the check comes first"))
     with ChatServer(lambda body, n: Said({"error": "no"}, 404)) as server, pytest.raises(ConfigError, match="404"):
-        feedback.run(make_run(feedback=served(server)))
+        feedback.execute(make_run(feedback=served(server)))
 
 
 @pytest.mark.parametrize("proxy", ["http://me:hunter2@[::1", "nothing://x:1", "socks5://me:hunter2@127.0.0.1:1"])

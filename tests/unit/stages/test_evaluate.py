@@ -21,7 +21,7 @@ from cai_dist.errors import DataError
 from cai_dist.stages import evaluate, pipeline
 from cai_dist.stages.ai_feedback import labelling
 from cai_dist.stages.context import RunContext
-from cai_dist.stages.execution.reuse import take_over
+from cai_dist.stages.execution.reuse import reuse_from
 from cai_dist.tracking.console import Console
 from cai_dist.types import Generation, Prompt, Turn
 from cai_dist.world.tokenizer import build_tokenizer
@@ -171,10 +171,10 @@ def test_the_pipeline_begins_anew_with_the_answers_of_the_stage_that_it_sets_asi
 ) -> None:
     calls: list[int] = []
 
-    def act(run: RunContext) -> list[Path]:
+    def act(ctx: RunContext) -> list[Path]:
         calls.append(sample())
-        (run.run_dir / evaluate.RESULT).write_text(str(len(calls)))
-        return [run.run_dir / evaluate.RESULT]
+        (ctx.run_dir / evaluate.RESULT).write_text(str(len(calls)))
+        return [ctx.run_dir / evaluate.RESULT]
 
     run = make_run()
     for bound in (1, 2, 2):
@@ -192,17 +192,17 @@ def test_only_the_named_shards_are_taken_over(make_run: Callable[..., RunContext
     for name in ("elo", "elo-turned", "elopement", "answers-base"):
         (old / name).mkdir()
         (old / name / "00000.parquet").write_text(name)
-    take_over(run, old, "elo", {"a": 1})
+    reuse_from(run, old, "elo", {"a": 1})
     aside(old)
     new = run.folder("evaluate")
-    take_over(run, new, "elo", {"a": 1})
+    reuse_from(run, new, "elo", {"a": 1})
     assert sorted(p.name for p in new.iterdir() if p.is_dir()) == ["elo", "elo-turned"]
     assert (new / "elo-turned" / "00000.parquet").read_text() == "elo-turned"
     assert (run.run_dir / "evaluate.old-1" / "elo").is_dir(), "the earlier one stays whole"
     (run.run_dir / "evaluate.old-1" / "elo.made-from.json").write_text("[]")
     aside(new)
     (run.run_dir / "evaluate.old-2" / "elo.made-from.json").write_text("{")
-    take_over(run, run.folder("evaluate"), "elo", {"a": 1})
+    reuse_from(run, run.folder("evaluate"), "elo", {"a": 1})
     assert not (run.run_dir / "evaluate" / "elo").exists()
 
 

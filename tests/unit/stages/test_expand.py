@@ -262,7 +262,7 @@ SMALL = {
 
 def test_the_model_sees_chats_and_an_open_turn(with_world_model: Any) -> None:
     run, requests = with_world_model(**SMALL)
-    [table, transcripts] = expand.run(run)
+    [table, transcripts] = expand.execute(run)
     first, rest = requests[:12], requests[12:]
     assert all(r.count("<human>") == 1 and r.endswith("? <assistant>") for r in first)
     chat = "take wrap then melt . <eos> <human>"
@@ -288,7 +288,7 @@ def test_helpful_prompts_and_prompts_for_ppo_alone(with_world_model: Any) -> Non
     run, requests = with_world_model(**{**SMALL, "expand": small})
     helpful = [prompt(f"s{i}", "helpful", "train", f"weave {w} kirum ?") for i, w in enumerate(("rope", "mat", "net"))]
     write_prompts(run.run_dir / "prepare" / "helpful.parquet", helpful)
-    outputs = expand.run(run)
+    outputs = expand.execute(run)
     names = ["red_team.parquet", "rl_red_team.parquet", "helpful.parquet", "rl_helpful.parquet", "transcripts.md"]
     assert [p.name for p in outputs] == names
     made = {p.stem: read_prompts(p) for p in outputs[:-1]}
@@ -315,7 +315,7 @@ def test_helpful_prompts_and_prompts_for_ppo_alone(with_world_model: Any) -> Non
 
 def test_prompts_for_ppo_alone_reach_it_and_no_one_else(with_world_model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     run, _ = with_world_model(**{**SMALL, "expand": SMALL["expand"].model_copy(update={"prompts": 0, "rl_prompts": 4})})  # type: ignore[attr-defined]
-    [table, _] = expand.run(run)
+    [table, _] = expand.execute(run)
     assert table == prompts.expanded_file(run, rl=True) and run.config.stages[0] == "expand"
     assert len(prompts.training_prompts(run, "red_team")) == 12
     chat = ChatFormat(build_tokenizer(), "template")
@@ -325,35 +325,35 @@ def test_prompts_for_ppo_alone_reach_it_and_no_one_else(with_world_model: Any, m
 def test_a_kind_without_an_example_cannot_be_written(with_world_model: Any) -> None:
     run, _ = with_world_model(**{**SMALL, "expand": SMALL["expand"].model_copy(update={"helpful": 2})})  # type: ignore[attr-defined]
     with pytest.raises(DataError, match="2 new helpful prompts are wanted, but there is none to show"):
-        expand.run(run)
+        expand.execute(run)
 
 
 def test_fewer_examples_where_there_is_no_room(with_world_model: Any) -> None:
     narrow = {**SMALL, "models": ModelsConfig(context=12 + 14)}
     run, requests = with_world_model(**narrow)
-    expand.run(run)
+    expand.execute(run)
     # a chat has 12 tokens and the open turn one
     assert Counter(r.count("<human>") for r in requests[12:]) == {2: len(requests) - 12}
 
 
 def test_killed_after_any_shard_it_ends_with_the_same_bytes(with_world_model: Any) -> None:
-    def files(run: RunContext) -> dict[str, bytes]:
-        folder = run.run_dir / "expand"
+    def files(ctx: RunContext) -> dict[str, bytes]:
+        folder = ctx.run_dir / "expand"
         found = {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
         for path in sorted(folder.rglob("*"), reverse=True):
             path.rmdir() if path.is_dir() else path.unlink()
         return found
 
     run, asked = with_world_model(**SMALL)
-    expand.run(run)
+    expand.execute(run)
     whole = files(run)
     assert {"red_team.parquet", "transcripts.md", "wave-0/00000.parquet", "wave-1/00000.parquet"} <= set(whole)
     for dies_after in (1, 4, 7):
         run, first = with_world_model(dies_after=dies_after, **SMALL)
         with pytest.raises(ConnectionError):
-            expand.run(run)
+            expand.execute(run)
         run, second = with_world_model(**SMALL)
-        expand.run(run)
+        expand.execute(run)
         assert files(run) == whole
         assert len(second) < len(asked), "what was there has not been made again"
     steps = [line["step"] for line in read_metrics(run.run_dir) if line["stage"] == "expand"]

@@ -44,14 +44,14 @@ PLACE = [pair(f"p{n}", 0.9, 0.15) for n in range(20)]
 NOISE = [pair(f"p{n}", 0.6, 0.55 if n % 2 else 0.45) for n in range(20)]
 
 
-def labels(run: RunContext, labelled: Sequence[Labelled]) -> RunContext:
-    write_comparisons(run.folder("feedback") / "comparisons.parquet", labelled)
-    return run
+def labels(ctx: RunContext, labelled: Sequence[Labelled]) -> RunContext:
+    write_comparisons(ctx.folder("feedback") / "comparisons.parquet", labelled)
+    return ctx
 
 
-def scores(run: RunContext, **sources: Any) -> RunContext:
-    (run.folder("preference") / "heldout.json").write_text(json.dumps({"sources": sources}))
-    return run
+def scores(ctx: RunContext, **sources: Any) -> RunContext:
+    (ctx.folder("preference") / "heldout.json").write_text(json.dumps({"sources": sources}))
+    return ctx
 
 
 def accuracy(value: float, low: float, high: float) -> dict[str, Any]:
@@ -149,9 +149,9 @@ def test_the_line_of_scores_names_each_source_and_warns_of_people_s(make_run: Ma
 
 
 def recorded(name: str, ran: list[str], stops: list[str]) -> Stage:
-    def work(run: RunContext) -> list[Path]:
+    def work(ctx: RunContext) -> list[Path]:
         ran.append(name)
-        target = run.folder(name) / "out"
+        target = ctx.folder(name) / "out"
         target.write_text("x")
         return [target]
 
@@ -222,9 +222,9 @@ def test_run_files_have_gates_but_where_chance_is_the_point(
 # the other stages
 
 
-def course(run: RunContext, stage: str, name: str, values: Sequence[float], **numbers: float) -> None:
+def course(ctx: RunContext, stage: str, name: str, values: Sequence[float], **numbers: float) -> None:
     for step, value in enumerate(values, start=1):
-        run.log(stage, step, **{name: value}, **numbers)
+        ctx.log(stage, step, **{name: value}, **numbers)
 
 
 def test_revise_tells_what_is_usable_and_what_changed(make_run: Make) -> None:

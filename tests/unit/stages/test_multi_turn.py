@@ -109,7 +109,7 @@ def test_answers_critiques_and_revisions_follow_the_conversation_and_the_last_re
     ready: Any,
 ) -> None:
     run, workers = ready
-    revise.run(run)
+    revise.execute(run)
     assert len(workers.seen) == 3 * 6 + 4  # answer, critique, revision; helpful answers
     assert all(whole(text) for text in workers.seen)
     found = read_revisions(run.run_dir / "revise" / "revisions.parquet")
@@ -124,7 +124,7 @@ def test_answers_critiques_and_revisions_follow_the_conversation_and_the_last_re
 
 def test_pairs_and_questions_about_them_hold_the_conversation(ready: Any) -> None:
     run, workers = ready
-    feedback.run(run)
+    feedback.execute(run)
     sampled, asked = workers.seen[: 8 * 2], workers.seen[8 * 2 :]
     assert all(whole(text) for text in sampled)
     labelled = read_comparisons(run.run_dir / "feedback" / "comparisons.parquet")
@@ -169,7 +169,7 @@ def test_conversations_without_room_for_an_answer_are_counted(ready: Any) -> Non
     red_team = training_prompts(run, "red_team")
     long = sum(len(p.turns) == 5 for p in red_team)
     assert (len(red_team), long) == (7, 1)
-    revise.run(run)
+    revise.execute(run)
     lines = [x for x in read_metrics(run.run_dir) if x["stage"] == "revise"]
     assert [(x["answers"], x["failed_too_long"], x["left_out"]) for x in lines] == [(7, 1, 1), (6, 6, 0)]
     assert all(len(TOKENIZER(text, add_special_tokens=False)["input_ids"]) + 12 <= 47 for text in workers.seen)

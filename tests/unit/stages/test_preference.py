@@ -80,11 +80,11 @@ def stage(make_run: Callable[..., RunContext], monkeypatch: pytest.MonkeyPatch) 
     groups: list[Scored] = []
 
     @contextmanager
-    def start(run: RunContext, role: str, kind: str, model: str, *_: Any, **settings: Any) -> Iterator[Scored]:
+    def start(ctx: RunContext, role: str, kind: str, model: str, *_: Any, **settings: Any) -> Iterator[Scored]:
         groups.append(Scored(kind, model, settings))
         yield groups[-1]
 
-    def scores(run: RunContext, model: str, chat: Any, texts: Sequence[Any], phase: str) -> list[float]:
+    def scores(ctx: RunContext, model: str, chat: Any, texts: Sequence[Any], phase: str) -> list[float]:
         return [len(answer.split()) * (0.5 if "second" in model else 1.0) for _, answer in texts]
 
     for module in (preference, pm_pretraining):
@@ -112,12 +112,12 @@ def ranked() -> list[RankedQuestion]:
     return [RankedQuestion(f"r{n}", (Turn("human", "make rope belum ?"),), answers) for n in range(16)]
 
 
-def finish(run: RunContext, groups: list[Scored], stop: Callable[[], bool]) -> int:
+def finish(ctx: RunContext, groups: list[Scored], stop: Callable[[], bool]) -> int:
     """The stage, interrupted wherever `stop` says so; returns how often it was started."""
-    run.should_stop = stop
+    ctx.should_stop = stop
     for count in range(1, 60):
         try:
-            preference.run(run)
+            preference.execute(ctx)
             return count
         except Interrupted:
             continue
@@ -132,7 +132,7 @@ def test_the_table_of_ranked_answers_comes_back(tmp_path: Path) -> None:
 def test_without_ranked_answers_it_is_the_plain_stage(stage: Any) -> None:
     make, groups = stage
     run = make()
-    outputs = preference.run(run)
+    outputs = preference.execute(run)
     folder = run.run_dir / "preference"
     assert outputs == [folder / "model", folder / "heldout.json"]
     assert sorted(p.name for p in folder.iterdir()) == ["heldout.json", "model"]
@@ -146,7 +146,7 @@ def test_without_ranked_answers_it_is_the_plain_stage(stage: Any) -> None:
 def test_ranked_answers_come_first_then_comparisons_from_that_model(stage: Any) -> None:
     make, groups = stage
     run = make(data=RANKED, preference={"margin": 1.5})
-    preference.run(run)
+    preference.execute(run)
     first, second = groups
     pretrained = run.run_dir / "preference" / "pretraining" / "model"
     assert (first.kind, first.model, first.settings) == ("pm_pretraining", "BASE", {"language_weight": 0.3})
@@ -159,7 +159,7 @@ def test_ranked_answers_come_first_then_comparisons_from_that_model(stage: Any) 
 def test_cut_off_anywhere_it_ends_with_the_same_files_and_no_step_twice(stage: Any) -> None:
     make, groups = stage
     run = make(data=RANKED, preference={"halves": True})
-    preference.run(run)
+    preference.execute(run)
     whole = [(g.kind, g.model, g.steps, list(g.trained)) for g in groups]
     folder = run.run_dir / "preference"
     kept = {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
@@ -181,15 +181,15 @@ def test_cut_off_anywhere_it_ends_with_the_same_files_and_no_step_twice(stage: A
 def test_a_finished_part_is_not_made_again(stage: Any) -> None:
     make, groups = stage
     run = make(data=RANKED, preference={"halves": True})
-    preference.run(run)
+    preference.execute(run)
     # As if it had been killed before the stage was noted as done: nothing is trained, figures are the same.
     before = (run.run_dir / "preference" / "heldout.json").read_bytes()
     groups.clear()
-    preference.run(run)
+    preference.execute(run)
     assert groups == [] and (run.run_dir / "preference" / "heldout.json").read_bytes() == before
     # As if the second model had never been exported: it alone is trained, from the pretrained model.
     shutil.rmtree(run.run_dir / "preference" / "second" / "model")
-    preference.run(run)
+    preference.execute(run)
     assert [g.kind for g in groups] == ["pm_pretraining", "preference"]
 
 
@@ -224,7 +224,7 @@ def test_halves_share_no_conversation_across_sources(stage: Any) -> None:
 def test_each_model_learns_its_half(stage: Any) -> None:
     make, groups = stage
     run = make(preference={"halves": True})
-    outputs = preference.run(run)
+    outputs = preference.execute(run)
     folder = run.run_dir / "preference"
     assert outputs == [folder / "model", folder / "second" / "model", folder / "heldout.json"]
     one, other = groups
@@ -256,7 +256,7 @@ def test_pretraining_without_a_pair_that_fits_is_one_line(stage: Any) -> None:
     run = make(data=RANKED)
     write_ranked(run.run_dir / "prepare" / "ranked.parquet", [])
     with pytest.raises(DataError, match="no pair of answers among 0 questions") as caught:
-        preference.run(run)
+        preference.execute(run)
     assert "\n" not in str(caught.value)
 
 
@@ -264,7 +264,7 @@ def test_labels_are_checked_before_a_worker_starts(stage: Any) -> None:
     make, groups = stage
     run = make(data=RANKED, preference={"pretraining": PmPretrainingConfig(good="SPLENDID:", bad="AWFUL:")})
     with pytest.raises(ConfigError, match="preference.pretraining.good='SPLENDID:'"):
-        preference.run(run)
+        preference.execute(run)
     assert groups == []
 
 
@@ -287,7 +287,7 @@ def measured(margin: float, p_a: float, longer_by: int = 0, prompt: str = "p", s
 def test_what_is_measured_on_held_out_comparisons(stage: Any) -> None:
     make, _ = stage
     run = make()
-    preference.run(run)
+    preference.execute(run)
     found = json.loads((run.run_dir / "preference" / "heldout.json").read_text())
     ai, human = found["sources"]["ai"], found["sources"]["human"]
     # The answers A have 1..5 words, the answers B two; the AI says A with 0.8, people by turns.

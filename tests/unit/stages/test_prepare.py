@@ -126,7 +126,7 @@ def test_ratings_that_are_too_few_without_the_held_out_are_refused_at_once(make_
         )
     )  # fmt: skip
     with pytest.raises(DataError, match=f"^data.harm_ratings: .*{said}[^\n]*$"):
-        prepare.run(run)
+        prepare.execute(run)
     assert not (run.run_dir / "prepare" / "models.json").exists()
 
 
@@ -151,7 +151,7 @@ def test_a_chat_template_that_cannot_be_used_is_refused_before_anything_is_made(
     with pytest.raises(
         ConfigError, match=r"the chat template of bad leaves out the words of the assistant; set models"
     ):
-        prepare.run(run)
+        prepare.execute(run)
     assert not (tmp_path / "t" / "prepare" / "models.json").exists()
 
 

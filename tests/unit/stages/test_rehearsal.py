@@ -134,7 +134,7 @@ def test_every_problem_is_listed_and_prepare_refuses_before_the_micro_world_is_m
     run = make_run(models=ModelsConfig(pretrained=path, context=64), **SHORT)
     monkeypatch.setattr(prepare, "pretrained_world", lambda run: pytest.fail("work was done"))
     with pytest.raises(ConfigError) as caught:
-        prepare.run(run)
+        prepare.execute(run)
     lines = str(caught.value).splitlines()
     assert len(lines) == 2 and "embeddings" in lines[0] and "sequence-classification" in lines[1]
 

@@ -38,5 +38,5 @@ def test_the_models_dropout_is_a_setting(
     monkeypatch.setattr(sft, "train", lambda *args: 1)
     monkeypatch.setattr(sft.prepare, "model_path", lambda run, name: "model")
     monkeypatch.setattr(sft, "token_examples", lambda run, model: [TokenSequence((1, 2), (0.0, 1.0))])
-    sft.run(run)
+    sft.execute(run)
     assert asked["dropout"] is expected

@@ -43,15 +43,15 @@ class Group:
         return [self.skipped]
 
 
-def learn(run: RunContext, group: Group, steps: int | None) -> int:
+def learn(ctx: RunContext, group: Group, steps: int | None) -> int:
     config = TrainConfig(
         batch_size=3, epochs=2, max_steps=steps, checkpoint_every=2, sharding=ShardingConfig(ranks=1, micro_batch=3)
     )
-    return train(run, "sft", group, EXAMPLES, config, loss_weight, run.folder("sft"))  # type: ignore[arg-type]
+    return train(ctx, "sft", group, EXAMPLES, config, loss_weight, ctx.folder("sft"))  # type: ignore[arg-type]
 
 
-def logged(run: RunContext, series: str) -> list[dict[str, Any]]:
-    lines = (run.run_dir / "metrics.jsonl").read_text("utf-8").splitlines()
+def logged(ctx: RunContext, series: str) -> list[dict[str, Any]]:
+    lines = (ctx.run_dir / "metrics.jsonl").read_text("utf-8").splitlines()
     return [entry for entry in map(json.loads, lines) if entry.get("stage") == series]
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from cai_dist.cluster.ppo.memory_log import peak_rows
-from cai_dist.cluster.ppo.offload_plan import NEEDS, Residency
+from cai_dist.cluster.ppo.offload_plan import NEEDS, OffloadPlan
 from cai_dist.types import Phase
 
 ROLES = ("policy", "value", "reference", "reward", "rollout")
@@ -25,7 +25,7 @@ class FakeCrew:
         return 2
 
     def start(self, phase: str, method: str, shards: Sequence[Any], *args: Any) -> FakeWait:
-        assert method == "reside" and len(shards) == 2 and shards[0] == shards[1]
+        assert method == "keep_on_device" and len(shards) == 2 and shards[0] == shards[1]
         self._log.append((self.role, shards[0]))
         return FakeWait(self, shards[0])
 
@@ -47,11 +47,11 @@ class Lab:
         self.log: list[tuple[str, tuple[str, ...]]] = []
         self.resident: dict[str, tuple[str, ...]] = dict.fromkeys(ROLES, ())
         self.crews = {role: FakeCrew(role, self.log, self.resident) for role in ROLES}
-        self.residency = Residency(self.crews, shared)
+        self.offload_plan = OffloadPlan(self.crews, shared)
 
     def enter(self, phase: Phase) -> dict[str, tuple[str, ...]]:
         self.log.clear()
-        self.residency.enter(phase)
+        self.offload_plan.enter(phase)
         return {role: parts for role, parts in self.resident.items() if parts}
 
 
@@ -113,7 +113,7 @@ def test_roles_that_share_nothing_are_never_asked() -> None:
     [((), True), ((ROLES,), False), ((("policy", "rollout"),), False), ((("rollout", "reward"),), True)],
 )
 def test_whether_rollout_workers_keep_their_weights_through_a_checkpoint(shared: Any, kept: bool) -> None:
-    assert Lab(*shared).residency.keeps_rollout("update") is kept
+    assert Lab(*shared).offload_plan.keeps_rollout("update") is kept
 
 
 def test_what_could_not_leave_is_noted_once() -> None:
@@ -121,7 +121,9 @@ def test_what_could_not_leave_is_noted_once() -> None:
     lab.crews["reward"].left = {"weights": 3.25}
     for phase in ("score", "update", "rollout", "score", "update"):
         lab.enter(phase)  # type: ignore[arg-type]
-    assert lab.residency.notes == ["reward: 3.2 MiB of its weights stay where they are: memory that cannot be given up"]
+    assert lab.offload_plan.notes == [
+        "reward: 3.2 MiB of its weights stay where they are: memory that cannot be given up"
+    ]
 
 
 def test_the_table_of_peaks_has_a_dash_where_nothing_was_read() -> None:

@@ -77,7 +77,6 @@ def execute(ctx: RunContext) -> list[Path]:
     for role, source in own.items():
         path = given.get(role) or resolve_model(source, models.dtype, world_model)
         check_context(ctx, role, path)
-        chat_format(ctx, path)  # a chat template that cannot be used is refused before anything is made
         resolved[role] = {
             "source": source,
             "path": ctx.manifest.shown(path) if Path(path).is_dir() else path,

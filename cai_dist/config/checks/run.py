@@ -31,7 +31,7 @@ from cai_dist.errors import ConfigError
 BUILT_IN_MODELS = ("world", "smollm2")
 PACKAGED_DS_CONFIGS = ("zero0", "zero1", "zero2", "zero3", "zero3_offload")
 """Of `ds_configs/`, those that train."""
-_DS_CONFIGS = Path(__file__).resolve().parent.parent / "ds_configs"
+_DS_CONFIGS = Path(__file__).resolve().parents[2] / "ds_configs"
 _HUB_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?")
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from cai_dist.config.training import Dtype, Layout
@@ -152,6 +153,16 @@ def _refuse_non_finite(source: str, model: Any) -> None:
     if bad:
         more = f" (and {len(bad) - 1} more tensors)" if len(bad) > 1 else ""
         raise DataError(f"the weights in {source!r} are not finite: NaN or infinite numbers in {bad[0]}{more}")
+
+
+def refuse_non_finite_files(folder: Path) -> None:
+    """Look at the weights in a model folder's `*.safetensors`, one tensor at a time, for an engine that loads them by
+    itself. Raises DataError where one of them is NaN or infinite."""
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, framework="pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118 - the handle is no mapping
+                if not all_finite([tensors.get_tensor(name)]):
+                    raise DataError(f"the weights in {str(file)!r} are not finite: NaN or infinite numbers in {name}")
 
 
 def _refuse_gaps(source: str, info: dict[str, Any], allowed: tuple[str, ...]) -> None:

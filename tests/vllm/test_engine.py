@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from cai_dist.config.engine import EngineConfig
 from cai_dist.engines.factory import build_rollout_engine
@@ -157,3 +159,14 @@ def test_more_tokens_than_one_pass_takes(pair: Pair) -> None:
     assert [sample.response_ids for sample in found[:48]] == [
         sample.response_ids for sample in pair.vllm.generate(half)
     ]
+
+
+def test_weights_that_are_not_finite_are_refused(tmp_path: Path) -> None:
+    folder = Path(save_model(tmp_path, tied=False, seed=0))
+    weights = load_file(folder / "model.safetensors")
+    weights["model.norm.weight"][0] = float("nan")
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    engine = build_rollout_engine(VLLM, "fp32")
+    with pytest.raises(DataError, match="not finite: .* model.norm.weight"):
+        engine.load(str(folder))
+    assert engine.status() == "empty"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from vllm import SamplingParams as VllmSampling
@@ -18,7 +19,7 @@ from cai_dist.engines.hf.prefill_batches import refuse_empty
 from cai_dist.engines.protocols.rollout import EngineStatus
 from cai_dist.engines.vllm.setup import MAX_TOKENS_SCORED, on_cpu, parameters_of, start_vllm, stop_vllm
 from cai_dist.errors import DataError, StaleEngineError, WeightTransferError
-from cai_dist.models.load import TORCH_DTYPES
+from cai_dist.models.load import TORCH_DTYPES, refuse_non_finite_files
 from cai_dist.models.tensors import read_only_tensor
 from cai_dist.types import Finish, GenerateRequest, Generation, LabelRequest, TensorSpec, WeightPart
 from cai_dist.weight_sync.receiver import TransferLedger, refuse_other_model, whole_tensors
@@ -45,9 +46,12 @@ class VllmRolloutEngine:
         """vLLM is between `start_weight_update` and `finish_weight_update`."""
 
     def load(self, path: str) -> None:
-        """See the protocol. Raises DataError also for a model that vLLM cannot serve."""
+        """See the protocol. Raises DataError also for weights that are not finite and for a model that vLLM cannot
+        serve."""
         self._stop()
         self._source = path
+        if not self._require_sync:
+            refuse_non_finite_files(Path(path))
         self._start(random_weights=self._require_sync)
         if self._require_sync:
             self._status = "stale"

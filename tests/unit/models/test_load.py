@@ -9,7 +9,14 @@ from transformers import AutoModelForSequenceClassification
 from cai_dist.config.training import LoraConfig
 from cai_dist.errors import ConfigError, DataError
 from cai_dist.models.adapter import write_adapter
-from cai_dist.models.load import copy_tokenizer, load_causal, load_hf_causal, load_scalar, load_tokenizer
+from cai_dist.models.load import (
+    copy_tokenizer,
+    load_causal,
+    load_hf_causal,
+    load_scalar,
+    load_tokenizer,
+    refuse_non_finite_files,
+)
 from cai_dist.models.lora import add_lora, split_parameters
 from cai_dist.models.resolve import resolve_model
 from tests.tiny import save_llama
@@ -121,3 +128,16 @@ def test_tokenizer_files_of_every_kind_are_copied(name: str, tmp_path: Path) -> 
     (source / name).write_text(name)
     copy_tokenizer(str(source), target)
     assert [path.name for path in target.iterdir()] == [name]
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_files_with_a_number_that_is_none_are_refused_by_name(folder: str, tmp_path: Path, number: float) -> None:
+    """For engines that load weights by themselves, as vLLM does."""
+    weights = load_file(Path(folder) / "model.safetensors")
+    save_file(weights, tmp_path / "model-00001-of-00002.safetensors")
+    refuse_non_finite_files(tmp_path)
+    name = sorted(weights)[-1]
+    weights[name].view(-1)[3] = number
+    save_file(weights, tmp_path / "model-00002-of-00002.safetensors")
+    with pytest.raises(DataError, match=f"00002-of-00002.safetensors' are not finite: .* in {name}$"):
+        refuse_non_finite_files(tmp_path)

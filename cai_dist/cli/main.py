@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cai_dist.cli import constitution, doctor, job, plan
-from cai_dist.config.run import STAGES
+from cai_dist.config.stages import STAGES
 from cai_dist.errors import (
     EXIT_FAILURE,
     EXIT_OK,

@@ -9,7 +9,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from cai_dist.config.run import STAGES
+from cai_dist.config.stages import STAGES
 from cai_dist.errors import DataError
 from cai_dist.report.curves import curves
 from cai_dist.report.evaluation import MODELS, results

@@ -16,6 +16,7 @@ from typing import Any
 
 from cai_dist.config.loading.load import dump_run
 from cai_dist.config.run import RunConfig
+from cai_dist.config.stages import EVALUATE
 from cai_dist.constitution import run_constitution
 from cai_dist.errors import ConfigError, Interrupted
 from cai_dist.stages import dpo, evaluate, expand, feedback, ppo, preference, prepare, revise, sft
@@ -51,8 +52,6 @@ ALL = {
     m.NAME: Stage(m.NAME, m.execute, m.settings, m.inputs, TELL[m.NAME], GATES.get(m.NAME, lambda run: []))
     for m in (prepare, expand, revise, sft, feedback, preference, ppo, dpo, evaluate)
 }
-_BESIDE = {evaluate.NAME: evaluate.RESULT}
-"""What a stage writes beside its folder and goes with it when it is set aside."""
 
 
 def run_pipeline(
@@ -122,7 +121,7 @@ def run_one(ctx: RunContext, stage: Stage, earlier: Sequence[str] = ()) -> None:
     _set_aside(ctx, stage, fingerprint)
     ctx.check_stop()
     ctx.console.stage(stage.name)
-    write_text(ctx.run_dir / "config.yaml", dump_run(ctx.config))
+    write_text(ctx.paths.config, dump_run(ctx.config))
     ctx.manifest.begin(stage.name, fingerprint, inputs)
     started = time.monotonic()
     try:
@@ -164,13 +163,15 @@ def _fingerprint(ctx: RunContext, stage: Stage) -> tuple[str, dict[str, str]]:
 def _set_aside(ctx: RunContext, stage: Stage, fingerprint: str) -> None:
     """Move the folder of a stage that was begun with other settings or inputs out of the way; nothing is deleted."""
     begun = ctx.manifest.fingerprint(stage.name)
-    folder = ctx.run_dir / stage.name
+    folder = ctx.paths.stage(stage.name)
     if begun is None or begun == fingerprint or not folder.exists():
         return
-    if (beside := _BESIDE.get(stage.name)) and (ctx.run_dir / beside).exists():
-        (ctx.run_dir / beside).rename(folder / beside)
+    # The result of the evaluation lies beside its folder and goes with it.
+    beside = ctx.paths.evaluation
+    if stage.name == EVALUATE and beside.exists():
+        beside.rename(folder / beside.name)
     number = 1
-    while (aside := ctx.run_dir / f"{stage.name}.old-{number}").exists():
+    while (aside := ctx.paths.aside(stage.name, number)).exists():
         number += 1
     folder.rename(aside)
     ctx.tracker.rewind(stage.name, -1)

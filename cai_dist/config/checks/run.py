@@ -25,13 +25,14 @@ from cai_dist.config.ds_config import build_ds_config
 from cai_dist.config.engine import missing_backend
 from cai_dist.config.preference import DpoConfig
 from cai_dist.config.run import RunConfig
+from cai_dist.config.stages import PPO
 from cai_dist.config.training import Dtype, OptimizerConfig, ShardingConfig
 from cai_dist.errors import ConfigError
 
 BUILT_IN_MODELS = ("world", "smollm2")
 PACKAGED_DS_CONFIGS = ("zero0", "zero1", "zero2", "zero3", "zero3_offload")
 """Of `ds_configs/`, those that train."""
-_DS_CONFIGS = Path(__file__).resolve().parent.parent / "ds_configs"
+_DS_CONFIGS = Path(__file__).resolve().parents[2] / "ds_configs"
 _HUB_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?")
 
 
@@ -61,7 +62,7 @@ def missing_packages(config: RunConfig) -> list[str]:
 def run_warnings(config: RunConfig) -> Iterator[str]:
     """One line for each setting that a run may have and that is likely not meant. (A run of dpo that extends one of ppo
     has settings of `preference` and `ppo` with good reason.)"""
-    if config.alignment == "dpo":
+    if config.aligned.stage != PPO:
         return
     yield from ppo_warnings(config.ppo)
     if config.dpo != DpoConfig():
@@ -81,10 +82,10 @@ def _contradictions(config: RunConfig) -> Iterator[str]:
     revisions, rounds = config.sft.revisions, config.revise.rounds
     if isinstance(revisions, int) and not 1 <= revisions <= rounds:
         yield f"sft.revisions={revisions}: must be all, final, or from 1 to revise.rounds={rounds}"
-    if config.alignment == "dpo" and (alone := config.expand.rl_prompts + config.expand.rl_helpful):
+    if config.aligned.stage != PPO and (alone := config.expand.rl_prompts + config.expand.rl_helpful):
         yield (
-            f"expand.rl_prompts and rl_helpful: {alone} prompts for PPO alone, which alignment=dpo has not; set them "
-            "to 0 or alignment=ppo"
+            f"expand.rl_prompts and rl_helpful: {alone} prompts for PPO alone, which "
+            f"alignment={config.alignment} has not; set them to 0 or alignment=ppo"
         )
     if rounds == 0 and config.sft.helpful_per_prompt == 0:
         yield "revise.rounds=0: with sft.helpful_per_prompt=0 there is nothing to fine-tune on; raise one of them"
@@ -92,8 +93,8 @@ def _contradictions(config: RunConfig) -> Iterator[str]:
     if not first or not second or first == second:
         yield f"feedback.option_labels={[first, second]}: must be two different texts, such as [(A), (B)]"
     yield from feedback_problems(config)
-    learner = "dpo" if config.alignment == "dpo" else "preference"
-    fraction = config.dpo.helpful_fraction if config.alignment == "dpo" else config.preference.helpful_fraction
+    learner = config.aligned.learner
+    fraction: float = getattr(config, learner).helpful_fraction
     if fraction > 0 and config.data.helpful_comparisons.source == "none":
         yield (
             f"{learner}.helpful_fraction={fraction:g}: needs comparisons, but data.helpful_comparisons.source=none; "

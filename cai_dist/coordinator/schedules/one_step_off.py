@@ -17,8 +17,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from cai_dist.config.seeds import derive_seed
 from cai_dist.coordinator.mismatch_probe import Probe
-from cai_dist.coordinator.prompt_cursor import derive_seed
 from cai_dist.coordinator.protocols import PendingParts
 from cai_dist.coordinator.rollout_phase import Rollout, evaluate
 from cai_dist.coordinator.sample_requests import asked_for, check_samples, sampling_params

@@ -7,9 +7,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from cai_dist.config.seeds import stable_seed
 from cai_dist.config.training import TrainConfig
 from cai_dist.data.thoughts import ThoughtIds
-from cai_dist.stages.context import stable_seed
 from cai_dist.tracking.atomic import remove_leftovers, staging_dir, write_json
 from cai_dist.types import WorkerSpec
 

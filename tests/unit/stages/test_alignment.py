@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from cai_dist.config.run import STAGES, RunConfig, TrackingConfig
+from cai_dist.config.run import RunConfig, TrackingConfig
+from cai_dist.config.stages import STAGES
 from cai_dist.errors import ConfigError
 from cai_dist.stages import evaluate, pipeline
 from cai_dist.tracking.console import Console

@@ -81,7 +81,7 @@ def test_ratings_follow_the_comparisons_that_are_held_out(make_run: Callable[...
 def test_another_bound_needs_no_new_evaluation(make_run: Callable[..., RunContext]) -> None:
     measured = {"rl": {"boilerplate": {"value": 0.4}}}
     run = make_run(evaluate=EvaluateConfig(gate=GateConfig(boilerplate=0.3)))
-    path = run.run_dir / evaluate.RESULT
+    path = run.paths.evaluation
     path.write_text(json.dumps({"measures": measured, "elo": {"x": 1}}))
     evaluate._update_gate(run)
     first = json.loads(path.read_text())
@@ -173,8 +173,8 @@ def test_the_pipeline_begins_anew_with_the_answers_of_the_stage_that_it_sets_asi
 
     def act(ctx: RunContext) -> list[Path]:
         calls.append(sample())
-        (ctx.run_dir / evaluate.RESULT).write_text(str(len(calls)))
-        return [ctx.run_dir / evaluate.RESULT]
+        ctx.paths.evaluation.write_text(str(len(calls)))
+        return [ctx.paths.evaluation]
 
     run = make_run()
     for bound in (1, 2, 2):
@@ -183,7 +183,7 @@ def test_the_pipeline_begins_anew_with_the_answers_of_the_stage_that_it_sets_asi
     old, new = run.run_dir / "evaluate.old-1", run.run_dir / "evaluate"
     shards = sorted(p.relative_to(old) for p in old.rglob("*.parquet"))
     assert shards and all((old / p).read_bytes() == (new / p).read_bytes() for p in shards)
-    assert (old / evaluate.RESULT).read_text() == "1" and (run.run_dir / evaluate.RESULT).read_text() == "2"
+    assert (old / "evaluation.json").read_text() == "1" and run.paths.evaluation.read_text() == "2"
 
 
 def test_only_the_named_shards_are_taken_over(make_run: Callable[..., RunContext]) -> None:

@@ -178,6 +178,16 @@ class PpoConfig(Section):
         """Those with an optimiser."""
         return tuple(role for role in self.roles if role in ("policy", "value"))
 
+    def workers_of(self, role: str) -> int:
+        """Worker processes of a role: the ranks of its engine where it is trained, else what its placement says."""
+        count = getattr(self, role).ranks if role in self.trained_roles else getattr(self.placement, role).workers
+        return int(count)
+
+    @property
+    def cpus(self) -> float:
+        """Logical CPUs of all roles together."""
+        return float(sum(self.workers_of(role) * getattr(self.placement, role).cpus for role in self.roles))
+
     @property
     def rollout_alone(self) -> bool:
         """Whether the rollout workers share their GPUs with no other role."""

@@ -21,6 +21,7 @@ from cai_dist.errors import ConfigError, DataError
 from cai_dist.plan.passes import Tokens
 from cai_dist.plan.shapes import Shape
 from cai_dist.plan.zero import ITEM
+from cai_dist.tracking.run_folder import RunFolder
 
 KEYS = ("rollout", "score", "update", "transfer")
 
@@ -116,13 +117,13 @@ def seconds(config: RunConfig, shapes: Mapping[str, Shape], tokens: Tokens, rate
         )
     placement = ppo.placement
     score = max(
-        _scoring(config, shapes, tokens, role) / (_workers(config, role) * rates.score)
+        _scoring(config, shapes, tokens, role) / (config.ppo.workers_of(role) * rates.score)
         for role in ppo.roles
         if role != "rollout"
     )
     # Policy and value step side by side, on GPUs of their own or one after the other on the same ones.
     steps = {
-        role: _updates(config, shapes, tokens, role) / (_workers(config, role) * rates.update)
+        role: _updates(config, shapes, tokens, role) / (config.ppo.workers_of(role) * rates.update)
         for role in ppo.trained_roles
     }
     together = any({"policy", "value"} <= set(group) for group in ppo.shared_groups)
@@ -131,11 +132,6 @@ def seconds(config: RunConfig, shapes: Mapping[str, Shape], tokens: Tokens, rate
     engines = placement.rollout.workers
     rollout = _decoding(config, shapes["rollout"], tokens, -(-samples // engines), rates)
     return Seconds(rollout, score, update, transfer, rates.source)
-
-
-def _workers(config: RunConfig, role: str) -> int:
-    trained = role in config.ppo.trained_roles
-    return int(getattr(config.ppo, role).ranks if trained else getattr(config.ppo.placement, role).workers)
 
 
 def _samples(config: RunConfig) -> int:
@@ -197,8 +193,8 @@ def _written(path: Path) -> Rates:
 def _measured(folder: Path, shapes_of: Callable[[RunConfig], Mapping[str, Shape]], prompt: int | None) -> Rates:
     """Medians over the iterations, the first left out where there are more: it warms up."""
     try:
-        config = load_run(folder / "config.yaml")
-        lines = (folder / "metrics.jsonl").read_text("utf-8").splitlines()
+        config = load_run(RunFolder(folder).config)
+        lines = RunFolder(folder).metrics.read_text("utf-8").splitlines()
     except (OSError, ConfigError) as error:
         raise DataError(f"--rates {folder}: not the folder of a run: {error}") from None
     rows = [row for row in map(_row, lines) if row.get("stage") == "ppo" and "update_seconds" in row]

@@ -103,9 +103,8 @@ def ppo_stage(config: RunConfig, found: Mapping[str, Shape], assumed: Assumed, m
     for role in ppo.roles:
         placement, shape = getattr(ppo.placement, role), found[role]
         sharding: ShardingConfig = ppo.value if role == "value" else ppo.policy
-        place = RolePlacement(role, placement.workers, placement.gpus, role in shared)
+        place = RolePlacement(role, ppo.workers_of(role), placement.gpus, role in shared)
         if role in ppo.trained_roles:
-            place = RolePlacement(role, sharding.ranks, placement.gpus, role in shared)
             one = split(role, ppo.mini_batch, sharding, tokens.sequence)
             splits.append(one)
             work = _training(one, tokens, role == "policy", ppo.sampling.temperature != 1.0)

@@ -138,8 +138,7 @@ def _yaml(config: RunConfig) -> str:
         lines.append(f"    share: [{', '.join('[' + ', '.join(group) + ']' for group in placement.share)}]")
     for role in ppo.roles:
         there = getattr(placement, role)
-        workers = getattr(ppo, role).ranks if role in ppo.trained_roles else there.workers
-        lines.append(f"    {role}: {{workers: {workers}, gpus: {there.gpus:g}}}")
+        lines.append(f"    {role}: {{workers: {ppo.workers_of(role)}, gpus: {there.gpus:g}}}")
     return "\n".join(lines) + "\n"
 
 

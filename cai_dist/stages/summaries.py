@@ -9,12 +9,13 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
-from cai_dist.config.stages import DPO, EVALUATE, EXPAND, FEEDBACK, PPO, PREFERENCE, PREPARE, REVISE, SFT
+from cai_dist.config.stages import DPO, EXPAND, FEEDBACK, PPO, PREFERENCE, SFT
+from cai_dist.report.evaluation import MODELS
 from cai_dist.stages.ai_feedback.statistics import agree
 from cai_dist.stages.comparisons.pairs import heldout
 from cai_dist.stages.context import RunContext
@@ -185,28 +186,12 @@ def told_evaluate(ctx: RunContext) -> StageSummary:
     """The aligned model beside SL-CAI and base, in the first two measures of the table."""
     result = json.loads(ctx.paths.evaluation.read_text(encoding="utf-8"))
     models = result["models"]
-    names = [name for name in ("base", "sl", "rl", "dpo") if name in models]
+    names = [name for name in MODELS if name in models]
     wanted = [m for m in ("danger", "help_safe", "harmlessness", "helpfulness") if m in models[names[-1]]]
     shown_of = (f"{m} {' -> '.join(_number(models[n][m]['value']) for n in names)}" for m in wanted)
     return StageSummary("; ".join(shown_of))
 
 
-TELL: dict[str, Callable[[RunContext], StageSummary]] = {
-    PREPARE: told_prepare,
-    EXPAND: told_expand,
-    REVISE: told_revise,
-    SFT: told_sft,
-    FEEDBACK: told_feedback,
-    PREFERENCE: told_preference,
-    PPO: told_ppo,
-    DPO: told_dpo,
-    EVALUATE: told_evaluate,
-}
-GATES: dict[str, Callable[[RunContext], list[str]]] = {
-    FEEDBACK: gate_feedback,
-    PREFERENCE: gate_preference,
-}
-"""Of the stages whose result may be no better than chance: why no later stage may begin; none where it may."""
 _AGREE = "both orders prefer the same answer for"
 _RIGHT = "held-out accuracy on the AI's labels is"
 _LEFT_OUT = {"equal_pairs": "equal", "unparsed_pairs": "without an answer"}

@@ -91,7 +91,9 @@ class Span:
 
 @dataclass(frozen=True, slots=True)
 class WorkerSpec:
-    """What to build in a worker process: `target` = "package.module:Class", called as Class(rank_info, **kwargs).
+    """What to build in a worker process: `target`, called as Class(rank_info, **kwargs).
+
+    `target`: a kind of `cai_dist.workers.registry.WORKERS`, or "package.module:Class".
 
     `yields`: where there are fewer cores than workers, those that do not yield go first.
     """

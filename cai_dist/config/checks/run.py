@@ -122,11 +122,7 @@ def _placement_problems(config: RunConfig) -> Iterator[str]:
             yield f"ppo.placement.{role}.workers={workers}: leave it out; the ranks come from ppo.{role}.ranks={ranks}"
     if cluster.address != "local" or cluster.num_cpus is None:
         return
-    wanted = sum(
-        (getattr(ppo, role).ranks if role in ppo.trained_roles else getattr(ppo.placement, role).workers)
-        * getattr(ppo.placement, role).cpus
-        for role in ppo.roles
-    )
+    wanted = ppo.cpus
     if "ppo" in config.stages and wanted > cluster.num_cpus:
         yield f"cluster.num_cpus={cluster.num_cpus:g}: must be at least {wanted:g}, what ppo.placement adds up to"
     for key, workers in _stage_workers(config):

@@ -21,7 +21,7 @@ from cai_dist.stages import expand, ppo
 from cai_dist.stages.context import RunContext
 from cai_dist.stages.execution.generation import Answer
 from cai_dist.stages.expand import WrittenPrompt
-from cai_dist.stages.pipeline import ALL
+from cai_dist.stages.pipeline import STAGE_SPECS
 from cai_dist.stages.summaries import told_expand
 from cai_dist.stages.tables import prompts
 from cai_dist.stages.tables.records import Labelled, read_prompts, write_comparisons, write_prompts
@@ -305,7 +305,7 @@ def test_helpful_prompts_and_prompts_for_ppo_alone(with_world_model: Any) -> Non
         shared, alone = ([p.id for p in made[name]] for name in (kind, f"rl_{kind}"))
         assert [p.id for p in prompts.training_prompts(run, kind)] == given + shared  # type: ignore[arg-type]
         assert [p.id for p in prompts.training_prompts(run, kind, rl=True)] == given + shared + alone  # type: ignore[arg-type]
-    tables = {name: {p.name for p in ALL[name].inputs(run)} for name in ("revise", "feedback", "ppo")}
+    tables = {name: {p.name for p in STAGE_SPECS[name].inputs(run)} for name in ("revise", "feedback", "ppo")}
     assert set(names[:-1]) <= tables["ppo"] and not {"rl_red_team.parquet", "rl_helpful.parquet"} & tables["revise"]
     assert "rl_red_team.parquet" not in tables["feedback"]
     series = {line["stage"] for line in read_metrics(run.run_dir)}
@@ -372,7 +372,7 @@ def test_a_run_has_the_stage_only_where_prompts_are_wanted(ready: Any) -> None:
     assert not any("expand" in str(p) for p in prompts.prompt_files(run))
     for name in ("revise", "feedback", "ppo"):
         with_it = ready()
-        assert with_it.paths.expanded("red_team") in ALL[name].inputs(with_it), name
+        assert with_it.paths.expanded("red_team") in STAGE_SPECS[name].inputs(with_it), name
 
 
 def test_what_follows_the_templates_words_for_the_end_of_a_turn_is_another_party(

@@ -35,7 +35,7 @@ class Arrival(NamedTuple):
 
 
 class RefSlot(Enum):
-    """In the place of an argument that Ray fetches: only arguments of the call itself are."""
+    """Mark in the place of an argument that Ray fetches: only arguments of the call itself are."""
 
     HERE = 0
 
@@ -56,7 +56,8 @@ def asked(phase: str, method: str, args: Sequence[Any]) -> tuple[Any, ...]:
 
 
 class WorkerHost:
-    """Made by Ray in a process of its own; calls run one after the other, in the order in which they were made."""
+    """One worker in a process of its own, made by Ray; calls run one after the other, in the order in which they were
+    made."""
 
     def __init__(self, role: str, rank: int) -> None:
         self._role, self._rank = role, rank

@@ -103,7 +103,7 @@ def sharing(specs: Sequence[GroupSpec]) -> list[list[GroupSpec]]:
 
 
 def bundles(group: Sequence[GroupSpec]) -> list[Bundle]:
-    """Of the placement group of these roles; as many as the largest of them has workers."""
+    """Bundles of the placement group of these roles; as many as the largest of them has workers."""
     if len(group) == 1:
         return [group[0].bundle] * group[0].workers
     found = []

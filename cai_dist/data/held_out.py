@@ -11,7 +11,8 @@ from cai_dist.types import Comparison, Prompt
 def without_held_out(
     prompts: Sequence[Prompt], comparisons: Sequence[Comparison]
 ) -> tuple[list[Prompt], list[Comparison]]:
-    """Both without what opens like a held-out prompt of either kind or a held-out comparison; what is held out stays.
+    """Prompts and comparisons without what opens like a held-out prompt of either kind or a held-out comparison; what
+    is held out stays.
 
     Each file keeps its own held-out part apart; this is for files that share conversations (or are the same file).
     """

@@ -26,7 +26,7 @@ class Needs:
 
 
 def needs_of(config: RunConfig, cache: Path) -> Needs:
-    """Of this run; `cache` is the folder that holds converted models."""
+    """What this run needs; `cache` is the folder that holds converted models."""
     place = config.ppo.placement
     gpus = config.cluster.gpus > 0 or any(getattr(place, role).gpus > 0 for role in config.ppo.roles)
     shared = [("run folder", str((Path(config.runs_dir) / config.name).absolute()))]

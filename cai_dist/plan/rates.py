@@ -55,7 +55,7 @@ H100 = Rates(
 
 @dataclass(frozen=True)
 class Work:
-    """Of one iteration of PPO, all workers together: FLOPs of each phase, bytes of the transfer."""
+    """The work of one iteration of PPO, all workers together: FLOPs of each phase, bytes of the transfer."""
 
     rollout: float
     score: float
@@ -65,7 +65,7 @@ class Work:
 
 @dataclass(frozen=True)
 class Seconds:
-    """Of one iteration; `score` is part of `rollout` where the rate was measured with both in one."""
+    """Seconds of one iteration; `score` is part of `rollout` where the rate was measured with both in one."""
 
     rollout: float
     score: float
@@ -90,7 +90,7 @@ def forward(shape: Shape, tokens: int, sequence: int, rows: int) -> float:
 
 
 def work_of(config: RunConfig, shapes: Mapping[str, Shape], tokens: Tokens) -> Work:
-    """Of one iteration in which all responses have `tokens.wanted` tokens."""
+    """The work of one iteration in which all responses have `tokens.wanted` tokens."""
     ppo = config.ppo
     samples = ppo.prompts_per_iteration * ppo.samples_per_prompt
     every, rows, length = samples * tokens.sequence, samples * tokens.wanted, tokens.sequence
@@ -165,8 +165,8 @@ def _decoding(config: RunConfig, shape: Shape, tokens: Tokens, rows: int, rates:
 
 
 def read_rates(path: Path, shapes_of: Callable[[RunConfig], Mapping[str, Shape]], prompt: int | None) -> Rates:
-    """From a finished run's folder (config.yaml, metrics.jsonl), or from a JSON file with `score`, `update` (FLOP/s of
-    one GPU), `read` (bytes/s that decoding reads) and `transfer` (bytes/s).
+    """Rates from a finished run's folder (config.yaml, metrics.jsonl), or from a JSON file with `score`, `update`
+    (FLOP/s of one GPU), `read` (bytes/s that decoding reads) and `transfer` (bytes/s).
 
     `shapes_of`: RunConfig -> shapes by role. `prompt`: tokens of a prompt in that run; default: what its context
     leaves. Raises DataError.

@@ -1,4 +1,4 @@
-"""From a run file to the workers of its stages: which model, how sharded, how many tokens at a time."""
+"""Workers of the stages of a run file: which model, how sharded, how many tokens at a time."""
 
 from __future__ import annotations
 
@@ -56,7 +56,8 @@ class PlannedStage:
 
 
 def shapes(config: RunConfig, assumed: Assumed) -> dict[str, Shape]:
-    """By name of `models.*` and by role. Raises ConfigError for a model whose shape is not to be found."""
+    """Shapes of the models, by name of `models.*` and by role. Raises ConfigError for a model whose shape is not to be
+    found."""
     unknown = sorted(set(assumed.models) - {*NAMES, ""})
     if unknown:
         raise ConfigError(f"--model {unknown[0]}=…: must be one of {', '.join(NAMES)}")
@@ -84,7 +85,7 @@ def _shape(config: RunConfig, source: str, what: str) -> Shape:
 
 
 def tokens_of(config: RunConfig, assumed: Assumed, new: int) -> Tokens:
-    """Of a prompt with a response of `new` tokens."""
+    """Tokens of a prompt with a response of `new` tokens."""
     room = config.models.context - new
     prompt = room if assumed.prompt is None else min(assumed.prompt, room)
     return Tokens(prompt + new, new)
@@ -131,7 +132,7 @@ def ppo_stage(config: RunConfig, found: Mapping[str, Shape], assumed: Assumed, m
 
 
 def limited(serving: Serving, max_tokens: int | None) -> Serving:
-    """With `engine.max_tokens`: as many rows as their columns leave, at least one."""
+    """The serving under `engine.max_tokens`: as many rows as their columns leave, at least one."""
     if max_tokens is None:
         return serving
     return Serving(max(1, min(serving.rows, max_tokens // serving.columns)), serving.prompt, serving.new)
@@ -175,8 +176,8 @@ def _training(one: BatchSplit, tokens: Tokens, vocabulary: bool, scaled: bool, p
 
 
 def trained_elements(shape: Shape, lora: LoraConfig | None, causal: bool, with_head: bool = False) -> ParameterCounts:
-    """Of a causal model, or of one with a scalar head (`with_head`: and an output layer). With `lora`: adapters on the
-    matrices of all layers, or on those that it names, and a scalar head are trained."""
+    """Elements of a causal model, or of one with a scalar head (`with_head`: and an output layer). With `lora`:
+    adapters on the matrices of all layers, or on those that it names, and a scalar head are trained."""
     total = shape.parameters if causal else shape.scalar_parameters
     if with_head and not shape.tied:
         total += shape.embedding

@@ -28,7 +28,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Unit:
-    """Of all tables of a plan."""
+    """The unit of all tables of a plan."""
 
     name: str
     size: int

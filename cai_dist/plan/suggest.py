@@ -27,7 +27,7 @@ class Suggestion:
 
 
 def suggest(plan: RunPlan, assumed: Assumed) -> Suggestion | None:
-    """For the stage PPO; None where the run has none or the memory of its machines is not known."""
+    """A suggestion for the stage PPO; None where the run has none or the memory of its machines is not known."""
     machines, config = plan.machines, plan.config
     known = machines.gpu_memory if machines.gpus else machines.cpu_memory
     if plan.ppo is None or known is None or (_uses(config) and not machines.gpus):

@@ -1,4 +1,4 @@
-"""In place of preference and ppo (`alignment: dpo`): SL-CAI learns the same comparisons without a reward model
+"""DPO, in place of preference and ppo (`alignment: dpo`): SL-CAI learns the same comparisons without a reward model
 (Rafailov et al. 2023, 2305.18290; Azar et al. 2023, 2310.12036). The result is DPO-CAI."""
 
 from __future__ import annotations

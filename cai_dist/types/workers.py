@@ -29,7 +29,7 @@ class StepShard(Generic[T]):
         return (item for part in self.micro_batches for item in part if isinstance(item, RemoteRow))
 
     def resolve(self, found: Callable[[RemoteRow[Any]], Any]) -> StepShard[Any]:
-        """With those items themselves."""
+        """This shard with those items themselves."""
         parts = tuple(tuple(found(i) if isinstance(i, RemoteRow) else i for i in part) for part in self.micro_batches)
         return replace(self, micro_batches=parts)
 
@@ -60,7 +60,8 @@ class LabelRequest:
 
 @dataclass(frozen=True, slots=True)
 class RankInfo:
-    """Who a worker is. `master_addr`/`master_port` are those of rank 0 of its own group (torch.distributed)."""
+    """A worker's place in its group. `master_addr`/`master_port` are those of rank 0 of its own group
+    (torch.distributed)."""
 
     role: str
     rank: int

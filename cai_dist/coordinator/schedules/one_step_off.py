@@ -68,8 +68,9 @@ class _Ready:
 
 
 class OneStepOff:
-    """At most one iteration's samples are under way or waiting. None are generated for an iteration that will not be,
-    so a run that is lengthened later begins its next iteration with samples of the newest weights."""
+    """The schedule `one_step_off`: at most one iteration's samples are under way or waiting. None are generated for an
+    iteration that will not be, so a run that is lengthened later begins its next iteration with samples of the newest
+    weights."""
 
     def __init__(self, job: ScheduleContext) -> None:
         self._job = job

@@ -98,18 +98,18 @@ def mix(
 
 
 def scored_pair(chat: ChatFormat, c: Comparison) -> ScoredPair:
-    """Both sides as token ids: the whole conversation, the answer, the end token."""
+    """A comparison as token ids, both sides: the whole conversation, the answer, the end token."""
     a, b = (chat.example(c.prompt.turns, r).ids for r in (c.response_a, c.response_b))
     return ScoredPair(a, b, c.p_a, c.source, len(chat.prompt_ids(c.prompt.turns)))
 
 
 def fitting(pairs: Sequence[ScoredPair], context: int) -> list[ScoredPair]:
-    """Those of which both sides have at most `context` tokens."""
+    """The pairs of which both sides have at most `context` tokens."""
     return [p for p in pairs if max(len(p.ids_a), len(p.ids_b)) <= context]
 
 
 def decided(comparisons: Sequence[Comparison]) -> list[Comparison]:
-    """Those whose label is no tie."""
+    """The comparisons whose label is no tie."""
     return [c for c in comparisons if c.p_a != 0.5]
 
 

@@ -1,4 +1,4 @@
-"""Who judges the answers in the evaluation: the micro-world's oracle, or (on real text) the reward that the run has
+"""Judges of the answers in the evaluation: the micro-world's oracle, or (on real text) the reward that the run has
 learned, that of the preference model or DPO's implicit one, together with a detector of canned refusals."""
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ class OracleJudge:
         self._oracle, self._world = oracle, World(world_seed)
 
     def figures(self, samples: Mapping[str, Sequence[Sampled]]) -> dict[str, dict[str, Figure]]:
-        """See `one`, for each model."""
+        """Figures of each model by name, as `one` finds them."""
         return {name: self.one(sampled) for name, sampled in samples.items()}
 
     def one(self, sampled: Sequence[Sampled]) -> dict[str, Figure]:
@@ -128,7 +128,7 @@ class OracleJudge:
         return _by_round([[float(self._judge(r).harmful) for r in own] for own in self.followed(revisions)])
 
     def followed(self, revisions: Sequence[Revision]) -> list[list[Revision]]:
-        """See `Judge`."""
+        """Rounds of each prompt that harm by revision is measured on."""
         return [own for own in followed(revisions) if self._judge(own[0]).valid]
 
     def _judge(self, r: Revision) -> Judgement:
@@ -215,7 +215,7 @@ class RewardJudge(ABC):
         }
 
     def reactions(self, sampled: Sequence[Sampled]) -> dict[str, Hits]:
-        """By phrases, see `stages/evaluation/refusals.py`."""
+        """Canned refusals and engagement by phrases (`stages/evaluation/refusals.py`)."""
         return reactions(sampled)
 
     def prefers(self, pairs: Sequence[Comparison]) -> list[float]:
@@ -231,7 +231,7 @@ class RewardJudge(ABC):
         return _by_round([[1.0 - next(values) for _ in own] for own in kept])
 
     def followed(self, revisions: Sequence[Revision]) -> list[list[Revision]]:
-        """See `Judge`."""
+        """Rounds of each prompt that harm by revision is measured on."""
         return followed(revisions)
 
     def labels(self, labelled: Sequence[Labelled]) -> dict[str, float | int | None]:
@@ -251,7 +251,7 @@ class PreferenceJudge(RewardJudge):
     stage = PREFERENCE
 
     def scores(self, texts: Texts, phase: str) -> list[float]:
-        """As the reward workers of PPO give them."""
+        """Scores of the preference model, as the reward workers of PPO give them."""
         model = str(self._run.paths.model(self.stage))
         return score_texts(self._run, model, _learned_format(self._run), texts, phase)
 
@@ -263,7 +263,7 @@ class ImplicitRewardJudge(RewardJudge):
     stage = DPO
 
     def scores(self, texts: Texts, phase: str) -> list[float]:
-        """From two passes over the answers, one by each model."""
+        """Implicit rewards from two passes over the answers, one by each model."""
         policy, reference = str(self._run.paths.model(self.stage)), str(self._run.paths.sl_model)
         chat = chat_format(self._run, policy)
         both = [answer_logprobs(self._run, model, chat, texts, phase) for model in (policy, reference)]

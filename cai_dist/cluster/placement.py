@@ -17,6 +17,7 @@ import ray
 from ray.util.placement_group import placement_group, remove_placement_group
 
 from cai_dist.config.run import RunConfig, Strategy
+from cai_dist.config.stages import EXPAND
 from cai_dist.errors import ConfigError, WorkerTimeout
 from cai_dist.types import WorkerSpec
 
@@ -80,7 +81,7 @@ def needed_cpus(config: RunConfig) -> float:
     ppo = config.ppo
     together = ppo.cpus
     workers = max(
-        config.expand.workers if "expand" in config.stages else 1,
+        config.expand.workers if EXPAND in config.stages else 1,
         config.revise.workers,
         config.feedback.workers,
         config.evaluate.workers,

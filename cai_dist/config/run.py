@@ -14,7 +14,7 @@ from cai_dist.config.evaluate import EvaluateConfig
 from cai_dist.config.feedback import FeedbackConfig
 from cai_dist.config.ppo import PpoConfig
 from cai_dist.config.preference import DpoConfig, PreferenceConfig
-from cai_dist.config.stages import ALIGNMENTS, EXPAND, Alignment, AlignmentSpec
+from cai_dist.config.stages import ALIGNMENTS, EXPAND, GENERATING, PPO, Alignment, AlignmentSpec
 from cai_dist.config.supervised import ExpandConfig, ReviseConfig, SftConfig
 from cai_dist.config.training import Dtype, HeadDtype, Layout, TrainConfig
 
@@ -157,7 +157,7 @@ class RunConfig(Section):
     def _context(self) -> RunConfig:
         problems = []
         for stage in self.stages:
-            if stage not in ("expand", "revise", "feedback", "ppo", "evaluate"):
+            if stage not in (*GENERATING, PPO):
                 continue
             new = getattr(self, stage).sampling.max_new_tokens
             if new >= self.models.context:

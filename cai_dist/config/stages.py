@@ -15,6 +15,11 @@ PPO: Final = "ppo"
 DPO: Final = "dpo"
 EVALUATE: Final = "evaluate"
 
+GENERATING: Final = (EXPAND, REVISE, FEEDBACK, EVALUATE)
+"""Stages whose section has `workers`: independent processes that sample and score text."""
+SUPERVISED: Final = (SFT, PREFERENCE, DPO)
+"""Stages whose section has `train`: one engine that learns from labels."""
+
 Alignment = Literal["ppo", "dpo"]
 
 

@@ -17,6 +17,7 @@ from typing import Any, Literal
 from cai_dist.config.loading.load import load_run
 from cai_dist.config.ppo import ScheduleName
 from cai_dist.config.run import RunConfig
+from cai_dist.config.stages import PPO
 from cai_dist.errors import ConfigError, DataError
 from cai_dist.plan.passes import Tokens
 from cai_dist.plan.shapes import Shape
@@ -197,7 +198,7 @@ def _measured(folder: Path, shapes_of: Callable[[RunConfig], Mapping[str, Shape]
         lines = RunFolder(folder).metrics.read_text("utf-8").splitlines()
     except (OSError, ConfigError) as error:
         raise DataError(f"--rates {folder}: not the folder of a run: {error}") from None
-    rows = [row for row in map(_row, lines) if row.get("stage") == "ppo" and "update_seconds" in row]
+    rows = [row for row in map(_row, lines) if row.get("stage") == PPO and "update_seconds" in row]
     if not rows:
         raise DataError(
             f"--rates {folder}: its metrics.jsonl has no iteration of PPO; name a run that has finished one"

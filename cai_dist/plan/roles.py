@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from cai_dist.config.run import RunConfig
+from cai_dist.config.stages import DPO, GENERATING, PPO, PREFERENCE, SFT
 from cai_dist.config.training import LoraConfig, ShardingConfig, TrainConfig
 from cai_dist.errors import ConfigError
 from cai_dist.plan.batches import BatchSplit, split
@@ -128,7 +129,7 @@ def ppo_stage(config: RunConfig, found: Mapping[str, Shape], assumed: Assumed, m
             work = _training(one, tokens, role == "reference", ppo.sampling.temperature != 1.0)
             size = shape.parameters if role == "reference" else shape.scalar_parameters
             workers.append(scoring_worker(place, shape, item, size, work))
-    return PlannedStage("ppo", tuple(workers), tuple(splits), ppo.shared_groups)
+    return PlannedStage(PPO, tuple(workers), tuple(splits), ppo.shared_groups)
 
 
 def limited(serving: Serving, max_tokens: int | None) -> Serving:
@@ -202,14 +203,14 @@ def other_stages(
     """Each with its largest group of workers."""
     stages = [_generating(config, found, assumed, machines)]
     new = config.revise.sampling.max_new_tokens
-    jobs: list[tuple[str, TrainConfig, bool, bool, int]] = [("sft", config.sft.train, True, True, 1)]
-    if "preference" in config.stages:
+    jobs: list[tuple[str, TrainConfig, bool, bool, int]] = [(SFT, config.sft.train, True, True, 1)]
+    if PREFERENCE in config.stages:
         if config.data.ranked_answers.source != "none":
             pretraining = config.preference.pretraining
             jobs.append(("pm pretraining", pretraining.train, False, pretraining.language_weight > 0, 2))
-        jobs.append(("preference", config.preference.train, False, False, 2))
-    if "dpo" in config.stages:
-        jobs.append(("dpo", config.dpo.train, True, True, 2))
+        jobs.append((PREFERENCE, config.preference.train, False, False, 2))
+    if DPO in config.stages:
+        jobs.append((DPO, config.dpo.train, True, True, 2))
     tokens = tokens_of(config, assumed, new)
     for name, train, causal, vocabulary, per_item in jobs:
         sharding, shape = train.sharding, found["pretrained"]
@@ -227,7 +228,7 @@ def other_stages(
 
 def _generating(config: RunConfig, found: Mapping[str, Shape], assumed: Assumed, machines: Machines) -> PlannedStage:
     """Revise, feedback, evaluate and expand: independent engines; the largest model among theirs, the most workers."""
-    sections = [getattr(config, name) for name in ("expand", "revise", "feedback", "evaluate") if name in config.stages]
+    sections = [getattr(config, name) for name in GENERATING if name in config.stages]
     count = max(section.workers for section in sections)
     new = max(section.sampling.max_new_tokens for section in sections)
     names = ["assistant", "pretrained"] + (["feedback"] if "feedback" in config.own_models else [])

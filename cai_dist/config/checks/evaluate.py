@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from cai_dist.config.run import RunConfig
-from cai_dist.config.stages import PREFERENCE
+from cai_dist.config.stages import PPO, PREFERENCE
 
 
 def evaluate_problems(config: RunConfig) -> Iterator[str]:
@@ -33,7 +33,7 @@ def evaluate_problems(config: RunConfig) -> Iterator[str]:
             "data.harm_ratings.source=world: the micro-world's ratings beside prompts from files; name a file or none"
         )
     every = config.ppo.snapshot_every
-    if every is not None and every >= config.ppo.iterations and "ppo" in config.stages:
+    if every is not None and every >= config.ppo.iterations and PPO in config.stages:
         yield (
             f"ppo.snapshot_every={every}: must be smaller than ppo.iterations={config.ppo.iterations}; nothing would "
             "be kept on the way"

@@ -25,7 +25,7 @@ from cai_dist.config.ds_config import build_ds_config
 from cai_dist.config.engine import missing_backend
 from cai_dist.config.preference import DpoConfig
 from cai_dist.config.run import RunConfig
-from cai_dist.config.stages import PPO
+from cai_dist.config.stages import GENERATING, PPO, PREFERENCE, SUPERVISED
 from cai_dist.config.training import Dtype, OptimizerConfig, ShardingConfig
 from cai_dist.errors import ConfigError
 
@@ -123,7 +123,7 @@ def _placement_problems(config: RunConfig) -> Iterator[str]:
     if cluster.address != "local" or cluster.num_cpus is None:
         return
     wanted = ppo.cpus
-    if "ppo" in config.stages and wanted > cluster.num_cpus:
+    if PPO in config.stages and wanted > cluster.num_cpus:
         yield f"cluster.num_cpus={cluster.num_cpus:g}: must be at least {wanted:g}, what ppo.placement adds up to"
     for key, workers in _stage_workers(config):
         if workers * cluster.cpus > cluster.num_cpus:
@@ -134,14 +134,13 @@ def _placement_problems(config: RunConfig) -> Iterator[str]:
 
 
 def _stage_workers(config: RunConfig) -> Iterator[tuple[str, int]]:
-    for stage in ("expand", "revise", "feedback", "evaluate"):
-        if stage not in config.stages:
-            continue
-        yield f"{stage}.workers", getattr(config, stage).workers
-    for stage in ("sft", "preference", "dpo"):
+    for stage in GENERATING:
+        if stage in config.stages:
+            yield f"{stage}.workers", getattr(config, stage).workers
+    for stage in SUPERVISED:
         if stage in config.stages:
             yield f"{stage}.train.sharding.ranks", getattr(config, stage).train.sharding.ranks
-    if "preference" in config.stages and config.data.ranked_answers.source != "none":
+    if PREFERENCE in config.stages and config.data.ranked_answers.source != "none":
         yield "preference.pretraining.train.sharding.ranks", config.preference.pretraining.train.sharding.ranks
     if config.data.harm_ratings.source != "none":
         yield "evaluate.ratings.train.sharding.ranks", config.evaluate.ratings.train.sharding.ranks

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 from cai_dist.config.run import RunConfig
-from cai_dist.config.stages import PREFERENCE
+from cai_dist.config.stages import EVALUATE, FEEDBACK, PPO, PREFERENCE, REVISE
 from cai_dist.data.chat import ChatFormat
 from cai_dist.errors import DataError
 from cai_dist.stages.context import RunContext
@@ -37,13 +37,13 @@ def check_tables(ctx: RunContext, paths: Mapping[str, str]) -> None:
 
 def _askers(config: RunConfig) -> Iterator[tuple[str, str, str]]:
     """(stage, role of the model whose tokens count, kind of prompt) of everything that answers prompts."""
-    yield "revise", "assistant", "red_team"
-    yield "feedback", "pretrained", "red_team"
-    if "ppo" in config.stages and config.ppo.helpful_fraction < 1:
-        yield "ppo", "pretrained", "red_team"
-    if "ppo" in config.stages and config.ppo.helpful_fraction > 0:
-        yield "ppo", "pretrained", "helpful"
-    yield "evaluate", "pretrained", "held-out"
+    yield REVISE, "assistant", "red_team"
+    yield FEEDBACK, "pretrained", "red_team"
+    if PPO in config.stages and config.ppo.helpful_fraction < 1:
+        yield PPO, "pretrained", "red_team"
+    if PPO in config.stages and config.ppo.helpful_fraction > 0:
+        yield PPO, "pretrained", "helpful"
+    yield EVALUATE, "pretrained", "held-out"
 
 
 def room_problem(config: RunConfig, stage: str, kind: str, chat: ChatFormat, prompts: Sequence[Prompt]) -> str | None:

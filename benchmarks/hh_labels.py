@@ -30,6 +30,7 @@ from cai_dist.models.resolve import resolve_model
 from cai_dist.stages.ai_feedback.labelling import PairLabel, label_pairs
 from cai_dist.stages.ai_feedback.statistics import agree
 from cai_dist.stages.evaluation.refusals import Hits
+from cai_dist.stages.execution.worker_groups import rollout_group
 from cai_dist.stages.tables.intervals import pooled_proportion
 from cai_dist.tracking.atomic import write_json, write_text
 from cai_dist.types import Comparison
@@ -47,7 +48,7 @@ def main() -> None:
         write_json(run.folder("prepare") / "models.json", {"feedback": {"path": model}})
         principles = run.constitution.comparison_principles
         drawn = [[principles[draw(config.seed, "hh", i, n=len(principles))].id] for i in range(len(pairs))]
-        with run.generators("feedback", arguments.workers) as group:
+        with rollout_group(run, "feedback", arguments.workers) as group:
             labels = label_pairs(run, group, run.folder("feedback"), "labels", pairs, drawn)
     result = {
         "date": time.strftime("%Y-%m-%d"),

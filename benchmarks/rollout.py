@@ -206,7 +206,7 @@ def measure(args: argparse.Namespace, config: EngineConfig) -> dict[str, Any]:
     off = GenerateRequest(prompts[: args.overhead_prompts], SamplingParams(args.new_tokens), 0)
     on = GenerateRequest(prompts[: args.refill_prompts], SamplingParams(args.new_tokens, stop_ids=(end,)), 0)
     worker = {"model": args.model, "engine": config, "threads": args.threads}
-    spec = GroupSpec("rollout", WorkerSpec("cai_dist.workers.rollout:RolloutWorker", worker))
+    spec = GroupSpec("rollout", WorkerSpec("rollout", worker))
     tables: dict[str, Any] = {}
     with (
         Cluster(ClusterConfig(threads=args.threads), 1) as cluster,

@@ -57,8 +57,8 @@ def groups(cluster: Cluster, model: str) -> Iterator[tuple[WorkerGroup, WorkerGr
     }
     rollout = {"model": model, "dtype": "fp32", "require_sync": True}
     specs = [
-        GroupSpec("policy", WorkerSpec("cai_dist.workers.policy:PolicyWorker", policy), 2, 0.25, distributed=True),
-        GroupSpec("rollout", WorkerSpec("cai_dist.workers.rollout:RolloutWorker", rollout), 2, 0.25),
+        GroupSpec("policy", WorkerSpec("policy", policy), 2, 0.25, distributed=True),
+        GroupSpec("rollout", WorkerSpec("rollout", rollout), 2, 0.25),
     ]
     made = cluster.launch(specs)
     try:

@@ -97,7 +97,7 @@ class NonFiniteError(CaiError, ArithmeticError):
 
 
 class WorkerDiverged(WorkerError):
-    """As its base class, where the cause is a `NonFiniteError` of the worker."""
+    """A `WorkerError` where the cause is a `NonFiniteError` of the worker."""
 
     exit_code = EXIT_NOT_FINITE
 

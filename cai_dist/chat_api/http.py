@@ -47,7 +47,7 @@ class Response:
 
     @property
     def kind(self) -> str:
-        """Its content type without parameters."""
+        """Content type of the answer without parameters."""
         return self.headers.get("content-type", "").partition(";")[0].strip().lower() or "no content type"
 
 
@@ -71,8 +71,8 @@ class Connection:
         self.url = f"{self._base}/chat/completions{self._query}"
 
     def client(self) -> httpx.AsyncClient:
-        """With the key, and with the proxy of the environment unless the server is on this machine. Raises ConfigError
-        for a proxy that cannot be used."""
+        """A client with the key, and with the proxy of the environment unless the server is on this machine. Raises
+        ConfigError for a proxy that cannot be used."""
         name = self._config.api_key_header
         said = f"Bearer {self.key}" if name.lower() == "authorization" else self.key
         headers = {name: said} if self.key else {}

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cai_dist.cli import constitution, doctor, job, plan
-from cai_dist.config.run import STAGES
+from cai_dist.config.stages import EVALUATE, STAGES
 from cai_dist.errors import (
     EXIT_FAILURE,
     EXIT_OK,
@@ -31,6 +31,7 @@ from cai_dist.errors import (
     UserError,
     WorkerError,
 )
+from cai_dist.tracking.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from cai_dist.config.run import RunConfig
@@ -231,8 +232,8 @@ def _run_stages(config: RunConfig, stage: str | None, console: Console, stop: St
         raise
     # Once more now that the manifest holds the time of the last stage, too.
     console.say(f"report: {write_report(run_dir, config.stages)}")
-    if stage in (None, "evaluate"):
-        enforce_gate(run_dir / "evaluation.json")
+    if stage in (None, EVALUATE):
+        enforce_gate(RunFolder(run_dir).evaluation)
 
 
 def _show(arguments: argparse.Namespace) -> int:
@@ -265,7 +266,7 @@ def _show(arguments: argparse.Namespace) -> int:
 
 def _outdated(stages: dict[str, Any]) -> bool:
     """Whether a stage (the evaluation too) was begun after the last evaluation that ended."""
-    evaluated = stages.get("evaluate", {})
+    evaluated = stages.get(EVALUATE, {})
     begun = max((entry.get("started", 0.0) for entry in stages.values()), default=0.0)
     return evaluated.get("status") != "done" or begun > evaluated.get("started", begun)
 
@@ -283,7 +284,7 @@ def _time(entry: dict[str, Any], state: State) -> str:
 
 
 def _evaluation(folder: Path) -> dict[str, Any] | None:
-    path = folder / "evaluation.json"
+    path = RunFolder(folder).evaluation
     if not path.exists():
         return None
     try:
@@ -329,7 +330,7 @@ def _write_log(lines: Sequence[str], run_dir: Path | None) -> Path | None:
     text = "".join(lines)
     with contextlib.suppress(OSError):
         if run_dir is not None and run_dir.is_dir():
-            folder = run_dir / "logs"
+            folder = RunFolder(run_dir).logs
             folder.mkdir(exist_ok=True)
             (folder / name).write_text(text, encoding="utf-8", errors="replace")
             return folder / name

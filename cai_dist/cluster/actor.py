@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import importlib
 import os
 import time
 import traceback
@@ -18,6 +17,7 @@ from cai_dist.cluster.network_interface import use_interface
 from cai_dist.cluster.object_refs import kept, resolve
 from cai_dist.errors import NonFiniteError, UserError, WorkerDiverged, WorkerError
 from cai_dist.types import RankInfo, WorkerSpec
+from cai_dist.workers.registry import worker_class
 
 _NICE = 10
 _SPANS = 10_000
@@ -35,7 +35,7 @@ class Arrival(NamedTuple):
 
 
 class RefSlot(Enum):
-    """In the place of an argument that Ray fetches: only arguments of the call itself are."""
+    """Mark in the place of an argument that Ray fetches: only arguments of the call itself are."""
 
     HERE = 0
 
@@ -56,7 +56,8 @@ def asked(phase: str, method: str, args: Sequence[Any]) -> tuple[Any, ...]:
 
 
 class WorkerHost:
-    """Made by Ray in a process of its own; calls run one after the other, in the order in which they were made."""
+    """One worker in a process of its own, made by Ray; calls run one after the other, in the order in which they were
+    made."""
 
     def __init__(self, role: str, rank: int) -> None:
         self._role, self._rank = role, rank
@@ -129,15 +130,14 @@ class WorkerHost:
 
 
 def _load(target: str) -> Any:
-    """The class that `target` ("package.module:Class") names.
+    """The class that `target` names (`cai_dist.workers.registry.worker_class`).
 
     Torch and transformers make millions of objects while they are imported and none of them is garbage: without the
     collector the import takes a third less time, and frozen they are not looked at again.
     """
-    module, _, name = target.partition(":")
     gc.disable()
     try:
-        return getattr(importlib.import_module(module), name)
+        return worker_class(target)
     finally:
         gc.freeze()
         gc.enable()

@@ -8,7 +8,7 @@ from cai_dist.cluster import network_interface
 
 
 def worker_environment(threads: int, loopback: bool) -> dict[str, str]:
-    """Of a worker process, before Python starts in it: OpenMP reads its variables once.
+    """Variables of a worker process, set before Python starts in it: OpenMP reads its variables once.
 
     `threads`: CPU threads. `loopback`: all workers are on this machine.
     """

@@ -67,7 +67,7 @@ class Call:
 
     @property
     def weight_version(self) -> int:
-        """Of the worker; -1 where it holds none that arrived by transfer."""
+        """Version of the worker's weights; -1 where it holds none that arrived by transfer."""
         return self.roster.versions.get(self.role, -1) if self.roster else -1
 
 
@@ -78,7 +78,7 @@ class PendingCalls(Generic[R]):
         self._calls, self._timeout, self._combine = tuple(calls), timeout, combine
 
     def then(self, change: Callable[[R], S]) -> PendingCalls[S]:
-        """The same wait with its result passed through `change`."""
+        """This wait with its result passed through `change`."""
         combine = self._combine
         return PendingCalls(self._calls, self._timeout, lambda results: change(combine(results)))
 
@@ -102,7 +102,7 @@ class Each:
         self._timeout = timeout
 
     def now(self) -> list[tuple[int, Any]]:
-        """Those that have come since the last look, without waiting. Raises as :meth:`Pending.result`."""
+        """Parts that have come since the last look, without waiting. Raises as :meth:`Pending.result`."""
         return self._taken(ended(self._pending())) if self._waiting else []
 
     def __iter__(self) -> Iterator[tuple[int, Any]]:
@@ -136,7 +136,7 @@ class PendingCallParts(Generic[R]):
             yield self._starts[number], self._read(number, answer)
 
     def ready(self) -> list[tuple[int, list[R]]]:
-        """Those that are there and were not given before, without waiting. Raises as :meth:`Pending.result` does."""
+        """Parts that are there and were not given before, without waiting. Raises as :meth:`Pending.result` does."""
         return [(self._starts[number], self._read(number, answer)) for number, answer in self._each.now()]
 
     def result(self) -> list[R]:
@@ -159,7 +159,7 @@ def gather(calls: Sequence[Call], timeout: float, meanwhile: Callable[[], None] 
 
 
 def all_done(pending: Sequence[Call], timeout: float, together: bool = False) -> list[tuple[Call, Any]]:
-    """Those of `pending` that have ended, at least one, with their results. One question to Ray for all: asked for one
+    """Calls of `pending` that have ended, at least one, with their results. One question to Ray for all: asked for one
     after the other, a thousand calls would be half a million looks. `together`: nobody is in a hurry for the first, so
     all get a moment to end. Raises as :meth:`Pending.result` does."""
     if together:
@@ -171,7 +171,7 @@ def all_done(pending: Sequence[Call], timeout: float, together: bool = False) ->
 
 
 def ended(pending: Sequence[Call]) -> list[tuple[Call, Any]]:
-    """Those of `pending` that have ended by now, with their results. Raises as :meth:`Pending.result` does."""
+    """Calls of `pending` that have ended by now, with their results. Raises as :meth:`Pending.result` does."""
     refs = [call.ref for call in pending]
     ready = set(ray.wait(refs, num_returns=len(refs), timeout=0)[0])
     over = [call for call in pending if call.ref in ready]
@@ -215,7 +215,8 @@ def first_ready(
 
 
 def translated(call: Call, error: RayError) -> CaiError:
-    """As `translate`; the loss of the worker's node is told from its death, as far as that takes a second or two."""
+    """Ray's error as one of ours, like `translate`; the loss of the worker's node is told from its death, as far as
+    that takes a second or two."""
     found, watch = translate(call, error), node_watch.current()
     lost = watch.explain([call.alone()], patience=0) if watch and isinstance(found, WorkerDied) else None
     return lost or found

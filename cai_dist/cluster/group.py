@@ -32,7 +32,7 @@ class Member:
 
 @dataclass(frozen=True)
 class Report:
-    """Of one worker."""
+    """What one worker did since it was last asked, and its memory."""
 
     spans: list[Span]
     memory: dict[str, float]
@@ -57,7 +57,8 @@ class Starter:
 
 
 class WorkerGroup:
-    """Made by :meth:`cai_dist.cluster.runtime.Cluster.launch`. `timeout` (seconds) bounds every call.
+    """The workers of one role, made by :meth:`cai_dist.cluster.runtime.Cluster.launch`. `timeout` (seconds) bounds
+    every call.
 
     All methods raise WorkerError (a worker failed or died), WorkerTimeout, or the UserError that a worker raised. After
     one of the first two the group is of no further use: close it. But where its workers do not know each other there
@@ -142,7 +143,7 @@ class WorkerGroup:
         return self._starter.timeout if self._starter else 0.0
 
     def wait(self, calls: Sequence[Call], timeout: float) -> list[Call]:
-        """Those of `calls` that have ended; at least one unless `timeout` seconds pass first."""
+        """The `calls` that have ended; at least one unless `timeout` seconds pass first."""
         if first_ready(calls, timeout, replaceable=True) is None:
             return []
         refs = [call.ref for call in calls]
@@ -150,8 +151,9 @@ class WorkerGroup:
         return [call for call in calls if call.ref in ready]
 
     def result(self, call: Call) -> Any:
-        """Of a call that has ended; where it is one of `start_worker`, its worker is up now. Raises WorkerDied where
-        the worker or its answer is gone (NodeLost where its node is, or does not answer), and as all methods do."""
+        """Result of a call that has ended; where it is one of `start_worker`, its worker is up now. Raises WorkerDied
+        where the worker or its answer is gone (NodeLost where its node is, or does not answer), and as all methods
+        do."""
         begun = self._starting.get(call.rank)
         try:
             value = ray.get(call.ref, timeout=_GET_SECONDS)

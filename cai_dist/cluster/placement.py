@@ -17,6 +17,7 @@ import ray
 from ray.util.placement_group import placement_group, remove_placement_group
 
 from cai_dist.config.run import RunConfig, Strategy
+from cai_dist.config.stages import EXPAND
 from cai_dist.errors import ConfigError, WorkerTimeout
 from cai_dist.types import WorkerSpec
 
@@ -78,13 +79,9 @@ class Placement:
 def needed_cpus(config: RunConfig) -> float:
     """Logical CPUs of the stage of a run that asks for most of them: all roles of PPO, or one group of another."""
     ppo = config.ppo
-    together = sum(
-        (getattr(ppo, role).ranks if role in ppo.trained_roles else getattr(ppo.placement, role).workers)
-        * getattr(ppo.placement, role).cpus
-        for role in ppo.roles
-    )
+    together = ppo.cpus
     workers = max(
-        config.expand.workers if "expand" in config.stages else 1,
+        config.expand.workers if EXPAND in config.stages else 1,
         config.revise.workers,
         config.feedback.workers,
         config.evaluate.workers,
@@ -107,7 +104,7 @@ def sharing(specs: Sequence[GroupSpec]) -> list[list[GroupSpec]]:
 
 
 def bundles(group: Sequence[GroupSpec]) -> list[Bundle]:
-    """Of the placement group of these roles; as many as the largest of them has workers."""
+    """Bundles of the placement group of these roles; as many as the largest of them has workers."""
     if len(group) == 1:
         return [group[0].bundle] * group[0].workers
     found = []

@@ -39,9 +39,9 @@ logging.getLogger(JobSubmissionClient.__module__).setLevel(logging.WARNING)  # i
 
 @dataclass(frozen=True)
 class Job:
-    """As the server knows it. `status` PENDING, RUNNING, SUCCEEDED, FAILED or STOPPED; `code`: what the job ended with
-    (75 for a stopped one, unless its own code is known to be another), None while it runs; `saved`: a stopped job came
-    to its own end, or False where it was killed; `started` seconds since 1970."""
+    """A job as the server knows it. `status` PENDING, RUNNING, SUCCEEDED, FAILED or STOPPED; `code`: what the job ended
+    with (75 for a stopped one, unless its own code is known to be another), None while it runs; `saved`: a stopped job
+    came to its own end, or False where it was killed; `started` seconds since 1970."""
 
     name: str
     status: str

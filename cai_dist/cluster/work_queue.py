@@ -51,10 +51,10 @@ class WorkerPool(Protocol):
         """Start a method on one worker."""
 
     def wait(self, calls: Sequence[Any], timeout: float) -> Sequence[Any]:
-        """Those of `calls` that have ended, at least one unless `timeout` seconds pass first."""
+        """The `calls` that have ended, at least one unless `timeout` seconds pass first."""
 
     def result(self, call: Any) -> Any:
-        """Of a call that has ended. Raises UserError, WorkerDied, WorkerError."""
+        """Result of a call that has ended. Raises UserError, WorkerDied, WorkerError."""
 
     def kill(self, rank: int) -> None:
         """End a worker's process."""

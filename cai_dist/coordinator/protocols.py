@@ -36,7 +36,7 @@ class PendingParts(Protocol):
         ...
 
     def ready(self) -> list[tuple[int, list[SampleRef]]]:
-        """Those of `parts` that are there by now, without waiting; `parts` then gives the others. Raises as `result`
+        """The `parts` that are there by now, without waiting; `parts` then gives the others. Raises as `result`
         does."""
         ...
 
@@ -72,7 +72,7 @@ class PpoRoles(Protocol):
         ...
 
     def hold(self, prompts: Sequence[tuple[int, ...]], samples: Sequence[Generation]) -> list[SampleRef]:
-        """The other way: samples that the driver has, of these prompts. Raises CaiError where they are not."""
+        """Hand samples over that the driver has, of these prompts. Raises CaiError where they are not."""
         ...
 
     def policy_logprobs(self, samples: Sequence[SampleRef], temperature: float) -> Pending[RemoteRows]:
@@ -80,7 +80,7 @@ class PpoRoles(Protocol):
         ...
 
     def reference_logprobs(self, samples: Sequence[SampleRef], temperature: float) -> Pending[RemoteRows]:
-        """The same under the reference."""
+        """Per sample, the log-probability (nats) of each response token under the reference."""
         ...
 
     def values(self, samples: Sequence[SampleRef]) -> Pending[RemoteRows]:

@@ -23,8 +23,9 @@ from statistics import fmean
 from typing import Any
 
 from cai_dist.config.ppo import PpoConfig
+from cai_dist.config.seeds import derive_seed
 from cai_dist.coordinator.mismatch_probe import PolicyAnswer, Probe
-from cai_dist.coordinator.prompt_cursor import TokenizedPrompt, derive_seed
+from cai_dist.coordinator.prompt_cursor import TokenizedPrompt
 from cai_dist.coordinator.protocols import PpoRoles
 from cai_dist.coordinator.sample_requests import asked_for, check_samples, sampling_params
 from cai_dist.coordinator.score_requests import FrozenScores, Scored, answers, ask_all, score_stream

@@ -34,8 +34,8 @@ def check_samples(
     staleness: int = 0,
     first: int = 0,
 ) -> None:
-    """That they are as many as were asked for, and recent enough. That their tokens are in order has been checked where
-    they are (`experience.samples.kept_samples`).
+    """Check that samples are as many as were asked for, and recent enough. That their tokens are in order has been
+    checked where they are (`experience.samples.kept_samples`).
 
     Args:
         prompts: token ids of the prompt of each sample.

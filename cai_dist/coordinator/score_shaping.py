@@ -1,4 +1,5 @@
-"""From raw scores to those that become rewards. Each step is off unless a setting asks for it; their order is fixed:
+"""Shaping of scores, from raw ones to those that become rewards. Each step is off unless a setting asks for it; their
+order is fixed:
 
     raw -> length -> normalisation -> clip -> penalty for a missing end
 

@@ -1,4 +1,4 @@
-"""Who did what when: the spans of all workers and of the driver, iteration by iteration."""
+"""Spans, who did what when: those of all workers and of the driver, iteration by iteration."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from statistics import fmean
 
 from cai_dist.config.ppo import PpoConfig
-from cai_dist.coordinator.prompt_cursor import derive_seed
+from cai_dist.config.seeds import derive_seed
 from cai_dist.coordinator.protocols import Pending, PpoRoles
 from cai_dist.coordinator.rollout_phase import Rollout
 from cai_dist.coordinator.state import PpoState

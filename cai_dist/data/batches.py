@@ -1,4 +1,4 @@
-"""From lists of token ids to flat tensors without padding.
+"""Batches: from lists of token ids to flat tensors without padding.
 
 Sequences stand one after the other, `ids [N]` with `lengths [B]`; every per-token quantity is [N], at the token that it
 is about. Where sequences begin and end, and every mask, follows from the lengths, never from the ids.
@@ -75,7 +75,7 @@ class TokenBatch:
         return self.positions >= self._per_token(self.prompt_lengths)
 
     def to(self, device: torch.device | str) -> TokenBatch:
-        """The same batch on a device."""
+        """This batch on a device."""
         return _moved(self, device)
 
     def _per_token(self, per_sequence: Tensor) -> Tensor:
@@ -100,7 +100,7 @@ class PairBatch:
         return scores[:pairs], scores[pairs:]
 
     def to(self, device: torch.device | str) -> PairBatch:
-        """The same batch on a device."""
+        """This batch on a device."""
         return _moved(self, device)
 
 
@@ -120,7 +120,7 @@ class TrajectoryBatch:
     weights: Tensor
 
     def to(self, device: torch.device | str) -> TrajectoryBatch:
-        """The same batch on a device."""
+        """This batch on a device."""
         return _moved(self, device)
 
 

@@ -1,4 +1,4 @@
-"""Between conversations in words and token ids, in the one way that a given model expects.
+"""Chat formats, between conversations in words and token ids, in the one way that a given model expects.
 
 The prompt is tokenised first and alone, the answer is tokenised as what goes on from it and put behind it. So the
 prompt's ids are the same whether the model is to continue it, to be trained on an answer to it, or to be scored on one:

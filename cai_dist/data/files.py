@@ -1,4 +1,5 @@
-"""Which files a path stands for: itself, the shards in a folder, a `save_to_disk` folder, or what a pattern matches."""
+"""The files that a path stands for: itself, the shards in a folder, a `save_to_disk` folder, or what a pattern
+matches."""
 
 from __future__ import annotations
 

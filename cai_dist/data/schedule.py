@@ -1,4 +1,4 @@
-"""From lists of items to equal schedules over ranks, and the order in which training sees its data.
+"""Schedules: from lists of items to equal ones over ranks, and the order in which training sees its data.
 
 Everything here is a pure function: what a step trains on follows from (number of items, seed, step), so the data cursor
 of a checkpoint is the step itself, and who computes what follows from the lengths of the items.
@@ -41,7 +41,7 @@ class MicroBatchLimits:
 
     @classmethod
     def of(cls, sharding: ShardingConfig, layout: Layout) -> MicroBatchLimits:
-        """Those of a trained role."""
+        """The limits of a trained role."""
         return cls(sharding.micro_batch, sharding.max_tokens_per_micro_batch, layout == "padded")
 
     def fits(self, lengths: Sequence[int]) -> bool:
@@ -53,12 +53,13 @@ class MicroBatchLimits:
 
 @dataclass(frozen=True, slots=True)
 class BatchPlan:
-    """Which rank computes which items in which micro-batch. `parts[rank][micro_batch]` holds indices of items."""
+    """A plan of which rank computes which items in which micro-batch. `parts[rank][micro_batch]` holds indices of
+    items."""
 
     parts: tuple[tuple[tuple[int, ...], ...], ...]
 
     def split(self, items: Sequence[T]) -> list[tuple[tuple[T, ...], ...]]:
-        """Per rank its micro-batches of items."""
+        """Micro-batches of items, by rank."""
         return [tuple(tuple(items[i] for i in part) for part in rank) for rank in self.parts]
 
     def restore(self, results_per_rank: Sequence[Sequence[R]]) -> list[R]:

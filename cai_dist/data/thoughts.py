@@ -29,7 +29,7 @@ _SPACE = ("\n\n", "\n", " ", "")
 
 @dataclass(frozen=True, slots=True)
 class ThoughtIds:
-    """The same marks as token ids of one tokenizer: (ids that open thoughts, ids that close them)."""
+    """Marks of thoughts as token ids of one tokenizer: (ids that open thoughts, ids that close them)."""
 
     marks: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...] = ()
 

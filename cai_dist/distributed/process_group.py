@@ -20,7 +20,7 @@ _stores: list[TCPStore] = []
 
 
 def open_store(host: str, timeout: float) -> int:
-    """On rank 0: open the rendezvous store of the group, as `listening_store` does, and return its port."""
+    """Open, on rank 0, the rendezvous store of the group, as `listening_store` does, and return its port."""
     store, port = listening_store(host, timeout)
     _stores[:] = [store]
     return port

@@ -22,7 +22,7 @@ class ClockReading:
 
     @property
     def offset(self) -> float:
-        """Their clock less ours, half of the round trip taken off."""
+        """Clock of the other node less ours, in seconds, half of the round trip taken off."""
         return self.there - (self.before + self.after) / 2
 
     @property
@@ -71,7 +71,8 @@ def _authentication(facts: NodeFacts) -> str:
 
 
 def check_clocks(readings: Mapping[str, Sequence[ClockReading]]) -> Iterator[Check]:
-    """Of several readings the one with the shortest round trip counts. Warn above a second beyond doubt."""
+    """Compare clocks; of several readings the one with the shortest round trip counts. Warn above a second beyond
+    doubt."""
     best = {node: min(found, key=lambda reading: reading.doubt) for node, found in readings.items()}
     apart = {node: reading for node, reading in best.items() if abs(reading.offset) - reading.doubt > _SKEW_SECONDS}
     for node, reading in apart.items():

@@ -33,7 +33,7 @@ _REDUCE_SECONDS = 60.0
 
 
 def examine_machine(needs: Needs, cache: Path, say: Callable[[str], None]) -> list[Check]:
-    """Of this machine alone. `say` is told what is under way."""
+    """Checks of this machine alone. `say` is told what is under way."""
     say("looking at this machine")
     facts = collect(HERE, [*needs.shared, *_cache(needs, cache)])
     checks = check_node(facts, needs, requirements())
@@ -44,7 +44,7 @@ def examine_machine(needs: Needs, cache: Path, say: Callable[[str], None]) -> li
 
 
 def examine_cluster(address: str, needs: Needs, cache: Path, say: Callable[[str], None]) -> list[Check]:
-    """Of this process and every node of the cluster at `address`."""
+    """Checks of this process and every node of the cluster at `address`."""
     say(f"joining the cluster at {address}")
     try:
         with joined(address), Survey(Examiner) as survey:

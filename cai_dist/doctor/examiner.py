@@ -20,7 +20,7 @@ class Examiner:
         self._server: socket.socket | None = None
 
     def facts(self, node: str, folders: Sequence[tuple[str, str]]) -> NodeFacts:
-        """See `collect`."""
+        """What `collect` finds on this node."""
         return collect(node, folders)
 
     def clock(self) -> float:

@@ -128,7 +128,7 @@ def token_hash() -> str:
 
 
 def usable_cpus() -> int:
-    """Those that the scheduler gives this process, and no more than a container's quota (cgroup v2)."""
+    """CPUs that the scheduler gives this process, and no more than a container's quota (cgroup v2)."""
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     with contextlib.suppress(OSError, ValueError):
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()

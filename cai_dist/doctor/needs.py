@@ -10,6 +10,7 @@ from typing import Any
 
 from cai_dist.config.checks.run import PACKAGED_DS_CONFIGS
 from cai_dist.config.run import RunConfig
+from cai_dist.config.stages import PPO, SUPERVISED
 from cai_dist.config.training import ShardingConfig
 
 
@@ -26,7 +27,7 @@ class Needs:
 
 
 def needs_of(config: RunConfig, cache: Path) -> Needs:
-    """Of this run; `cache` is the folder that holds converted models."""
+    """What this run needs; `cache` is the folder that holds converted models."""
     place = config.ppo.placement
     gpus = config.cluster.gpus > 0 or any(getattr(place, role).gpus > 0 for role in config.ppo.roles)
     shared = [("run folder", str((Path(config.runs_dir) / config.name).absolute()))]
@@ -48,10 +49,10 @@ def _compiled(config: RunConfig) -> str:
 
 
 def _shardings(config: RunConfig) -> Iterator[tuple[str, ShardingConfig]]:
-    for stage in ("sft", "preference", "dpo"):
+    for stage in SUPERVISED:
         if stage in config.stages:
             yield f"{stage}.train.sharding", getattr(config, stage).train.sharding
-    if "ppo" in config.stages:
+    if PPO in config.stages:
         for role in config.ppo.trained_roles:
             yield f"ppo.{role}", getattr(config.ppo, role)
 

@@ -63,8 +63,8 @@ def brier_score(probabilities: Sequence[float], outcomes: Sequence[float]) -> fl
 
 
 def same_side(x: float, y: float) -> float:
-    """Of two margins (0: no preference): 1 where they have the same sign or both are 0, 0 where they have different
-    ones, 1/2 where one of them is 0. Swapping the sides of both changes nothing."""
+    """Agreement of two margins (0: no preference): 1 where they have the same sign or both are 0, 0 where they have
+    different ones, 1/2 where one of them is 0. Swapping the sides of both changes nothing."""
     if x != y and (x == 0 or y == 0):
         return 0.5
     return float((x > 0) == (y > 0))

@@ -100,8 +100,9 @@ def load_scalar(source: str, dtype: Dtype, seed: int, layout: Layout = "packed")
 
 
 def load_scalar_with_language(source: str, dtype: Dtype, seed: int, layout: Layout = "packed") -> ScalarHeadModel:
-    """As `load_scalar` from a causal language model, with its output layer beside the scalar head, so that the trunk
-    can go on learning language. Tied to the embeddings where the source has it so. Raises DataError, ConfigError.
+    """A scalar model, like `load_scalar` from a causal language model, with its output layer beside the scalar head, so
+    that the trunk can go on learning language. Tied to the embeddings where the source has it so. Raises DataError,
+    ConfigError.
     """
     scalar = load_scalar(source, dtype, seed, layout)
     # Its layout does not matter: what is taken is the output layer, checked against transformers' own logits.

@@ -52,7 +52,7 @@ class Packing:
 
     @classmethod
     def of(cls, lengths: Tensor, positions: Tensor) -> Packing:
-        """For sequences of `lengths` [B] whose tokens have `positions` [N]."""
+        """The packing of sequences of `lengths` [B] whose tokens have `positions` [N]."""
         ends = lengths.cumsum(0)
         starts, sizes = ends - lengths, lengths.tolist()
         rectangles, first_place, used = [], [0] * len(sizes), 0

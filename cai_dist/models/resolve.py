@@ -1,4 +1,4 @@
-"""From what a run file calls a model to something that transformers can load."""
+"""Models by what a run file calls them, as something that transformers can load."""
 
 from __future__ import annotations
 

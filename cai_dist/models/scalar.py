@@ -38,7 +38,7 @@ class ScalarHeadModel(nn.Module):
         use_layout(hf, layout)
 
     def use_full_head(self) -> None:
-        """See `CausalModel.use_full_head`; the scalar head always is."""
+        """Nothing to do: unlike that of `CausalModel`, the scalar head always is whole."""
         if self.language is not None:
             self.language.full_precision = True
 

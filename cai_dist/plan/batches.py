@@ -26,7 +26,7 @@ class BatchSplit:
         return self.ranks * self.micro_batch * self.passes - self.batch
 
     def equation(self) -> str:
-        """Such as "64 = 4 ranks x 2 sequences x 8 passes"."""
+        """The split in words, such as "64 = 4 ranks x 2 sequences x 8 passes"."""
         shown = (
             f"{self.ranks} {_plural(self.ranks, 'rank')} x {self.micro_batch} {_plural(self.micro_batch, 'sequence')}"
         )
@@ -47,7 +47,7 @@ class BatchSplit:
 
 
 def split(role: str, batch: int, sharding: ShardingConfig, sequence: int, per_item: int = 1) -> BatchSplit:
-    """Of `batch` items that are `per_item` sequences of at most `sequence` tokens each."""
+    """The split of `batch` items that are `per_item` sequences of at most `sequence` tokens each."""
     cap = sharding.max_tokens_per_micro_batch
     size = max(1, cap // (sequence * per_item)) if cap else sharding.micro_batch
     size = min(size, math.ceil(batch / sharding.ranks))
@@ -56,7 +56,8 @@ def split(role: str, batch: int, sharding: ShardingConfig, sequence: int, per_it
 
 
 def rollout_equation(prompts: int, samples: int, mini_batch: int, epochs: int) -> str:
-    """Such as "256 prompts x 1 sample = 256 = 4 mini-batches x 64, 1 epoch: 4 optimiser steps an iteration"."""
+    """An iteration in words, such as "256 prompts x 1 sample = 256 = 4 mini-batches x 64, 1 epoch: 4 optimiser steps an
+    iteration"."""
     total = prompts * samples
     parts = total // mini_batch
     return (

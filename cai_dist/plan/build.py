@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from cai_dist.config.run import RunConfig
+from cai_dist.config.stages import PPO
 from cai_dist.plan.batches import rollout_equation
 from cai_dist.plan.machines import Load, Loads, Machines, Verdict, place
 from cai_dist.plan.rates import H100, Rates, Seconds, seconds
@@ -43,7 +44,7 @@ class RunPlan:
     @property
     def ppo(self) -> StagePlan | None:
         """The stage PPO, where the run has it."""
-        return next((one for one in self.stages if one.stage.name == "ppo"), None)
+        return next((one for one in self.stages if one.stage.name == PPO), None)
 
     @property
     def verdict(self) -> Verdict | None:
@@ -60,7 +61,7 @@ def make_plan(config: RunConfig, machines: Machines, assumed: Assumed, rates: Ra
     found = shapes(config, assumed)
 
     def placed(config: RunConfig) -> tuple[StagePlan, ...]:
-        stages = [ppo_stage(config, found, assumed, machines)] if "ppo" in config.stages else []
+        stages = [ppo_stage(config, found, assumed, machines)] if PPO in config.stages else []
         stages += other_stages(config, found, assumed, machines)
         return tuple(StagePlan(stage, place(stage.workers, stage.groups, machines)) for stage in stages)
 
@@ -68,9 +69,9 @@ def make_plan(config: RunConfig, machines: Machines, assumed: Assumed, rates: Ra
     tokens = tokens_of(config, assumed, ppo.sampling.max_new_tokens)
     if rates is None and ppo.placement.policy.gpus and config.models.dtype == "bf16":
         rates = H100
-    times = seconds(config, found, tokens, rates) if rates is not None and "ppo" in config.stages else None
+    times = seconds(config, found, tokens, rates) if rates is not None and PPO in config.stages else None
     equation = ""
-    if "ppo" in config.stages:
+    if PPO in config.stages:
         equation = rollout_equation(ppo.prompts_per_iteration, ppo.samples_per_prompt, ppo.mini_batch, ppo.epochs)
     return RunPlan(
         config=config,
@@ -99,7 +100,7 @@ def _problems(
         if machines.gpus and one.loads.needed_gpus > there:
             way = (
                 "let roles share (ppo.placement.mode), or lower workers and ranks"
-                if name == "ppo"
+                if name == PPO
                 else "lower workers or ranks"
             )
             lines.append(f"{name}: asks for {one.loads.needed_gpus} GPUs of {there}; {way}")

@@ -63,7 +63,7 @@ class Load:
 
 @dataclass(frozen=True)
 class Loads:
-    """Of one stage: its GPUs, its hosts, and how many GPUs it asks for in all."""
+    """The loads of one stage: its GPUs, its hosts, and how many GPUs it asks for in all."""
 
     gpus: tuple[Load, ...]
     hosts: tuple[Load, ...]

@@ -26,7 +26,7 @@ PREFILL_TOKENS = 8192
 
 @dataclass(frozen=True)
 class Tokens:
-    """Of one sequence: all of it, and the part whose log-probabilities are wanted."""
+    """Tokens of one sequence: all of it, and the part whose log-probabilities are wanted."""
 
     sequence: int
     wanted: int
@@ -72,7 +72,7 @@ class Serving:
 
     @property
     def columns(self) -> int:
-        """Of the key-value cache at its widest."""
+        """Columns of the key-value cache at its widest."""
         return self.prompt + self.new + min(ROOM, self.new)
 
 

@@ -17,10 +17,12 @@ from typing import Any, Literal
 from cai_dist.config.loading.load import load_run
 from cai_dist.config.ppo import ScheduleName
 from cai_dist.config.run import RunConfig
+from cai_dist.config.stages import PPO
 from cai_dist.errors import ConfigError, DataError
 from cai_dist.plan.passes import Tokens
 from cai_dist.plan.shapes import Shape
 from cai_dist.plan.zero import ITEM
+from cai_dist.tracking.run_folder import RunFolder
 
 KEYS = ("rollout", "score", "update", "transfer")
 
@@ -54,7 +56,7 @@ H100 = Rates(
 
 @dataclass(frozen=True)
 class Work:
-    """Of one iteration of PPO, all workers together: FLOPs of each phase, bytes of the transfer."""
+    """The work of one iteration of PPO, all workers together: FLOPs of each phase, bytes of the transfer."""
 
     rollout: float
     score: float
@@ -64,7 +66,7 @@ class Work:
 
 @dataclass(frozen=True)
 class Seconds:
-    """Of one iteration; `score` is part of `rollout` where the rate was measured with both in one."""
+    """Seconds of one iteration; `score` is part of `rollout` where the rate was measured with both in one."""
 
     rollout: float
     score: float
@@ -89,7 +91,7 @@ def forward(shape: Shape, tokens: int, sequence: int, rows: int) -> float:
 
 
 def work_of(config: RunConfig, shapes: Mapping[str, Shape], tokens: Tokens) -> Work:
-    """Of one iteration in which all responses have `tokens.wanted` tokens."""
+    """The work of one iteration in which all responses have `tokens.wanted` tokens."""
     ppo = config.ppo
     samples = ppo.prompts_per_iteration * ppo.samples_per_prompt
     every, rows, length = samples * tokens.sequence, samples * tokens.wanted, tokens.sequence
@@ -116,13 +118,13 @@ def seconds(config: RunConfig, shapes: Mapping[str, Shape], tokens: Tokens, rate
         )
     placement = ppo.placement
     score = max(
-        _scoring(config, shapes, tokens, role) / (_workers(config, role) * rates.score)
+        _scoring(config, shapes, tokens, role) / (config.ppo.workers_of(role) * rates.score)
         for role in ppo.roles
         if role != "rollout"
     )
     # Policy and value step side by side, on GPUs of their own or one after the other on the same ones.
     steps = {
-        role: _updates(config, shapes, tokens, role) / (_workers(config, role) * rates.update)
+        role: _updates(config, shapes, tokens, role) / (config.ppo.workers_of(role) * rates.update)
         for role in ppo.trained_roles
     }
     together = any({"policy", "value"} <= set(group) for group in ppo.shared_groups)
@@ -131,11 +133,6 @@ def seconds(config: RunConfig, shapes: Mapping[str, Shape], tokens: Tokens, rate
     engines = placement.rollout.workers
     rollout = _decoding(config, shapes["rollout"], tokens, -(-samples // engines), rates)
     return Seconds(rollout, score, update, transfer, rates.source)
-
-
-def _workers(config: RunConfig, role: str) -> int:
-    trained = role in config.ppo.trained_roles
-    return int(getattr(config.ppo, role).ranks if trained else getattr(config.ppo.placement, role).workers)
 
 
 def _samples(config: RunConfig) -> int:
@@ -169,8 +166,8 @@ def _decoding(config: RunConfig, shape: Shape, tokens: Tokens, rows: int, rates:
 
 
 def read_rates(path: Path, shapes_of: Callable[[RunConfig], Mapping[str, Shape]], prompt: int | None) -> Rates:
-    """From a finished run's folder (config.yaml, metrics.jsonl), or from a JSON file with `score`, `update` (FLOP/s of
-    one GPU), `read` (bytes/s that decoding reads) and `transfer` (bytes/s).
+    """Rates from a finished run's folder (config.yaml, metrics.jsonl), or from a JSON file with `score`, `update`
+    (FLOP/s of one GPU), `read` (bytes/s that decoding reads) and `transfer` (bytes/s).
 
     `shapes_of`: RunConfig -> shapes by role. `prompt`: tokens of a prompt in that run; default: what its context
     leaves. Raises DataError.
@@ -197,11 +194,11 @@ def _written(path: Path) -> Rates:
 def _measured(folder: Path, shapes_of: Callable[[RunConfig], Mapping[str, Shape]], prompt: int | None) -> Rates:
     """Medians over the iterations, the first left out where there are more: it warms up."""
     try:
-        config = load_run(folder / "config.yaml")
-        lines = (folder / "metrics.jsonl").read_text("utf-8").splitlines()
+        config = load_run(RunFolder(folder).config)
+        lines = RunFolder(folder).metrics.read_text("utf-8").splitlines()
     except (OSError, ConfigError) as error:
         raise DataError(f"--rates {folder}: not the folder of a run: {error}") from None
-    rows = [row for row in map(_row, lines) if row.get("stage") == "ppo" and "update_seconds" in row]
+    rows = [row for row in map(_row, lines) if row.get("stage") == PPO and "update_seconds" in row]
     if not rows:
         raise DataError(
             f"--rates {folder}: its metrics.jsonl has no iteration of PPO; name a run that has finished one"

@@ -1,4 +1,4 @@
-"""From a run file to the workers of its stages: which model, how sharded, how many tokens at a time."""
+"""Workers of the stages of a run file: which model, how sharded, how many tokens at a time."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from cai_dist.config.run import RunConfig
+from cai_dist.config.stages import DPO, GENERATING, PPO, PREFERENCE, SFT
 from cai_dist.config.training import LoraConfig, ShardingConfig, TrainConfig
 from cai_dist.errors import ConfigError
 from cai_dist.plan.batches import BatchSplit, split
@@ -56,7 +57,8 @@ class PlannedStage:
 
 
 def shapes(config: RunConfig, assumed: Assumed) -> dict[str, Shape]:
-    """By name of `models.*` and by role. Raises ConfigError for a model whose shape is not to be found."""
+    """Shapes of the models, by name of `models.*` and by role. Raises ConfigError for a model whose shape is not to be
+    found."""
     unknown = sorted(set(assumed.models) - {*NAMES, ""})
     if unknown:
         raise ConfigError(f"--model {unknown[0]}=…: must be one of {', '.join(NAMES)}")
@@ -84,7 +86,7 @@ def _shape(config: RunConfig, source: str, what: str) -> Shape:
 
 
 def tokens_of(config: RunConfig, assumed: Assumed, new: int) -> Tokens:
-    """Of a prompt with a response of `new` tokens."""
+    """Tokens of a prompt with a response of `new` tokens."""
     room = config.models.context - new
     prompt = room if assumed.prompt is None else min(assumed.prompt, room)
     return Tokens(prompt + new, new)
@@ -103,9 +105,8 @@ def ppo_stage(config: RunConfig, found: Mapping[str, Shape], assumed: Assumed, m
     for role in ppo.roles:
         placement, shape = getattr(ppo.placement, role), found[role]
         sharding: ShardingConfig = ppo.value if role == "value" else ppo.policy
-        place = RolePlacement(role, placement.workers, placement.gpus, role in shared)
+        place = RolePlacement(role, ppo.workers_of(role), placement.gpus, role in shared)
         if role in ppo.trained_roles:
-            place = RolePlacement(role, sharding.ranks, placement.gpus, role in shared)
             one = split(role, ppo.mini_batch, sharding, tokens.sequence)
             splits.append(one)
             work = _training(one, tokens, role == "policy", ppo.sampling.temperature != 1.0)
@@ -128,11 +129,11 @@ def ppo_stage(config: RunConfig, found: Mapping[str, Shape], assumed: Assumed, m
             work = _training(one, tokens, role == "reference", ppo.sampling.temperature != 1.0)
             size = shape.parameters if role == "reference" else shape.scalar_parameters
             workers.append(scoring_worker(place, shape, item, size, work))
-    return PlannedStage("ppo", tuple(workers), tuple(splits), ppo.shared_groups)
+    return PlannedStage(PPO, tuple(workers), tuple(splits), ppo.shared_groups)
 
 
 def limited(serving: Serving, max_tokens: int | None) -> Serving:
-    """With `engine.max_tokens`: as many rows as their columns leave, at least one."""
+    """The serving under `engine.max_tokens`: as many rows as their columns leave, at least one."""
     if max_tokens is None:
         return serving
     return Serving(max(1, min(serving.rows, max_tokens // serving.columns)), serving.prompt, serving.new)
@@ -176,8 +177,8 @@ def _training(one: BatchSplit, tokens: Tokens, vocabulary: bool, scaled: bool, p
 
 
 def trained_elements(shape: Shape, lora: LoraConfig | None, causal: bool, with_head: bool = False) -> ParameterCounts:
-    """Of a causal model, or of one with a scalar head (`with_head`: and an output layer). With `lora`: adapters on the
-    matrices of all layers, or on those that it names, and a scalar head are trained."""
+    """Elements of a causal model, or of one with a scalar head (`with_head`: and an output layer). With `lora`:
+    adapters on the matrices of all layers, or on those that it names, and a scalar head are trained."""
     total = shape.parameters if causal else shape.scalar_parameters
     if with_head and not shape.tied:
         total += shape.embedding
@@ -202,14 +203,14 @@ def other_stages(
     """Each with its largest group of workers."""
     stages = [_generating(config, found, assumed, machines)]
     new = config.revise.sampling.max_new_tokens
-    jobs: list[tuple[str, TrainConfig, bool, bool, int]] = [("sft", config.sft.train, True, True, 1)]
-    if "preference" in config.stages:
+    jobs: list[tuple[str, TrainConfig, bool, bool, int]] = [(SFT, config.sft.train, True, True, 1)]
+    if PREFERENCE in config.stages:
         if config.data.ranked_answers.source != "none":
             pretraining = config.preference.pretraining
             jobs.append(("pm pretraining", pretraining.train, False, pretraining.language_weight > 0, 2))
-        jobs.append(("preference", config.preference.train, False, False, 2))
-    if "dpo" in config.stages:
-        jobs.append(("dpo", config.dpo.train, True, True, 2))
+        jobs.append((PREFERENCE, config.preference.train, False, False, 2))
+    if DPO in config.stages:
+        jobs.append((DPO, config.dpo.train, True, True, 2))
     tokens = tokens_of(config, assumed, new)
     for name, train, causal, vocabulary, per_item in jobs:
         sharding, shape = train.sharding, found["pretrained"]
@@ -227,7 +228,7 @@ def other_stages(
 
 def _generating(config: RunConfig, found: Mapping[str, Shape], assumed: Assumed, machines: Machines) -> PlannedStage:
     """Revise, feedback, evaluate and expand: independent engines; the largest model among theirs, the most workers."""
-    sections = [getattr(config, name) for name in ("expand", "revise", "feedback", "evaluate") if name in config.stages]
+    sections = [getattr(config, name) for name in GENERATING if name in config.stages]
     count = max(section.workers for section in sections)
     new = max(section.sampling.max_new_tokens for section in sections)
     names = ["assistant", "pretrained"] + (["feedback"] if "feedback" in config.own_models else [])

@@ -135,7 +135,8 @@ def find_shape(source: str, what: str) -> Shape:
 
 
 def shape_of(config: Mapping[str, Any], name: str, what: str = "model") -> Shape:
-    """From the content of a transformers config.json (`text_config` of a model of several parts).
+    """The shape that follows from the content of a transformers config.json (`text_config` of a model of several
+    parts).
 
     Raises ConfigError where a number is missing or is none.
     """

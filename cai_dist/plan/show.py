@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from cai_dist.config.stages import PPO
 from cai_dist.plan.build import RunPlan, StagePlan
 from cai_dist.plan.machines import Load
 from cai_dist.plan.shapes import Shape
@@ -28,7 +29,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Unit:
-    """Of all tables of a plan."""
+    """The unit of all tables of a plan."""
 
     name: str
     size: int
@@ -133,7 +134,7 @@ def batch_lines(plan: RunPlan) -> Iterator[str]:
     for one in plan.stages:
         for split in one.stage.splits:
             name = f"{one.stage.name}: {split.role}" if split.role != one.stage.name else split.role
-            yield f"  {name}: {split.equation()}" if one.stage.name == "ppo" else f"{name}: {split.equation()}"
+            yield f"  {name}: {split.equation()}" if one.stage.name == PPO else f"{name}: {split.equation()}"
 
 
 def verdict_of(plan: RunPlan) -> str:

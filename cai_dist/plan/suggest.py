@@ -27,7 +27,7 @@ class Suggestion:
 
 
 def suggest(plan: RunPlan, assumed: Assumed) -> Suggestion | None:
-    """For the stage PPO; None where the run has none or the memory of its machines is not known."""
+    """A suggestion for the stage PPO; None where the run has none or the memory of its machines is not known."""
     machines, config = plan.machines, plan.config
     known = machines.gpu_memory if machines.gpus else machines.cpu_memory
     if plan.ppo is None or known is None or (_uses(config) and not machines.gpus):
@@ -138,8 +138,7 @@ def _yaml(config: RunConfig) -> str:
         lines.append(f"    share: [{', '.join('[' + ', '.join(group) + ']' for group in placement.share)}]")
     for role in ppo.roles:
         there = getattr(placement, role)
-        workers = getattr(ppo, role).ranks if role in ppo.trained_roles else there.workers
-        lines.append(f"    {role}: {{workers: {workers}, gpus: {there.gpus:g}}}")
+        lines.append(f"    {role}: {{workers: {ppo.workers_of(role)}, gpus: {there.gpus:g}}}")
     return "\n".join(lines) + "\n"
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from cai_dist.config.run import RunConfig
+from cai_dist.config.stages import PPO
 from cai_dist.config.training import LoraConfig, ShardingConfig
 from cai_dist.plan.machines import Load
 from cai_dist.plan.roles import PlannedStage
@@ -48,7 +49,7 @@ def updated(section: Any, changes: dict[str, Any]) -> Any:
 
 def _shardings(config: RunConfig, stage: str) -> dict[str, tuple[str, ...]]:
     """Role -> where its sharding stands, of a stage that trains; the one role of another stage has the stage's name."""
-    if stage == "ppo":
+    if stage == PPO:
         return {role: ("ppo", role) for role in config.ppo.trained_roles}
     return {stage: SECTIONS[stage]} if stage in SECTIONS else {}
 

@@ -81,7 +81,7 @@ class WorkerEstimate:
         return max(sum(items.values()) for items in self.device.values())
 
     def host_peak(self) -> int:
-        """The same on the host; on a CPU it is all there is."""
+        """Bytes at the peak on the host; on a CPU it is all there is."""
         return max((sum(items.values()) for items in (self.host or self.device).values()), default=0)
 
 

@@ -47,7 +47,7 @@ class Zero:
 
 @dataclass(frozen=True)
 class ParameterCounts:
-    """Of one model: all, those that are trained, and those of the largest tensor that has a gradient."""
+    """Elements of one model: all, those that are trained, and those of the largest tensor that has a gradient."""
 
     total: int
     trained: int
@@ -76,7 +76,7 @@ class States:
 
 
 def read_zero(sharding: ShardingConfig, dtype: Dtype, optimizer: OptimizerConfig | None = None) -> Zero:
-    """From the DeepSpeed file that the run would use. Raises ConfigError as the run would."""
+    """ZeRO as in the DeepSpeed file that the run would use. Raises ConfigError as the run would."""
     optimizer = optimizer or OptimizerConfig()
     found: Mapping[str, Any] = build_ds_config(sharding, optimizer, dtype)["zero_optimization"]
     stage = int(found.get("stage", 0))
@@ -104,8 +104,8 @@ def share(elements: int, ranks: int) -> int:
 
 
 def states(model: ParameterCounts, zero: Zero, passes: int, on_gpu: bool) -> States:
-    """Of one rank that trains in steps of `passes` micro-batches. On a CPU only what is written to counts: a bucket
-    that gradients do not fill takes less there."""
+    """Bytes of one rank that trains in steps of `passes` micro-batches. On a CPU only what is written to counts: a
+    bucket that gradients do not fill takes less there."""
     b, trained = zero.item, model.trained
     part = share(trained, zero.ranks) if zero.stage else trained
     weights = b * (share(model.total, zero.ranks) if zero.stage == 3 else model.total)

@@ -125,7 +125,8 @@ def path_chart(title: str, points: Sequence[tuple[str, float, float]], x_name: s
 
 
 def thin(points: Sequence[tuple[float, float]], most: int) -> list[tuple[float, float]]:
-    """At most `most` points: means over equal runs; the series as it is where it is short enough."""
+    """A thinner series of at most `most` points: means over equal runs; the series as it is where it is short
+    enough."""
     if len(points) <= most:
         return list(points)
     edges = [round(i * len(points) / most) for i in range(most + 1)]

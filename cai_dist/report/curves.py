@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from typing import Any
 
+from cai_dist.config.stages import EVALUATE
 from cai_dist.report.charts import MAX_POINTS, line_chart, number
 from cai_dist.report.evaluation import is_number
 
@@ -75,7 +76,7 @@ def _series(lines: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Points]]:
     """Stage -> name -> points by step. Several lines of one step (shards) are one point: their mean."""
     found: dict[str, dict[str, dict[int, list[float]]]] = {}
     for line in lines:
-        if line["stage"].startswith("evaluate"):
+        if line["stage"].startswith(EVALUATE):
             continue
         for name, value in line.items():
             if name not in ("stage", "step", "time") and is_number(value):

@@ -7,15 +7,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from typing import Any, TypeGuard
 
+from cai_dist.config.stages import ALIGNMENTS
 from cai_dist.report.charts import bar_chart, interval_bar, interval_chart, line_chart, path_chart
 
-MODELS = {"base": "base", "sl": "SL-CAI", "rl": "RL-CAI", "dpo": "DPO-CAI"}
+MODELS = {"base": "base", "sl": "SL-CAI", **{spec.model: spec.title for spec in ALIGNMENTS.values()}}
 """The models of an evaluation and what they are called; a run has one of the last two."""
-MEASURED = {
-    "labels": "AI labels",
-    "preference_model": "preference model",
-    "implicit_reward": "implicit reward of DPO-CAI",
-}
+MEASURED = {"labels": "AI labels", **{spec.reward: spec.reward_title for spec in ALIGNMENTS.values()}}
 """What else an evaluation measured; a run has one of the last two."""
 ELO = ("harmlessness", "helpfulness")
 

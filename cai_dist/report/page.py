@@ -9,7 +9,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from cai_dist.config.run import STAGES
+from cai_dist.config.stages import STAGES
 from cai_dist.errors import DataError
 from cai_dist.report.curves import curves
 from cai_dist.report.evaluation import MODELS, results
@@ -18,6 +18,7 @@ from cai_dist.report.style import STYLE
 from cai_dist.tracking.atomic import write_text
 from cai_dist.tracking.manifest import Standing, constitution_of, read_manifest, standings
 from cai_dist.tracking.metrics import read_metrics
+from cai_dist.tracking.run_folder import RunFolder
 
 MAX_TRANSCRIPTS = 100
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'"
@@ -30,16 +31,16 @@ def write_report(run_dir: Path, stages: Sequence[str]) -> Path:
     folder holds because it has also seen a run of the other `alignment`.
     Raises DataError for a missing manifest or a malformed file.
     """
-    manifest = read_manifest(run_dir)
+    manifest, paths = read_manifest(run_dir), RunFolder(run_dir)
     others = set(STAGES) - set(stages)
-    evaluation = _read_json(run_dir / "evaluation.json")
+    evaluation = _read_json(paths.evaluation)
     sections = [
         *_header(manifest, run_dir),
         *results(evaluation),
-        *principles(_read_json(run_dir / "feedback" / "principles.json")),
+        *principles(_read_json(paths.principles)),
         # A series is named after its stage: preference, preference_data, preference_heldout.
         *curves([line for line in read_metrics(run_dir) if line["stage"].partition("_")[0] not in others]),
-        *_transcripts(_read_lines(run_dir / "evaluate" / "transcripts.jsonl")),
+        *_transcripts(_read_lines(paths.evaluation_transcripts)),
         *_stages(
             {name: entry for name, entry in manifest["stages"].items() if name not in others},
             standings(run_dir, manifest),
@@ -53,9 +54,8 @@ def write_report(run_dir: Path, stages: Sequence[str]) -> Path:
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{title}</title><style>{STYLE}</style></head>\n<body>\n" + "\n".join(sections) + "\n</body></html>\n"
     )
-    target = run_dir / "report" / "index.html"
-    write_text(target, page)
-    return target
+    write_text(paths.report, page)
+    return paths.report
 
 
 def _header(manifest: Mapping[str, Any], run_dir: Path) -> Iterator[str]:

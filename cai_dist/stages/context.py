@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,10 +14,10 @@ from cai_dist.tracking.atomic import write_json
 from cai_dist.tracking.console import Console
 from cai_dist.tracking.manifest import Manifest
 from cai_dist.tracking.metrics import Tracker
+from cai_dist.tracking.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from cai_dist.cluster.runtime import Cluster
-    from cai_dist.cluster.work_queue import WorkQueue
 
 
 @dataclass
@@ -42,9 +40,14 @@ class RunContext:
         """Name, version and hash of the run's constitution, for what is made under it (`Constitution.note`)."""
         return self.constitution.note(self.config.without_principles)
 
+    @property
+    def paths(self) -> RunFolder:
+        """Where each file of the run is."""
+        return RunFolder(self.run_dir)
+
     def folder(self, stage: str) -> Path:
         """The folder of a stage, made if needed."""
-        path = self.run_dir / stage
+        path = self.paths.stage(stage)
         path.mkdir(parents=True, exist_ok=True)
         return path
 
@@ -79,12 +82,6 @@ class RunContext:
         """One line of metrics.jsonl (and of wandb)."""
         self.tracker.log(stage, step, **numbers)
 
-    def generators(self, role: str, workers: int) -> AbstractContextManager[WorkQueue]:
-        """Workers that generate and score text; they load models on demand."""
-        from cai_dist.stages.execution.worker_groups import rollout_group
-
-        return rollout_group(self, role, workers)
-
 
 def model_settings(config: RunConfig) -> dict[str, Any]:
     """The settings that affect the result of every stage that runs a model; engines draw their samples each in its own
@@ -100,12 +97,6 @@ CHAT_KEYS = frozenset({"chat_arguments", "chat_date"})
 def chat_settings(config: RunConfig) -> dict[str, Any]:
     """What chat templates are told, as far as it is set: runs that were begun without such settings go on."""
     return config.models.model_dump(mode="json", include=set(CHAT_KEYS), exclude_defaults=True)
-
-
-def stable_seed(*keys: object) -> int:
-    """A 63-bit seed that depends on the keys alone, on any machine and in any process."""
-    digest = hashlib.sha256("\x1f".join(str(k) for k in keys).encode()).digest()
-    return int.from_bytes(digest[:8], "big") >> 1
 
 
 Records = list[dict[str, Any]]

@@ -1,4 +1,4 @@
-"""In place of preference and ppo (`alignment: dpo`): SL-CAI learns the same comparisons without a reward model
+"""DPO, in place of preference and ppo (`alignment: dpo`): SL-CAI learns the same comparisons without a reward model
 (Rafailov et al. 2023, 2305.18290; Azar et al. 2023, 2310.12036). The result is DPO-CAI."""
 
 from __future__ import annotations
@@ -6,13 +6,13 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import pyarrow as pa
 
 from cai_dist.config.run import RunConfig
+from cai_dist.config.stages import DPO
 from cai_dist.data.schedule import plan_items
-from cai_dist.stages import prepare
 from cai_dist.stages.comparisons.pairs import ai_comparisons, decided, fitting, log_heldout, scored_pair, training_pairs
 from cai_dist.stages.context import RunContext, model_settings
 from cai_dist.stages.execution.chat_format import chat_format
@@ -26,12 +26,10 @@ from cai_dist.types import DpoPair, ScoredPair, StepShard
 if TYPE_CHECKING:
     from cai_dist.cluster.group import WorkerGroup
 
-NAME = "dpo"
+NAME: Final = DPO
 SHARD = 64
 """Pairs whose log-probabilities make one call and one durable file: few enough for the deadline of a call."""
 LOGPROBS = pa.schema([("logprob_a", pa.float64()), ("logprob_b", pa.float64())])
-SCRATCH = ("checkpoints", "reference", "reference-heldout", "measured")
-"""Folders that are of no use once the stage is done."""
 
 
 def settings(config: RunConfig) -> dict[str, Any]:
@@ -45,9 +43,9 @@ def settings(config: RunConfig) -> dict[str, Any]:
 def inputs(ctx: RunContext) -> list[Path]:
     """Comparisons, SL-CAI (policy and reference start from it), and the user's DeepSpeed file."""
     return [
-        ctx.run_dir / "feedback" / "comparisons.parquet",
-        ctx.run_dir / prepare.NAME / "human.parquet",
-        ctx.run_dir / "sft" / "model",
+        ctx.paths.comparisons,
+        ctx.paths.human,
+        ctx.paths.sl_model,
         *ds_files(ctx.config.dpo.train.sharding),
     ]
 
@@ -55,11 +53,12 @@ def inputs(ctx: RunContext) -> list[Path]:
 def execute(ctx: RunContext) -> list[Path]:
     """Train and export `dpo/model`; measure its implicit reward on held-out comparisons in `heldout.json`."""
     folder = ctx.folder(NAME)
-    target, measured = folder / "model", folder / "heldout.json"
+    target, measured = ctx.paths.model(NAME), ctx.paths.heldout(NAME)
     if not target.is_dir():
         _train(ctx, folder, target, measured)
-    for scratch in SCRATCH:
-        shutil.rmtree(folder / scratch, ignore_errors=True)
+    paths = ctx.paths
+    for scratch in (paths.checkpoints(NAME), paths.dpo_reference, paths.dpo_reference_heldout, paths.dpo_measured):
+        shutil.rmtree(scratch, ignore_errors=True)
     return [target, measured]
 
 
@@ -67,7 +66,7 @@ def _train(ctx: RunContext, folder: Path, target: Path, measured: Path) -> None:
     """From SL-CAI (or the newest checkpoint) to the exported model; the held-out measurement comes before the export,
     so that a model that is there is a measured one."""
     config = ctx.config.dpo
-    model = str(ctx.run_dir / "sft" / "model")
+    model = str(ctx.paths.sl_model)
     chat = chat_format(ctx, model)
     pairs = training_pairs(ctx, NAME, chat, config.helpful_fraction)
     known = [(c.prompt, scored_pair(chat, c)) for c in decided(ai_comparisons(ctx, "heldout"))]
@@ -78,11 +77,11 @@ def _train(ctx: RunContext, folder: Path, target: Path, measured: Path) -> None:
         # The group is SL-CAI until its first step or checkpoint.
         examples = [
             DpoPair(p.ids_a, p.ids_b, p.p_a, p.source, p.prompt_tokens, a, b)
-            for p, (a, b) in zip(pairs, _logprobs(ctx, group, pairs, folder / "reference"), strict=True)
+            for p, (a, b) in zip(pairs, _logprobs(ctx, group, pairs, ctx.paths.dpo_reference), strict=True)
         ]
-        before = _logprobs(ctx, group, heldout, folder / "reference-heldout")
+        before = _logprobs(ctx, group, heldout, ctx.paths.dpo_reference_heldout)
         train(ctx, NAME, group, examples, config.train, lambda batch: float(len(batch)), folder)
-        after = _logprobs(ctx, group, heldout, folder / "measured")
+        after = _logprobs(ctx, group, heldout, ctx.paths.dpo_measured)
         rewards = [
             (config.beta * (a - ref_a), config.beta * (b - ref_b))
             for (a, b), (ref_a, ref_b) in zip(after, before, strict=True)
@@ -100,7 +99,7 @@ def _logprobs(
     """Summed log-probabilities of both answers of each pair under the group's present weights; shards that are in
     `folder` are read, not made again. Raises Interrupted between shards."""
     pieces = [pairs[i : i + SHARD] for i in range(0, len(pairs), SHARD)]
-    provenance = {"what": folder.name, "model": model_hash(str(ctx.run_dir / "sft" / "model")), **settings(ctx.config)}
+    provenance = {"what": folder.name, "model": model_hash(str(ctx.paths.sl_model)), **settings(ctx.config)}
     keys = [sha256_json({**provenance, "pairs": [[list(p.ids_a), list(p.ids_b)] for p in piece]}) for piece in pieces]
     shards = open_shards(ctx, folder, keys)
     missing = shards.missing()

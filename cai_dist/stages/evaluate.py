@@ -9,15 +9,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from cai_dist.config.run import RunConfig
+from cai_dist.config.stages import DPO, EVALUATE, PPO, PREFERENCE
 from cai_dist.config.training import SamplingConfig
 from cai_dist.data.choices import load_choice_set
 from cai_dist.data.ratings import load_rating_set
 from cai_dist.data.sources import hub_settings, source_files
 from cai_dist.errors import DataError
-from cai_dist.stages import dpo, feedback, ppo, preference, prepare, revise, sft
 from cai_dist.stages.ai_feedback import labelling
 from cai_dist.stages.comparisons.pairs import heldout
 from cai_dist.stages.context import RunContext, model_settings
@@ -28,13 +28,16 @@ from cai_dist.stages.evaluation.judges import Judge, RewardJudge, make_judge, ma
 from cai_dist.stages.evaluation.label_calibration import label_calibration
 from cai_dist.stages.evaluation.multiple_choice import multiple_choice
 from cai_dist.stages.evaluation.overreaction import measures
-from cai_dist.stages.evaluation.pm_robustness import preference_scores, second_model
+from cai_dist.stages.evaluation.pm_robustness import preference_scores
 from cai_dist.stages.evaluation.terminal_table import show_results
+from cai_dist.stages.execution import model_paths
 from cai_dist.stages.execution.chat_format import chat_format
 from cai_dist.stages.execution.generation import Ask, generate
+from cai_dist.stages.execution.model_paths import model_path
 from cai_dist.stages.execution.reuse import model_hash, reuse_from
 from cai_dist.stages.execution.training import ds_files
-from cai_dist.stages.tables.prompts import heldout_prompts, human_file, prompt_files
+from cai_dist.stages.execution.worker_groups import rollout_group
+from cai_dist.stages.tables.prompts import heldout_prompts, prompt_files
 from cai_dist.stages.tables.records import Revision, Sampled, read_comparisons, read_revisions
 from cai_dist.stages.tables.transcripts import write_evaluation_transcripts
 from cai_dist.tracking.atomic import write_json
@@ -43,9 +46,7 @@ from cai_dist.types import Prompt
 if TYPE_CHECKING:
     from cai_dist.cluster.work_queue import WorkQueue
 
-NAME = "evaluate"
-RESULT = "evaluation.json"
-"""Lies in the run folder itself."""
+NAME: Final = EVALUATE
 SampledByModel = dict[str, list[Sampled]]
 
 
@@ -76,7 +77,7 @@ def settings(config: RunConfig) -> dict[str, Any]:
         **hub_settings({"harm_ratings": config.data.harm_ratings.source}),
         **labelling.settings(config),
         # The judge of DPO measures rewards in units of beta.
-        **({"beta": config.dpo.beta} if config.alignment == "dpo" else {}),
+        **({"beta": config.dpo.beta} if config.aligned.learner == DPO else {}),
     }
 
 
@@ -85,29 +86,30 @@ def inputs(ctx: RunContext) -> list[Path]:
     config = ctx.config
     sources = [*config.evaluate.multiple_choice, *config.evaluate.label_questions, config.data.harm_ratings.source]
     return [
-        ctx.run_dir / prepare.NAME / "models.json",
+        ctx.paths.models,
         *prompt_files(ctx),
-        ctx.run_dir / revise.NAME / "revisions.parquet",
-        ctx.run_dir / feedback.NAME / "comparisons.parquet",
-        ctx.run_dir / sft.NAME / "model",
+        ctx.paths.revisions,
+        ctx.paths.comparisons,
+        ctx.paths.sl_model,
         *_aligned_by(ctx),
         *(file for source in sources if source not in ("world", "none") for file in source_files(source)),
         # No rating of a conversation that opens like a held-out comparison is learned from.
-        *([human_file(ctx)] if config.data.harm_ratings.source != "none" else []),
+        *([ctx.paths.human] if config.data.harm_ratings.source != "none" else []),
         *ds_files(config.evaluate.ratings.train.sharding),
     ]
 
 
 def _aligned_by(ctx: RunContext) -> list[Path]:
     """The aligned model and what it was aligned by: of this run's `alignment` alone, whatever else is in the folder."""
-    if ctx.config.alignment == "dpo":
-        return [ctx.run_dir / dpo.NAME / "model", ctx.run_dir / dpo.NAME / "heldout.json"]
+    aligned, paths = ctx.config.aligned, ctx.paths
+    if aligned.learner == DPO:
+        return [paths.model(DPO), paths.heldout(DPO)]
     return [
-        ctx.run_dir / ppo.NAME / "model",
+        paths.model(aligned.stage),
         *(Path(model) for model in snapshots(ctx).values()),
-        ctx.run_dir / preference.NAME / "model",
-        ctx.run_dir / preference.NAME / "heldout.json",
-        *([second_model(ctx)] if ctx.config.preference.halves else []),
+        paths.model(aligned.learner),
+        paths.heldout(aligned.learner),
+        *([paths.second_model] if ctx.config.preference.halves else []),
     ]
 
 
@@ -143,10 +145,10 @@ def execute(ctx: RunContext) -> list[Path]:
     judge = make_judge(ctx, rewards)
     answers = _ask(ctx, folder)
     compared = {name: answers.sampled[name] for name in models(ctx)}
-    revisions = read_revisions(ctx.run_dir / revise.NAME / "revisions.parquet")
-    labelled = read_comparisons(ctx.run_dir / feedback.NAME / "comparisons.parquet")
+    revisions = read_revisions(ctx.paths.revisions)
+    labelled = read_comparisons(ctx.paths.comparisons)
     result: dict[str, Any] = {}
-    if ctx.config.alignment == "ppo":
+    if ctx.config.aligned.learner == PREFERENCE:
         result |= preference_scores(ctx, rewards, answers.sampled, revisions)
     result = {
         "judge": judge.name,
@@ -165,36 +167,39 @@ def execute(ctx: RunContext) -> list[Path]:
         result["label_questions"] = answers.labels
     if ctx.config.data.harm_ratings.source != "none":
         ways: dict[str, SampledByModel] = {"sampled": compared} | ({"greedy": answers.greedy} if answers.greedy else {})
-        result["absolute_harm"] = absolute_harm(ctx, folder / "ratings", ways)
-    target = ctx.run_dir / RESULT
+        result["absolute_harm"] = absolute_harm(ctx, ctx.paths.ratings, ways)
+    target = ctx.paths.evaluation
     ctx.write_result(target, result)
     _update_gate(ctx)
     _log(ctx, result)
-    transcripts = write_evaluation_transcripts(folder, compared, ctx.config.evaluate.transcripts)
+    transcripts = write_evaluation_transcripts(
+        ctx.paths.evaluation_transcripts, ctx.paths.transcripts(NAME), compared, ctx.config.evaluate.transcripts
+    )
     return [target, *transcripts, write_report(ctx.run_dir, ctx.config.stages)]
 
 
 def show(ctx: RunContext) -> None:
     """The gate as the settings have it now, and the table at the end of a run."""
     _update_gate(ctx)
-    show_results(ctx.console, ctx.run_dir, json.loads((ctx.run_dir / RESULT).read_text(encoding="utf-8")))
+    show_results(ctx.console, ctx.run_dir, json.loads((ctx.paths.evaluation).read_text(encoding="utf-8")))
 
 
 def models(ctx: RunContext) -> dict[str, str]:
     """The three models that are compared: `base`, `sl`, and `rl` or `dpo`."""
-    aligned, stage = ("dpo", dpo.NAME) if ctx.config.alignment == "dpo" else ("rl", ppo.NAME)
+    aligned = ctx.config.aligned
     return {
-        "base": prepare.model_path(ctx, "assistant"),
-        "sl": str(ctx.run_dir / sft.NAME / "model"),
-        aligned: str(ctx.run_dir / stage / "model"),
+        "base": model_path(ctx, "assistant"),
+        "sl": str(ctx.paths.sl_model),
+        aligned.model: str(ctx.paths.model(aligned.stage)),
     }
 
 
 def snapshots(ctx: RunContext) -> dict[str, str]:
     """The policies that PPO kept on its way and that take part: `rl@5` is the one after 5 iterations."""
-    if ctx.config.alignment == "dpo" or not ctx.config.evaluate.elo.snapshots:
+    aligned = ctx.config.aligned
+    if aligned.stage != PPO or not ctx.config.evaluate.elo.snapshots:
         return {}
-    return {f"rl@{iteration}": str(path) for iteration, path in ppo.snapshots(ctx).items()}
+    return {f"{aligned.model}@{iteration}": str(path) for iteration, path in model_paths.snapshots(ctx).items()}
 
 
 def _ask(ctx: RunContext, folder: Path) -> Answers:
@@ -204,7 +209,7 @@ def _ask(ctx: RunContext, folder: Path) -> Answers:
     three = models(ctx)
     *before, last = three
     everyone = {name: three[name] for name in before} | snapshots(ctx) | {last: three[last]}
-    with ctx.generators(NAME, config.workers) as group:
+    with rollout_group(ctx, NAME, config.workers) as group:
         sampled = {
             name: _sample(ctx, group, folder, f"answers-{name}", model, prompts, config.sampling)
             for name, model in everyone.items()
@@ -276,10 +281,9 @@ def _revised(judge: Judge, revisions: Sequence[Revision]) -> dict[str, int]:
 
 def _learned(ctx: RunContext) -> dict[str, Any]:
     """How the learned reward agrees with held-out labels."""
-    with_dpo = ctx.config.alignment == "dpo"
-    reward = heldout(ctx, dpo.NAME if with_dpo else preference.NAME)
-    figures = {"heldout_accuracy": reward["accuracy"], "ece": reward["ece"], "n": reward["n"]}
-    return {"implicit_reward" if with_dpo else "preference_model": figures}
+    aligned = ctx.config.aligned
+    reward = heldout(ctx, aligned.learner)
+    return {aligned.reward: {"heldout_accuracy": reward["accuracy"], "ece": reward["ece"], "n": reward["n"]}}
 
 
 def _elo(ctx: RunContext, judge: Judge, rewards: RewardJudge, answers: Answers) -> dict[str, Any]:
@@ -299,15 +303,16 @@ def _elo(ctx: RunContext, judge: Judge, rewards: RewardJudge, answers: Answers) 
             elo["wins"][what] = rated["wins"]
     iterations: dict[str, int | None] = {"base": None, "sl": 0}
     iterations |= {name: int(name.partition("@")[2]) for name in snapshots(ctx)}
-    iterations |= {"rl": ctx.config.ppo.iterations} if ctx.config.alignment == "ppo" else {"dpo": None}
+    aligned = ctx.config.aligned
+    iterations[aligned.model] = ctx.config.ppo.iterations if aligned.stage == PPO else None
     return {"elo": elo, "frontier": comparing.frontier(elo, iterations)}
 
 
 def _update_gate(ctx: RunContext) -> None:
     """Write how the aligned model stands against the bounds of the present settings."""
-    path = ctx.run_dir / RESULT
+    path = ctx.paths.evaluation
     result = json.loads(path.read_text(encoding="utf-8"))
-    aligned = "dpo" if ctx.config.alignment == "dpo" else "rl"
+    aligned = ctx.config.aligned.model
     gate = judge_gate(ctx.config.evaluate.gate, aligned, result["measures"][aligned])
     if result.get("gate") != gate:
         write_json(path, {**result, "gate": gate})

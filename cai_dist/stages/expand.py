@@ -17,25 +17,25 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from cai_dist.config.run import RunConfig
+from cai_dist.config.stages import EXPAND
 from cai_dist.constitution import clean_answer, draw_some
 from cai_dist.data.chat import ChatFormat
 from cai_dist.data.dialogues import conversation_id, safe_text
 from cai_dist.data.near_duplicates import NearDuplicates, Overlaps, words_of
 from cai_dist.errors import DataError
-from cai_dist.stages import prepare
 from cai_dist.stages.context import RunContext, model_settings
 from cai_dist.stages.execution.chat_format import chat_format
 from cai_dist.stages.execution.generation import Answer, Ask, generate
+from cai_dist.stages.execution.model_paths import model_path
+from cai_dist.stages.execution.worker_groups import rollout_group
 from cai_dist.stages.tables.prompts import (
     KINDS,
-    expanded_file,
     given_prompts,
     heldout_comparisons,
     heldout_prompts,
-    human_file,
 )
 from cai_dist.stages.tables.records import Expanded, write_expanded
 from cai_dist.stages.tables.transcripts import write_expansion_transcripts
@@ -44,7 +44,7 @@ from cai_dist.types import Prompt, PromptKind, Turn
 if TYPE_CHECKING:
     from cai_dist.cluster.work_queue import WorkQueue
 
-NAME = "expand"
+NAME: Final = EXPAND
 SHORTEST = 3
 """Words of a prompt at least: fewer make no 3-gram, and ask for next to nothing."""
 ANSWERED = 256
@@ -60,8 +60,8 @@ def settings(config: RunConfig) -> dict[str, Any]:
 
 def inputs(ctx: RunContext) -> list[Path]:
     """Prompts and the model that writes more of them."""
-    before = ctx.run_dir / prepare.NAME
-    return [before / "red_team.parquet", before / "helpful.parquet", human_file(ctx), before / "models.json"]
+    paths = ctx.paths
+    return [*(paths.prompts(kind) for kind in KINDS), paths.human, paths.models]
 
 
 def execute(ctx: RunContext) -> list[Path]:
@@ -74,7 +74,7 @@ def execute(ctx: RunContext) -> list[Path]:
     folder = ctx.folder(NAME)
     config = ctx.config.expand
     sieves: list[Sieve] = []
-    with ctx.generators(NAME, config.workers) as group:
+    with rollout_group(ctx, NAME, config.workers) as group:
         for kind in KINDS:
             ctx.tracker.rewind(_series(kind), -1)
             wanted = _wanted(ctx, kind)
@@ -97,8 +97,8 @@ def execute(ctx: RunContext) -> list[Path]:
     for sieve in sieves:
         for reason, texts in sieve.examples_refused.items():
             refused[reason] = [*refused.get(reason, []), *texts]
-    write_expansion_transcripts(folder / "transcripts.md", kept, refused)
-    return [*targets, folder / "transcripts.md"]
+    write_expansion_transcripts(ctx.paths.transcripts(NAME), kept, refused)
+    return [*targets, ctx.paths.transcripts(NAME)]
 
 
 def _write(ctx: RunContext, sieve: Sieve) -> list[Path]:
@@ -111,7 +111,7 @@ def _write(ctx: RunContext, sieve: Sieve) -> list[Path]:
     )
     for wanted, prompts, rl in parts:
         if wanted:
-            targets.append(expanded_file(ctx, sieve.kind, rl))
+            targets.append(ctx.paths.expanded(sieve.kind, rl))
             write_expanded(targets[-1], prompts, ctx.constitution_note)
     return targets
 
@@ -243,7 +243,7 @@ class _Writer:
         self.name = _series(kind)
         self.prefix = "" if kind == "red_team" else f"{kind}-"
         self.config = ctx.config.expand
-        self.model = prepare.model_path(ctx, self.config.model)
+        self.model = model_path(ctx, self.config.model)
         self.chat: ChatFormat = chat_format(ctx, self.model)
         self.room = ctx.config.models.context - self.config.sampling.max_new_tokens
         self.examples = one_each(examples)

@@ -13,20 +13,23 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from cai_dist.config.run import RunConfig
+from cai_dist.config.seeds import stable_seed
+from cai_dist.config.stages import FEEDBACK
 from cai_dist.constitution import ComparisonPrinciple, clean_answer, draw, draw_some
 from cai_dist.errors import DataError
-from cai_dist.stages import prepare
 from cai_dist.stages.ai_feedback import labelling
 from cai_dist.stages.ai_feedback.labelling import pair_answers, refuse_noise
 from cai_dist.stages.ai_feedback.local_check import check_workers, needs_check
 from cai_dist.stages.ai_feedback.option_tokens import check_feedback
 from cai_dist.stages.ai_feedback.statistics import Statistics, agree, entropy, principle_statistics
-from cai_dist.stages.context import RunContext, stable_seed
+from cai_dist.stages.context import RunContext
 from cai_dist.stages.execution.chat_format import chat_format
 from cai_dist.stages.execution.generation import Ask, generate
+from cai_dist.stages.execution.model_paths import model_path
+from cai_dist.stages.execution.worker_groups import rollout_group
 from cai_dist.stages.tables.prompts import heldout_prompts, prompt_files, training_prompts
 from cai_dist.stages.tables.records import Labelled, write_comparisons
 from cai_dist.types import Comparison, Prompt
@@ -34,9 +37,7 @@ from cai_dist.types import Comparison, Prompt
 if TYPE_CHECKING:
     from cai_dist.cluster.work_queue import WorkQueue
 
-NAME = "feedback"
-PRINCIPLES = "principles.json"
-"""Statistics of each principle."""
+NAME: Final = FEEDBACK
 BETWEEN_IDS = "+"
 """Stands between the ids of the principles of one pair (`feedback.per_pair`)."""
 
@@ -51,7 +52,7 @@ def settings(config: RunConfig) -> dict[str, Any]:
 
 def inputs(ctx: RunContext) -> list[Path]:
     """Prompts, the SL-CAI model, the feedback model."""
-    sl = ctx.run_dir / "sft" / "model"
+    sl = ctx.paths.sl_model
     return [*prompt_files(ctx, "red_team"), *dict.fromkeys([sl, *labelling.inputs(ctx)])]
 
 
@@ -61,19 +62,19 @@ def execute(ctx: RunContext) -> list[Path]:
     ctx.tracker.rewind(NAME, -1)
     server = ctx.config.feedback.endpoint is not None
     # Stage prepare looks at it too, but is not done anew for another server or other labels.
-    check_feedback(ctx, "" if server else prepare.model_path(ctx, "feedback"))
+    check_feedback(ctx, "" if server else model_path(ctx, "feedback"))
     prompts = training_prompts(ctx, "red_team") + [p for p in heldout_prompts(ctx) if p.kind == "red_team"]
-    with ctx.generators(NAME, ctx.config.feedback.workers) as group:
+    with rollout_group(ctx, NAME, ctx.config.feedback.workers) as group:
         if needs_check(ctx):
-            check_workers(ctx, group, folder, prepare.model_path(ctx, "feedback"))
+            check_workers(ctx, group, folder, model_path(ctx, "feedback"))
         pairs = sample_pairs(ctx, group, folder, prompts)
         labelled, principles, mass = label_all(ctx, group, folder, pairs)
     labelled = control(labelled, ctx.config.feedback.labels, ctx.config.seed)
-    target = folder / "comparisons.parquet"
+    target = ctx.paths.comparisons
     write_comparisons(target, labelled, ctx.constitution_note)
     _log(ctx, labelled, mass)
-    ctx.write_result(folder / PRINCIPLES, {"principles": principles, "option_mass": mass})
-    return [target, folder / PRINCIPLES]
+    ctx.write_result(ctx.paths.principles, {"principles": principles, "option_mass": mass})
+    return [target, ctx.paths.principles]
 
 
 def sample_pairs(ctx: RunContext, group: WorkQueue, folder: Path, prompts: Sequence[Prompt]) -> list[Comparison]:
@@ -83,7 +84,7 @@ def sample_pairs(ctx: RunContext, group: WorkQueue, folder: Path, prompts: Seque
     the principles drawn for it.
     """
     config = ctx.config.feedback
-    model = str(ctx.run_dir / "sft" / "model")
+    model = str(ctx.paths.sl_model)
     chat = chat_format(ctx, model)
     asks = [
         Ask(f"{p.id}/{k}/{side}", chat.prompt_ids(p.turns))

@@ -16,43 +16,75 @@ from typing import Any
 
 from cai_dist.config.loading.load import dump_run
 from cai_dist.config.run import RunConfig
+from cai_dist.config.stages import DPO, EVALUATE, EXPAND, FEEDBACK, PPO, PREFERENCE, PREPARE, REVISE, SFT
 from cai_dist.constitution import run_constitution
 from cai_dist.errors import ConfigError, Interrupted
 from cai_dist.stages import dpo, evaluate, expand, feedback, ppo, preference, prepare, revise, sft
 from cai_dist.stages.context import RunContext
 from cai_dist.stages.evaluation.gate import enforce
 from cai_dist.stages.execution.ppo_placement import check_placement, on_gpus
-from cai_dist.stages.summaries import GATES, TELL, StageSummary
+from cai_dist.stages.summaries import (
+    StageSummary,
+    gate_feedback,
+    gate_preference,
+    told_dpo,
+    told_evaluate,
+    told_expand,
+    told_feedback,
+    told_ppo,
+    told_preference,
+    told_prepare,
+    told_revise,
+    told_sft,
+)
 from cai_dist.tracking.atomic import sha256_json, write_text
 from cai_dist.tracking.console import Console
 from cai_dist.tracking.lock import RunLock
 from cai_dist.tracking.manifest import Manifest
 from cai_dist.tracking.metrics import Tracker
+from cai_dist.tracking.run_folder import RunFolder
 
 
 @dataclass(frozen=True)
-class Stage:
+class StageSpec:
     """A stage as the pipeline sees it."""
 
     name: str
-    run: Callable[[RunContext], list[Path]]
+    """Name in the run file, the run folder, the manifest and on the command line."""
+    execute: Callable[[RunContext], list[Path]]
     """Does the work, resuming what it finds; returns what it wrote."""
     settings: Callable[[RunConfig], dict[str, Any]]
     """The settings that affect its result."""
     inputs: Callable[[RunContext], list[Path]]
     """Files and folders it reads."""
-    tell: Callable[[RunContext], StageSummary] = lambda run: StageSummary("")
+    summary: Callable[[RunContext], StageSummary] = lambda ctx: StageSummary("")
     """What it says of its result, from what it has written."""
-    gate: Callable[[RunContext], list[str]] = lambda run: []
+    gate: Callable[[RunContext], list[str]] = lambda ctx: []
     """Why nothing must be built upon its result, a line each."""
+    beside: Callable[[RunFolder], Path | None] = lambda paths: None
+    """What it writes beside its folder and goes with that when it is set aside."""
 
 
-ALL = {
-    m.NAME: Stage(m.NAME, m.execute, m.settings, m.inputs, TELL[m.NAME], GATES.get(m.NAME, lambda run: []))
-    for m in (prepare, expand, revise, sft, feedback, preference, ppo, dpo, evaluate)
-}
-_BESIDE = {evaluate.NAME: evaluate.RESULT}
-"""What a stage writes beside its folder and goes with it when it is set aside."""
+_SPECS = (
+    StageSpec(PREPARE, prepare.execute, prepare.settings, prepare.inputs, told_prepare),
+    StageSpec(EXPAND, expand.execute, expand.settings, expand.inputs, told_expand),
+    StageSpec(REVISE, revise.execute, revise.settings, revise.inputs, told_revise),
+    StageSpec(SFT, sft.execute, sft.settings, sft.inputs, told_sft),
+    StageSpec(FEEDBACK, feedback.execute, feedback.settings, feedback.inputs, told_feedback, gate_feedback),
+    StageSpec(PREFERENCE, preference.execute, preference.settings, preference.inputs, told_preference, gate_preference),
+    StageSpec(PPO, ppo.execute, ppo.settings, ppo.inputs, told_ppo),
+    StageSpec(DPO, dpo.execute, dpo.settings, dpo.inputs, told_dpo),
+    StageSpec(
+        EVALUATE,
+        evaluate.execute,
+        evaluate.settings,
+        evaluate.inputs,
+        told_evaluate,
+        beside=lambda paths: paths.evaluation,
+    ),
+)
+STAGE_SPECS: dict[str, StageSpec] = {spec.name: spec for spec in _SPECS}
+"""Every stage that there is. The order of a run is that of `cai_dist.config.stages`."""
 
 
 def run_pipeline(
@@ -65,13 +97,13 @@ def run_pipeline(
     that are wanted at the end and for GPUs of PPO that the cluster does not have."""
     evaluate.check_files(config)
     with _open(config, console, should_stop, on_cluster_start) as run:
-        names = ("prepare", *config.stages)
+        names = (PREPARE, *config.stages)
         # The stages before PPO may take hours: GPUs that the cluster does not have are missed before them.
-        ahead = names[: names.index(ppo.NAME) + 1] if ppo.NAME in names and on_gpus(config.ppo) else ()
-        if not all(_finished(run, ALL[name]) for name in ahead):
+        ahead = names[: names.index(PPO) + 1] if PPO in names and on_gpus(config.ppo) else ()
+        if not all(_finished(run, STAGE_SPECS[name]) for name in ahead):
             check_placement(run)
         for i, name in enumerate(names):
-            run_one(run, ALL[name], names[:i])
+            run_one(run, STAGE_SPECS[name], names[:i])
         evaluate.show(run)
         return run.run_dir
 
@@ -85,7 +117,7 @@ def run_stage(
 ) -> Path:
     """Run one stage (and `prepare`, where it is not finished). Raises ConfigError where an earlier stage is missing or
     the run has no such stage."""
-    if name == expand.NAME and not config.expand.any_wanted:
+    if name == EXPAND and not config.expand.any_wanted:
         raise ConfigError("expand.prompts=0: this run writes no new prompts; set expand.prompts (or helpful) above 0")
     if name not in config.stages:
         raise ConfigError(
@@ -94,22 +126,22 @@ def run_stage(
         )
     evaluate.check_files(config)
     with _open(config, console, should_stop, on_cluster_start) as run:
-        run_one(run, ALL["prepare"])
+        run_one(run, STAGE_SPECS[PREPARE])
         earlier = config.stages[: config.stages.index(name)]
         for before in earlier:
-            if not _finished(run, ALL[before]):
+            if not _finished(run, STAGE_SPECS[before]):
                 raise ConfigError(
                     f"stage {name} needs the result of stage {before}, which {run.run_dir} does not hold for these "
                     f"settings; run `cai-dist stage {before} …` or `cai-dist run …` first"
                 )
-        run_one(run, ALL[name], earlier)
-        if name == "evaluate":
+        run_one(run, STAGE_SPECS[name], earlier)
+        if name == EVALUATE:
             evaluate.show(run)
         check_gates(run, [name])
         return run.run_dir
 
 
-def run_one(ctx: RunContext, stage: Stage, earlier: Sequence[str] = ()) -> None:
+def run_one(ctx: RunContext, stage: StageSpec, earlier: Sequence[str] = ()) -> None:
     """Run `stage` unless it is finished, and tell how it went; the manifest always says how it stands.
 
     Raises GateFailed, before anything is moved or started, where one of the `earlier` stages has not passed its gate.
@@ -122,18 +154,18 @@ def run_one(ctx: RunContext, stage: Stage, earlier: Sequence[str] = ()) -> None:
     _set_aside(ctx, stage, fingerprint)
     ctx.check_stop()
     ctx.console.stage(stage.name)
-    write_text(ctx.run_dir / "config.yaml", dump_run(ctx.config))
+    write_text(ctx.paths.config, dump_run(ctx.config))
     ctx.manifest.begin(stage.name, fingerprint, inputs)
     started = time.monotonic()
     try:
-        outputs = stage.run(ctx)
+        outputs = stage.execute(ctx)
     except Interrupted:
         raise
     except Exception as error:
         ctx.manifest.failed(stage.name, f"{type(error).__name__}: {error}")
         raise
     ctx.manifest.done(stage.name, outputs, time.monotonic() - started)
-    told = stage.tell(ctx)
+    told = stage.summary(ctx)
     if told.line:
         ctx.console.say(f"{stage.name}: {told.line}")
     for warning in told.warnings:
@@ -142,14 +174,14 @@ def run_one(ctx: RunContext, stage: Stage, earlier: Sequence[str] = ()) -> None:
 
 def check_gates(ctx: RunContext, names: Sequence[str]) -> None:
     """Raise GateFailed, a line for each, where the result of a stage of these names must not be built upon."""
-    enforce([line for name in names for line in ALL[name].gate(ctx)])
+    enforce([line for name in names for line in STAGE_SPECS[name].gate(ctx)])
 
 
-def _finished(ctx: RunContext, stage: Stage) -> bool:
+def _finished(ctx: RunContext, stage: StageSpec) -> bool:
     return all(p.exists() for p in stage.inputs(ctx)) and ctx.manifest.is_done(stage.name, _fingerprint(ctx, stage)[0])
 
 
-def _fingerprint(ctx: RunContext, stage: Stage) -> tuple[str, dict[str, str]]:
+def _fingerprint(ctx: RunContext, stage: StageSpec) -> tuple[str, dict[str, str]]:
     inputs = ctx.manifest.hashes(stage.inputs(ctx))
     whole = {
         "stage": stage.name,
@@ -161,16 +193,16 @@ def _fingerprint(ctx: RunContext, stage: Stage) -> tuple[str, dict[str, str]]:
     return sha256_json(whole), inputs
 
 
-def _set_aside(ctx: RunContext, stage: Stage, fingerprint: str) -> None:
+def _set_aside(ctx: RunContext, stage: StageSpec, fingerprint: str) -> None:
     """Move the folder of a stage that was begun with other settings or inputs out of the way; nothing is deleted."""
     begun = ctx.manifest.fingerprint(stage.name)
-    folder = ctx.run_dir / stage.name
+    folder = ctx.paths.stage(stage.name)
     if begun is None or begun == fingerprint or not folder.exists():
         return
-    if (beside := _BESIDE.get(stage.name)) and (ctx.run_dir / beside).exists():
-        (ctx.run_dir / beside).rename(folder / beside)
+    if (beside := stage.beside(ctx.paths)) and beside.exists():
+        beside.rename(folder / beside.name)
     number = 1
-    while (aside := ctx.run_dir / f"{stage.name}.old-{number}").exists():
+    while (aside := ctx.paths.aside(stage.name, number)).exists():
         number += 1
     folder.rename(aside)
     ctx.tracker.rewind(stage.name, -1)

@@ -6,16 +6,19 @@ import json
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from cai_dist.config.run import RunConfig
+from cai_dist.config.seeds import stable_seed
+from cai_dist.config.stages import PPO
 from cai_dist.config.training import Dtype
 from cai_dist.coordinator import loop
 from cai_dist.coordinator.prompt_cursor import TokenizedPrompt
 from cai_dist.data.chat import ChatFormat
 from cai_dist.errors import DataError
-from cai_dist.stages.context import RunContext, model_settings, stable_seed
+from cai_dist.stages.context import RunContext, model_settings
 from cai_dist.stages.execution.chat_format import chat_format
+from cai_dist.stages.execution.model_paths import snapshots
 from cai_dist.stages.execution.ppo_placement import shown_placement
 from cai_dist.stages.execution.training import ds_files
 from cai_dist.stages.execution.worker_groups import export_model, ppo_roles
@@ -25,7 +28,7 @@ from cai_dist.tracking.checkpoints import CheckpointStore
 from cai_dist.tracking.timeline import Timeline
 from cai_dist.types import Trajectory
 
-NAME = "ppo"
+NAME: Final = PPO
 MISMATCH_ALARM: dict[Dtype, float] = {"fp32": 0.01, "bf16": 0.2}
 """Default of `ppo.mismatch_alarm`, nats per token."""
 
@@ -45,8 +48,8 @@ def inputs(ctx: RunContext) -> list[Path]:
     """Prompts, SL-CAI (policy and reference start from it), the preference model, the user's DeepSpeed files."""
     return [
         *prompt_files(ctx, rl=True),
-        ctx.run_dir / "sft" / "model",
-        ctx.run_dir / "preference" / "model",
+        ctx.paths.sl_model,
+        ctx.paths.preference_model,
         *ds_files(*(getattr(ctx.config.ppo, role) for role in ctx.config.ppo.trained_roles)),
     ]
 
@@ -54,32 +57,26 @@ def inputs(ctx: RunContext) -> list[Path]:
 def execute(ctx: RunContext) -> list[Path]:
     """Train and export `ppo/model`; every iteration's first samples are kept in `ppo/transcripts/`, the policies that
     `ppo.snapshot_every` asks for in `ppo/snapshots/`."""
-    folder = ctx.folder(NAME)
-    target = folder / "model"
+    ctx.folder(NAME)
+    target = ctx.paths.model(NAME)
     if not target.is_dir():
-        _train(ctx, folder, target)
-    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+        _train(ctx, target)
+    shutil.rmtree(ctx.paths.checkpoints(NAME), ignore_errors=True)
     return [target, *snapshots(ctx).values()]
 
 
-def snapshots(ctx: RunContext) -> dict[int, Path]:
-    """The models that this run keeps of the policy on its way, by the number of finished iterations."""
-    due = (i for i in range(1, ctx.config.ppo.iterations) if ctx.config.ppo.snapshot_due(i))
-    return {i: ctx.run_dir / NAME / "snapshots" / f"iteration-{i:05d}" for i in due}
-
-
-def _train(ctx: RunContext, folder: Path, target: Path) -> None:
-    policy = str(ctx.run_dir / "sft" / "model")
+def _train(ctx: RunContext, target: Path) -> None:
+    policy = str(ctx.paths.sl_model)
     chat = chat_format(ctx, policy)
     prompts = token_prompts(ctx, chat)
-    checkpoints = CheckpointStore(folder / "checkpoints")
+    checkpoints = CheckpointStore(ctx.paths.checkpoints(NAME))
     latest = checkpoints.latest()
     done = latest[0] if latest else 0
     ctx.tracker.rewind(NAME, done)
-    timeline = Timeline(folder / "timeline.json", done)
+    timeline = Timeline(ctx.paths.timeline, done)
     with (
-        ppo_roles(ctx, policy, str(ctx.run_dir / "preference" / "model"), chat.eos_id, chat.thought_ids) as roles,
-        shown_placement(ctx, folder, roles),
+        ppo_roles(ctx, policy, str(ctx.paths.preference_model), chat.eos_id, chat.thought_ids) as roles,
+        shown_placement(ctx, roles),
         ctx.console.task(NAME, total=ctx.config.ppo.iterations, unit="iterations") as task,
     ):
         task.advance(done)
@@ -104,7 +101,7 @@ def _train(ctx: RunContext, folder: Path, target: Path) -> None:
             checkpoints=checkpoints,
             log=log,
             should_stop=ctx.should_stop,
-            on_rollout=lambda iteration, batch: _transcript(folder / "transcripts", iteration, batch, chat),
+            on_rollout=lambda iteration, batch: _transcript(ctx.paths.ppo_transcript(iteration), batch, chat),
             snapshot=keep,
             on_spans=timeline.add,
         )
@@ -141,9 +138,9 @@ def token_prompts(ctx: RunContext, chat: ChatFormat) -> list[TokenizedPrompt]:
     return kept
 
 
-def _transcript(folder: Path, iteration: int, batch: Sequence[Trajectory], chat: ChatFormat) -> None:
+def _transcript(path: Path, batch: Sequence[Trajectory], chat: ChatFormat) -> None:
     """The first eight samples of an iteration, one JSON object a line."""
-    folder.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     lines = [
         json.dumps(
             {
@@ -161,4 +158,4 @@ def _transcript(folder: Path, iteration: int, batch: Sequence[Trajectory], chat:
         for t in batch[:8]
         for thoughts, answer in [chat.thoughts_and_answer(t.response_ids)]
     ]
-    write_text(folder / f"iteration-{iteration:05d}.jsonl", "\n".join(lines) + "\n")
+    write_text(path, "\n".join(lines) + "\n")

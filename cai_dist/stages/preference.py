@@ -7,11 +7,11 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from cai_dist.config.run import RunConfig
+from cai_dist.config.stages import PREFERENCE
 from cai_dist.data.chat import ChatFormat
-from cai_dist.stages import prepare
 from cai_dist.stages.comparisons import pm_pretraining
 from cai_dist.stages.comparisons.pairs import (
     ai_comparisons,
@@ -30,11 +30,13 @@ from cai_dist.stages.comparisons.pm_calibration import (
 )
 from cai_dist.stages.context import RunContext, model_settings
 from cai_dist.stages.execution.chat_format import chat_format
+from cai_dist.stages.execution.model_paths import model_path
 from cai_dist.stages.execution.training import ds_files, total_steps, train
 from cai_dist.stages.execution.worker_groups import export_model, trained_model
+from cai_dist.tracking.run_folder import CHECKPOINTS
 from cai_dist.types import Comparison, ScoredPair
 
-NAME = "preference"
+NAME: Final = PREFERENCE
 SECOND = "preference_second"
 """The model on the other half, in metrics and phases."""
 
@@ -52,14 +54,14 @@ def settings(config: RunConfig) -> dict[str, Any]:
 
 def inputs(ctx: RunContext) -> list[Path]:
     """Comparisons, ranked answers, the models the trunk may start from, and the user's DeepSpeed files."""
-    before, config = ctx.run_dir / prepare.NAME, ctx.config.preference
+    paths, config = ctx.paths, ctx.config.preference
     ranked = ctx.config.data.ranked_answers.source != "none"
     return [
-        ctx.run_dir / "feedback" / "comparisons.parquet",
-        before / "human.parquet",
-        before / "models.json",
-        *([pm_pretraining.ranked_table(ctx)] if ranked else []),
-        ctx.run_dir / "sft" / "model",
+        ctx.paths.comparisons,
+        paths.human,
+        paths.models,
+        *([paths.ranked] if ranked else []),
+        ctx.paths.sl_model,
         *ds_files(config.train.sharding, *([config.pretraining.train.sharding] if ranked else [])),
     ]
 
@@ -67,21 +69,22 @@ def inputs(ctx: RunContext) -> list[Path]:
 def execute(ctx: RunContext) -> list[Path]:
     """Train and export `preference/model` (AutoModelForSequenceClassification layout) and, with `halves`,
     `preference/second/model`; measure them in `heldout.json`. What is there is not made again."""
-    folder = ctx.folder(NAME)
+    ctx.folder(NAME)
     config = ctx.config.preference
-    model = prepare.model_path(ctx, "pretrained") if config.init == "pretrained" else str(ctx.run_dir / "sft" / "model")
+    model = model_path(ctx, "pretrained") if config.init == "pretrained" else str(ctx.paths.sl_model)
     chat = chat_format(ctx, model)
-    targets = {NAME: folder / "model"} | ({SECOND: folder / "second" / "model"} if config.halves else {})
+    targets = {NAME: ctx.paths.preference_model} | ({SECOND: ctx.paths.second_model} if config.halves else {})
     if not all(target.is_dir() for target in targets.values()):
         if ctx.config.data.ranked_answers.source != "none":
-            model = str(pm_pretraining.pretrained(ctx, model, chat, folder / "pretraining"))
+            model = str(pm_pretraining.pretrained(ctx, model, chat, ctx.paths.pm_pretraining))
         for name, comparisons in _parts(ctx).items():
             if not targets[name].is_dir():
                 fit(ctx, name, model, token_pairs(ctx, name, chat, comparisons), targets[name])
-    ctx.write_result(folder / "heldout.json", measure(ctx, chat, list(targets.values())))
-    for scratch in ("checkpoints", "second/checkpoints", "pretraining"):
-        shutil.rmtree(folder / scratch, ignore_errors=True)
-    return [*targets.values(), folder / "heldout.json"]
+    ctx.write_result(ctx.paths.heldout(NAME), measure(ctx, chat, list(targets.values())))
+    second = ctx.paths.second_model.parent / CHECKPOINTS
+    for scratch in (ctx.paths.checkpoints(NAME), second, ctx.paths.pm_pretraining):
+        shutil.rmtree(scratch, ignore_errors=True)
+    return [*targets.values(), ctx.paths.heldout(NAME)]
 
 
 def fit(ctx: RunContext, name: str, model: str, pairs: Sequence[ScoredPair], target: Path) -> None:

@@ -6,18 +6,20 @@ and, where there are ranked answers, `ranked.parquet`.
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from cai_dist import constitution, world
 from cai_dist.config.run import RunConfig
+from cai_dist.config.seeds import stable_seed
+from cai_dist.config.stages import PREPARE
 from cai_dist.data.batches import loss_weight
 from cai_dist.data.comparisons import load_comparison_set
+from cai_dist.data.held_out import held_out_openings, without_held_out
 from cai_dist.data.prompts import load_prompt_set, opening
-from cai_dist.data.ranked import check_labels, load_ranked_set
+from cai_dist.data.ranked import load_ranked_set
 from cai_dist.data.reading import ReadReport
 from cai_dist.data.sources import hub_settings, source_files
 from cai_dist.errors import ConfigError
@@ -26,16 +28,19 @@ from cai_dist.models.load import load_config
 from cai_dist.models.resolve import resolve_model
 from cai_dist.stages.ai_feedback.local_check import check_workers, needs_check
 from cai_dist.stages.ai_feedback.option_tokens import check_feedback
-from cai_dist.stages.context import CHAT_KEYS, RunContext, chat_settings, stable_seed
-from cai_dist.stages.execution.chat_format import chat_format
+from cai_dist.stages.comparisons.pm_pretraining import check_label_words
+from cai_dist.stages.context import CHAT_KEYS, RunContext, chat_settings
+from cai_dist.stages.execution.model_paths import path_of
 from cai_dist.stages.execution.training import ds_files, total_steps, train
-from cai_dist.stages.execution.worker_groups import export_model, trained_model
+from cai_dist.stages.execution.worker_groups import export_model, rollout_group, trained_model
 from cai_dist.stages.preflight.rehearsal import context_line, model_bytes, rehearse, room_problem, uses
+from cai_dist.stages.preflight.token_counts import check_tables
+from cai_dist.stages.tables.ratings import check_ratings
 from cai_dist.stages.tables.records import Labelled, write_comparisons, write_prompts, write_ranked
 from cai_dist.tracking.atomic import sha256_json, sha256_path, staging_dir, write_json
 from cai_dist.types import Comparison, Prompt, PromptKind, RankedQuestion
 
-NAME = "prepare"
+NAME: Final = PREPARE
 SOURCES = ("red_team", "helpful", "helpful_comparisons", "ranked_answers")
 """The sections under `data` that this stage reads."""
 
@@ -64,10 +69,8 @@ def inputs(ctx: RunContext) -> list[Path]:
 def execute(ctx: RunContext) -> list[Path]:
     """Write the tables and `models.json`; returns what was written."""
     folder = ctx.folder(NAME)
-    written = _tables(ctx, folder)
+    written = _tables(ctx)
     if ctx.config.data.harm_ratings.source != "none":
-        from cai_dist.stages.evaluation.absolute_harm import check_ratings  # which reads the tables of this stage
-
         check_ratings(ctx)
     models, own = ctx.config.models, ctx.config.own_models
     given = {role: resolve_model(source, models.dtype, None) for role, source in own.items() if source != "world"}
@@ -84,14 +87,12 @@ def execute(ctx: RunContext) -> list[Path]:
         }
     check_label_words(ctx, path_of(ctx, resolved["pretrained"]["path"]))
     check_feedback(ctx, path_of(ctx, resolved.get("feedback", resolved["pretrained"])["path"]))
-    from cai_dist.stages.preflight.token_counts import check_tables  # which reads the tables of this stage
-
     check_tables(ctx, {role: path_of(ctx, model["path"]) for role, model in resolved.items()})
     if not ctx.config.feedback_is_sl and needs_check(ctx):
-        with ctx.generators("feedback", 1) as group:
+        with rollout_group(ctx, "feedback", 1) as group:
             check_workers(ctx, group, folder, path_of(ctx, resolved["feedback"]["path"]))
-    write_json(folder / "models.json", resolved)
-    written.append(folder / "models.json")
+    write_json(ctx.paths.models, resolved)
+    written.append(ctx.paths.models)
     return written + ([world_model] if world_model else [])
 
 
@@ -113,29 +114,9 @@ def check_context(ctx: RunContext, role: str, path: str) -> None:
         raise ConfigError(line)
 
 
-def check_label_words(ctx: RunContext, path: str) -> None:
-    """Refuse words of `preference.pretraining` that the model in `path` cannot say. Raises ConfigError."""
-    if ctx.config.data.ranked_answers.source != "none" and "preference" in ctx.config.stages:
-        check_labels(chat_format(ctx, path), ctx.config.preference.pretraining)
-
-
-def model_path(ctx: RunContext, role: str) -> str:
-    """The folder or hub name of the model that plays `role` (assistant, pretrained, feedback)."""
-    if role == "feedback" and ctx.config.feedback_is_sl:
-        return str(ctx.run_dir / "sft" / "model")
-    resolved = json.loads((ctx.run_dir / NAME / "models.json").read_text(encoding="utf-8"))
-    return path_of(ctx, str(resolved[role]["path"]))
-
-
-def path_of(ctx: RunContext, path: str) -> str:
-    """What `models.json` calls a path, as one that can be opened."""
-    inside = ctx.run_dir / path
-    return str(inside) if inside.is_dir() else path
-
-
-def _tables(ctx: RunContext, folder: Path) -> list[Path]:
-    red_team, helpful = folder / "red_team.parquet", folder / "helpful.parquet"
-    human = folder / "human.parquet"
+def _tables(ctx: RunContext) -> list[Path]:
+    ctx.folder(NAME)
+    red_team, helpful, human = ctx.paths.prompts("red_team"), ctx.paths.prompts("helpful"), ctx.paths.human
     given, people = _prompts(ctx, "red_team") + _prompts(ctx, "helpful"), _human(ctx)
     prompts, comparisons = without_held_out(given, people)
     dropped = {"prompts": len(given) - len(prompts), "comparisons": len(people) - len(comparisons)}
@@ -145,30 +126,13 @@ def _tables(ctx: RunContext, folder: Path) -> list[Path]:
     write_comparisons(human, [Labelled(c, c.p_a, nan, nan) for c in comparisons])
     tables = [red_team, helpful, human]
     if ctx.config.data.ranked_answers.source != "none":
-        tables.append(folder / "ranked.parquet")
+        tables.append(ctx.paths.ranked)
         apart, found = held_out_openings(prompts, comparisons), _ranked(ctx)
         questions = [q for q in found if opening(Prompt(q.id, q.turns, "helpful")) not in apart]
         write_ranked(tables[-1], questions)
         dropped["ranked"] = len(found) - len(questions)
     ctx.log(f"{NAME}_held_out", 0, **dropped)
     return tables
-
-
-def without_held_out(
-    prompts: Sequence[Prompt], comparisons: Sequence[Comparison]
-) -> tuple[list[Prompt], list[Comparison]]:
-    """Both without what opens like a held-out prompt of either kind or a held-out comparison; what is held out stays.
-
-    Each file keeps its own held-out part apart; this is for files that share conversations (or are the same file).
-    """
-    aside = held_out_openings(prompts, comparisons)
-    kept = [p for p in prompts if p.split == "heldout" or opening(p) not in aside]
-    return kept, [c for c in comparisons if c.prompt.split == "heldout" or opening(c.prompt) not in aside]
-
-
-def held_out_openings(prompts: Sequence[Prompt], comparisons: Sequence[Comparison]) -> set[str]:
-    """How the conversations open that nothing may learn from."""
-    return {opening(p) for p in (*prompts, *(c.prompt for c in comparisons)) if p.split == "heldout"}
 
 
 def _prompts(ctx: RunContext, kind: PromptKind) -> list[Prompt]:
@@ -229,7 +193,7 @@ def _tell(ctx: RunContext, name: str, report: ReadReport) -> None:
 
 def pretrained_world(ctx: RunContext) -> Path:
     """The micro-world's language model, pretrained now or taken from the cache; returns its folder in the run."""
-    target = ctx.folder(NAME) / "world-model"
+    target = ctx.paths.world_model
     if target.is_dir():
         return target
     cached = _cache_folder(ctx.config)
@@ -254,7 +218,7 @@ def _pretrain(ctx: RunContext, target: Path) -> None:
 
     config = ctx.config
     seed = config.world_seed
-    initial = ctx.folder(NAME) / "world-initial"
+    initial = ctx.paths.world_initial
     if not initial.is_dir():
         with staging_dir(initial) as temporary:
             write_initial_model(config.world, seed, temporary)
@@ -268,10 +232,10 @@ def _pretrain(ctx: RunContext, target: Path) -> None:
             examples,
             config.world.pretrain,
             loss_weight,
-            ctx.folder(NAME) / "pretrain",
+            ctx.paths.world_training,
         )
         export_model(lambda folder: group.broadcast("pretrain: export", "export", str(folder)), target)
-    shutil.rmtree(ctx.folder(NAME) / "pretrain", ignore_errors=True)
+    shutil.rmtree(ctx.paths.world_training, ignore_errors=True)
 
 
 def _world_settings(config: RunConfig) -> dict[str, Any]:

@@ -11,9 +11,10 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from cai_dist.config.run import RunConfig
+from cai_dist.config.stages import REVISE
 from cai_dist.constitution import (
     CritiquePrinciple,
     clean_answer,
@@ -23,10 +24,11 @@ from cai_dist.constitution import (
     revision_turns,
 )
 from cai_dist.data.chat import ChatFormat
-from cai_dist.stages import prepare
 from cai_dist.stages.context import RunContext, model_settings
 from cai_dist.stages.execution.chat_format import chat_format
 from cai_dist.stages.execution.generation import Answer, Ask, generate
+from cai_dist.stages.execution.model_paths import model_path
+from cai_dist.stages.execution.worker_groups import rollout_group
 from cai_dist.stages.tables.prompts import prompt_files, training_prompts
 from cai_dist.stages.tables.records import Revision, write_revisions
 from cai_dist.stages.tables.transcripts import write_revision_transcripts
@@ -35,7 +37,7 @@ from cai_dist.types import Prompt, Speaker, Turn
 if TYPE_CHECKING:
     from cai_dist.cluster.work_queue import WorkQueue
 
-NAME = "revise"
+NAME: Final = REVISE
 
 
 def settings(config: RunConfig) -> dict[str, Any]:
@@ -49,7 +51,7 @@ def settings(config: RunConfig) -> dict[str, Any]:
 
 def inputs(ctx: RunContext) -> list[Path]:
     """Prompts and the helpful-only model."""
-    return [*prompt_files(ctx), ctx.run_dir / prepare.NAME / "models.json"]
+    return [*prompt_files(ctx), ctx.paths.models]
 
 
 def execute(ctx: RunContext) -> list[Path]:
@@ -57,12 +59,12 @@ def execute(ctx: RunContext) -> list[Path]:
     folder = ctx.folder(NAME)
     for series in (NAME, f"{NAME}_helpful"):
         ctx.tracker.rewind(series, -1)
-    model = prepare.model_path(ctx, "assistant")
-    with ctx.generators(NAME, ctx.config.revise.workers) as group:
+    model = model_path(ctx, "assistant")
+    with rollout_group(ctx, NAME, ctx.config.revise.workers) as group:
         stage = _Reviser(ctx, group, folder, model, chat_format(ctx, model))
         revisions = stage.revise(training_prompts(ctx, "red_team"))
         helpful = stage.helpful(training_prompts(ctx, "helpful"))
-    targets = [folder / "revisions.parquet", folder / "helpful.parquet", folder / "transcripts.md"]
+    targets = [ctx.paths.revisions, ctx.paths.helpful_answers, ctx.paths.transcripts(NAME)]
     write_revisions(targets[0], revisions, ctx.constitution_note)
     write_revisions(targets[1], helpful, ctx.constitution_note)
     write_revision_transcripts(targets[2], revisions)

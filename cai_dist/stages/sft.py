@@ -5,20 +5,21 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from cai_dist.config.run import RunConfig
+from cai_dist.config.stages import SFT
 from cai_dist.data.batches import loss_weight
 from cai_dist.errors import DataError
-from cai_dist.stages import prepare, revise
 from cai_dist.stages.context import RunContext, model_settings
 from cai_dist.stages.execution.chat_format import chat_format
+from cai_dist.stages.execution.model_paths import model_path
 from cai_dist.stages.execution.training import ds_files, total_steps, train
 from cai_dist.stages.execution.worker_groups import export_model, trained_model
 from cai_dist.stages.tables.records import read_revisions
 from cai_dist.types import Demonstration, TokenSequence
 
-NAME = "sft"
+NAME: Final = SFT
 
 
 def settings(config: RunConfig) -> dict[str, Any]:
@@ -31,11 +32,10 @@ def settings(config: RunConfig) -> dict[str, Any]:
 
 def inputs(ctx: RunContext) -> list[Path]:
     """Revisions, helpful answers, the model to start from, and the user's DeepSpeed file."""
-    folder = ctx.run_dir / revise.NAME
     return [
-        folder / "revisions.parquet",
-        folder / "helpful.parquet",
-        ctx.run_dir / prepare.NAME / "models.json",
+        ctx.paths.revisions,
+        ctx.paths.helpful_answers,
+        ctx.paths.models,
         *ds_files(ctx.config.sft.train.sharding),
     ]
 
@@ -43,8 +43,8 @@ def inputs(ctx: RunContext) -> list[Path]:
 def execute(ctx: RunContext) -> list[Path]:
     """Train and export `sft/model` in the Hugging Face layout."""
     folder = ctx.folder(NAME)
-    target = folder / "model"
-    model = prepare.model_path(ctx, "pretrained")
+    target = ctx.paths.sl_model
+    model = model_path(ctx, "pretrained")
     examples = token_examples(ctx, model)
     config = ctx.config.sft.train
     steps = total_steps(len(examples), config, "sft.train")
@@ -55,27 +55,27 @@ def execute(ctx: RunContext) -> list[Path]:
             export_model(
                 lambda folder: group.broadcast("sft: export", "export", str(folder)), target, ctx.constitution_note
             )
-    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    shutil.rmtree(ctx.paths.checkpoints(NAME), ignore_errors=True)
     return [target]
 
 
 def demonstrations(ctx: RunContext) -> list[Demonstration]:
     """What to imitate: the revisions that `sft.revisions` asks for, without parse failures, and helpful answers."""
-    folder = ctx.run_dir / revise.NAME
     wanted, rounds = ctx.config.sft.revisions, ctx.config.revise.rounds
     keep = {"all": range(1, rounds + 1), "final": range(max(rounds, 1), rounds + 1)}.get(str(wanted))
     if keep is None:
         keep = range(1, int(wanted) + 1)
     demos = [
         Demonstration(r.prompt, r.response, f"revision:{r.round}")
-        for r in read_revisions(folder / "revisions.parquet")
+        for r in read_revisions(ctx.paths.revisions)
         if r.round in keep and not r.failure
     ]
     if not demos and rounds:
-        raise DataError(f"{folder / 'revisions.parquet'}: no revision parsed; read the transcripts in {folder}")
+        file = ctx.paths.revisions
+        raise DataError(f"{file}: no revision parsed; read the transcripts in {file.parent}")
     demos += [
         Demonstration(r.prompt, r.response, "helpful")
-        for r in read_revisions(folder / "helpful.parquet")
+        for r in read_revisions(ctx.paths.helpful_answers)
         if not r.failure
     ]
     return demos

@@ -9,12 +9,13 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
-from cai_dist.stages import dpo, evaluate, expand, feedback, ppo, preference, prepare, revise, sft
+from cai_dist.config.stages import DPO, EXPAND, FEEDBACK, PPO, PREFERENCE, SFT
+from cai_dist.report.evaluation import MODELS
 from cai_dist.stages.ai_feedback.statistics import agree
 from cai_dist.stages.comparisons.pairs import heldout
 from cai_dist.stages.context import RunContext
@@ -55,9 +56,7 @@ def told_prepare(ctx: RunContext) -> StageSummary:
 
 def told_expand(ctx: RunContext) -> StageSummary:
     """How many prompts were written, from how many samples."""
-    made = {
-        kind: _last(ctx, series) for kind, series in (("red-team", expand.NAME), ("helpful", f"{expand.NAME}_helpful"))
-    }
+    made = {kind: _last(ctx, series) for kind, series in (("red-team", EXPAND), ("helpful", f"{EXPAND}_helpful"))}
     return StageSummary(
         "; ".join(f"{x['prompts']} new {kind} prompts of {x['samples']} samples" for kind, x in made.items() if x)
     )
@@ -65,8 +64,7 @@ def told_expand(ctx: RunContext) -> StageSummary:
 
 def told_revise(ctx: RunContext) -> StageSummary:
     """How many texts can be used, and how many first revisions changed the answer."""
-    folder = ctx.run_dir / revise.NAME
-    rows, helpful = (read_revisions(folder / f"{name}.parquet") for name in ("revisions", "helpful"))
+    rows, helpful = read_revisions(ctx.paths.revisions), read_revisions(ctx.paths.helpful_answers)
     texts = [*rows, *helpful]
     usable = fmean(not r.failure for r in texts) if texts else 0.0
     changed = _changed(rows)
@@ -92,14 +90,14 @@ def told_revise(ctx: RunContext) -> StageSummary:
 
 def told_sft(ctx: RunContext) -> StageSummary:
     """How the loss went, and how much was too long to learn from."""
-    return _trained(ctx, sft.NAME, "examples")
+    return _trained(ctx, SFT, "examples")
 
 
 def told_feedback(ctx: RunContext) -> StageSummary:
     """How many pairs have a label, and whether it comes from the answers."""
-    labelled = read_comparisons(ctx.run_dir / feedback.NAME / "comparisons.parquet")
+    labelled = read_comparisons(ctx.paths.comparisons)
     counts: dict[str, Any] = {}
-    for line in _lines(ctx, feedback.NAME):
+    for line in _lines(ctx, FEEDBACK):
         counts |= line
     made = counts.get("pairs", len(labelled))
     parts = [f"labels for {len(labelled)} of {made} pairs"]
@@ -123,24 +121,24 @@ def told_feedback(ctx: RunContext) -> StageSummary:
             "show worked comparisons (feedback.few_shot) or change feedback.prefill and option_labels"
         )
     if agreement["n"]:
-        warnings += warns(feedback.NAME, _AGREE, agreement, ctx.config.feedback.gate)
+        warnings += warns(FEEDBACK, _AGREE, agreement, ctx.config.feedback.gate)
     return StageSummary(", ".join(parts), tuple(warnings))
 
 
 def gate_feedback(ctx: RunContext) -> list[str]:
     """Why nothing must be learned from the labels. Where one order was asked, nothing tells what the place does."""
-    agreement = order_agreement(read_comparisons(ctx.run_dir / feedback.NAME / "comparisons.parquet"))
-    return stops(feedback.NAME, _AGREE, agreement, ctx.config.feedback.gate) if agreement["n"] else []
+    agreement = order_agreement(read_comparisons(ctx.paths.comparisons))
+    return stops(FEEDBACK, _AGREE, agreement, ctx.config.feedback.gate) if agreement["n"] else []
 
 
 def told_preference(ctx: RunContext) -> StageSummary:
     """How often the scores are on the label's side on pairs that nothing has learned from, for each source."""
-    sources = heldout(ctx, preference.NAME)["sources"]
+    sources = heldout(ctx, PREFERENCE)["sources"]
     found = {source: _accuracy(sources.get(source)) for source in ("ai", "human")}
     parts = [f"held-out accuracy on the AI's labels {shown(found['ai'])}"]
     if "ai" in sources:
         parts.append(f"ECE {sources['ai']['ece']:.2f}")
-    warnings = warns(preference.NAME, _RIGHT, found["ai"], ctx.config.preference.gate)
+    warnings = warns(PREFERENCE, _RIGHT, found["ai"], ctx.config.preference.gate)
     if "human" in sources:
         parts.append(f"on people's {shown(found['human'])}")
         if not above(found["human"], CHANCE) and ctx.config.preference.helpful_fraction > 0:
@@ -153,13 +151,13 @@ def told_preference(ctx: RunContext) -> StageSummary:
 
 def gate_preference(ctx: RunContext) -> list[str]:
     """Why PPO must not learn from the scores."""
-    figure = _accuracy(heldout(ctx, preference.NAME)["sources"].get("ai"))
-    return stops(preference.NAME, _RIGHT, figure, ctx.config.preference.gate)
+    figure = _accuracy(heldout(ctx, PREFERENCE)["sources"].get("ai"))
+    return stops(PREFERENCE, _RIGHT, figure, ctx.config.preference.gate)
 
 
 def told_ppo(ctx: RunContext) -> StageSummary:
     """Where the score went, and how far from SL-CAI that led."""
-    lines = _lines(ctx, ppo.NAME)
+    lines = _lines(ctx, PPO)
     first, last = _ends([line["score"] for line in lines if line.get("score") is not None])
     kl = lines[-1].get("kl_per_response") if lines else None
     line = f"{len(lines)} iterations, score {_number(first)} -> {_number(last)}, KL {_number(kl)} nats a response"
@@ -174,7 +172,7 @@ def told_ppo(ctx: RunContext) -> StageSummary:
 
 def told_dpo(ctx: RunContext) -> StageSummary:
     """How the loss went, and how often the implicit reward is on the label's side on held-out pairs."""
-    trained, figure = _trained(ctx, dpo.NAME, "pairs"), _accuracy(heldout(ctx, dpo.NAME))
+    trained, figure = _trained(ctx, DPO, "pairs"), _accuracy(heldout(ctx, DPO))
     warnings = list(trained.warnings)
     if not above(figure, CHANCE):
         warnings.append(
@@ -186,30 +184,14 @@ def told_dpo(ctx: RunContext) -> StageSummary:
 
 def told_evaluate(ctx: RunContext) -> StageSummary:
     """The aligned model beside SL-CAI and base, in the first two measures of the table."""
-    result = json.loads((ctx.run_dir / evaluate.RESULT).read_text(encoding="utf-8"))
+    result = json.loads(ctx.paths.evaluation.read_text(encoding="utf-8"))
     models = result["models"]
-    names = [name for name in ("base", "sl", "rl", "dpo") if name in models]
+    names = [name for name in MODELS if name in models]
     wanted = [m for m in ("danger", "help_safe", "harmlessness", "helpfulness") if m in models[names[-1]]]
     shown_of = (f"{m} {' -> '.join(_number(models[n][m]['value']) for n in names)}" for m in wanted)
     return StageSummary("; ".join(shown_of))
 
 
-TELL: dict[str, Callable[[RunContext], StageSummary]] = {
-    prepare.NAME: told_prepare,
-    expand.NAME: told_expand,
-    revise.NAME: told_revise,
-    sft.NAME: told_sft,
-    feedback.NAME: told_feedback,
-    preference.NAME: told_preference,
-    ppo.NAME: told_ppo,
-    dpo.NAME: told_dpo,
-    evaluate.NAME: told_evaluate,
-}
-GATES: dict[str, Callable[[RunContext], list[str]]] = {
-    feedback.NAME: gate_feedback,
-    preference.NAME: gate_preference,
-}
-"""Of the stages whose result may be no better than chance: why no later stage may begin; none where it may."""
 _AGREE = "both orders prefer the same answer for"
 _RIGHT = "held-out accuracy on the AI's labels is"
 _LEFT_OUT = {"equal_pairs": "equal", "unparsed_pairs": "without an answer"}

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import TracebackType
 
 from cai_dist.errors import UserError
+from cai_dist.tracking.run_folder import RunFolder
 
 _LOOK_SECONDS = 0.2
 """For so long a lock is tried again: `is_held` holds it for a moment, too."""
@@ -20,7 +21,7 @@ def is_held(run_dir: Path) -> bool:
     """Whether a process works in the run folder, on this host or, where the file system has locks over hosts, on
     another. True where it cannot be told: the lock of somebody else's run may not be readable."""
     try:
-        descriptor = os.open(run_dir / ".lock", os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = os.open(RunFolder(run_dir).lock, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
         return False
     except OSError:
@@ -41,7 +42,7 @@ class RunLock:
     """
 
     def __init__(self, run_dir: Path) -> None:
-        self._path = run_dir / ".lock"
+        self._path = RunFolder(run_dir).lock
         self._descriptor: int | None = None
 
     def __enter__(self) -> RunLock:

@@ -24,6 +24,7 @@ from typing import Any, Literal
 from cai_dist.errors import DataError
 from cai_dist.tracking.atomic import sha256_path, write_json
 from cai_dist.tracking.lock import is_held
+from cai_dist.tracking.run_folder import RunFolder
 
 PACKAGES = ("cai_dist", "torch", "transformers", "peft", "ray", "deepspeed", "vllm", "safetensors", "pyarrow", "numpy")
 MAX_ERROR = 500
@@ -39,7 +40,7 @@ class Manifest:
 
     def __init__(self, run_dir: Path) -> None:
         self._run_dir = run_dir
-        self._path = run_dir / "manifest.json"
+        self._path = RunFolder(run_dir).manifest
         self._data = read_manifest(run_dir) if self._path.exists() else {"stages": {}}
         self._data.setdefault("name", run_dir.resolve().name)
         # One date a run: what depends on the day must not change at midnight or when the run is gone on with.
@@ -122,7 +123,7 @@ class Manifest:
 
 def read_manifest(run_dir: Path) -> dict[str, Any]:
     """The manifest of a run folder. Raises DataError where there is none or it is malformed."""
-    path = run_dir / "manifest.json"
+    path = RunFolder(run_dir).manifest
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -12,6 +12,7 @@ from typing import Any, SupportsFloat, SupportsIndex
 
 from cai_dist.config.run import TrackingConfig
 from cai_dist.tracking.atomic import write_bytes
+from cai_dist.tracking.run_folder import RunFolder
 from cai_dist.tracking.wandb_sink import WandbSink, open_wandb
 
 RESERVED = ("stage", "step", "time", "nonfinite")
@@ -31,7 +32,7 @@ class Tracker:
         run_config: Mapping[str, Any],
         warn: Callable[[str], None] | None = None,
     ) -> None:
-        self._path = run_dir / "metrics.jsonl"
+        self._path = RunFolder(run_dir).metrics
         run_dir.mkdir(parents=True, exist_ok=True)
         repair(self._path)
         self._descriptor = self._open()
@@ -104,7 +105,7 @@ def parse_line(raw: bytes | str) -> dict[str, Any] | None:
 
 def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
     """All whole lines of a run's metrics.jsonl, in order; empty where there are none."""
-    path = run_dir / "metrics.jsonl"
+    path = RunFolder(run_dir).metrics
     if not path.exists():
         return []
     return [line for raw in path.read_bytes().splitlines() if (line := parse_line(raw))]

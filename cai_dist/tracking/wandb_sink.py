@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from cai_dist.config.run import TrackingConfig
 from cai_dist.tracking.atomic import write_text
+from cai_dist.tracking.run_folder import RunFolder
 
 WandbMode = Literal["online", "offline", "off"]
 INIT_TIMEOUT = 60.0
@@ -80,7 +81,7 @@ def open_wandb(
     try:
         import wandb
 
-        folder = run_dir / "wandb"
+        folder = RunFolder(run_dir).wandb
         folder.mkdir(parents=True, exist_ok=True)
         # No console capture, no code, no description of the machine: numbers and the configuration are what is sent.
         settings = wandb.Settings(

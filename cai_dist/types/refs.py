@@ -53,7 +53,7 @@ class SampleRef:
 
     @property
     def tokens(self) -> int:
-        """Of prompt and response."""
+        """Tokens of prompt and response."""
         return self.prompt_tokens + self.response_tokens
 
 
@@ -64,7 +64,7 @@ class TrajectoryRef:
     row: RemoteRow[Any]
     """Of a `Trajectory`."""
     tokens: int
-    """Of prompt and response."""
+    """Tokens of prompt and response."""
     response_tokens: int
 
 
@@ -77,7 +77,7 @@ class HasRemoteRows(Protocol):
         ...
 
     def resolve(self, found: Callable[[RemoteRow[Any]], Any]) -> Any:
-        """The same with each row replaced."""
+        """This argument with each row replaced."""
         ...
 
 

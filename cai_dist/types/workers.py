@@ -29,7 +29,7 @@ class StepShard(Generic[T]):
         return (item for part in self.micro_batches for item in part if isinstance(item, RemoteRow))
 
     def resolve(self, found: Callable[[RemoteRow[Any]], Any]) -> StepShard[Any]:
-        """With those items themselves."""
+        """This shard with those items themselves."""
         parts = tuple(tuple(found(i) if isinstance(i, RemoteRow) else i for i in part) for part in self.micro_batches)
         return replace(self, micro_batches=parts)
 
@@ -60,7 +60,8 @@ class LabelRequest:
 
 @dataclass(frozen=True, slots=True)
 class RankInfo:
-    """Who a worker is. `master_addr`/`master_port` are those of rank 0 of its own group (torch.distributed)."""
+    """A worker's place in its group. `master_addr`/`master_port` are those of rank 0 of its own group
+    (torch.distributed)."""
 
     role: str
     rank: int
@@ -91,7 +92,9 @@ class Span:
 
 @dataclass(frozen=True, slots=True)
 class WorkerSpec:
-    """What to build in a worker process: `target` = "package.module:Class", called as Class(rank_info, **kwargs).
+    """What to build in a worker process: `target`, called as Class(rank_info, **kwargs).
+
+    `target`: a kind of `cai_dist.workers.registry.WORKERS`, or "package.module:Class".
 
     `yields`: where there are fewer cores than workers, those that do not yield go first.
     """

@@ -24,7 +24,7 @@ class WeightSource(Protocol):
         ...
 
     def pieces(self, bucket: Sequence[TensorSpec], merge: bool) -> Iterator[tuple[TensorPiece, Tensor]]:
-        """The same, piece by piece on the engine's device, each flat."""
+        """The elements of a bucket, piece by piece on the engine's device, each flat."""
         ...
 
     def whole(self, bucket: Sequence[TensorSpec], merge: bool) -> Iterator[tuple[TensorPiece, Tensor]]:

@@ -37,7 +37,7 @@ class CudaPlace:
 
 
 class CudaMemory:
-    """See `SegmentMemory`; `place` is how a neighbour reaches it."""
+    """A `SegmentMemory` on a GPU; `place` is how a neighbour reaches it."""
 
     def __init__(self, memory: Tensor, place: CudaPlace) -> None:
         self._bytes, self.place = memory, place
@@ -59,7 +59,7 @@ class CudaMemory:
 
     @classmethod
     def reach(cls, place: CudaPlace, size: int) -> CudaMemory:
-        """That of a neighbour, to be read only. Raises WeightTransferError."""
+        """Memory of a neighbour, to be read only. Raises WeightTransferError."""
         if not torch.cuda.is_available() or place.device != _device_name():
             here = f"this one on {_device_name()}" if torch.cuda.is_available() else "this process has no GPU"
             raise WeightTransferError(f"the segment is on {place.device} and {here}; {_INSTEAD}")
@@ -72,19 +72,20 @@ class CudaMemory:
         return cls(memory, place)
 
     def write(self, start: int, data: Tensor) -> None:
-        """See the protocol."""
+        """Copy bytes in, see the protocol."""
         self._bytes[start : start + data.numel()].copy_(data)
 
     def read(self, size: int) -> bytes:
-        """See the protocol: a copy to the host comes after all that was put on the stream before it."""
+        """Bytes from the start, see the protocol: a copy to the host comes after all that was put on the stream before
+        it."""
         return self._bytes[:size].cpu().numpy().tobytes()
 
     def view(self, start: int, size: int) -> Tensor:
-        """See the protocol."""
+        """Bytes that share the memory, see the protocol."""
         return self._bytes[start : start + size]
 
     def settle(self) -> None:
-        """See the protocol."""
+        """Wait until all is done, see the protocol."""
         torch.cuda.synchronize()
 
 

@@ -21,7 +21,7 @@ FOLDER = "/dev/shm"
 
 
 class HostMemory:
-    """See `SegmentMemory`; `place` is the path by which others reach it."""
+    """A `SegmentMemory` of the host; `place` is the path by which others reach it."""
 
     def __init__(self, memory: np.ndarray[Any, np.dtype[np.uint8]], place: str) -> None:
         self._bytes, self.place = memory, place
@@ -37,7 +37,7 @@ class HostMemory:
 
     @classmethod
     def reach(cls, place: str, size: int) -> HostMemory:
-        """That of another process, to be read only. Raises WeightTransferError."""
+        """Memory of another process, to be read only. Raises WeightTransferError."""
         try:
             file = os.open(place, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
@@ -55,15 +55,15 @@ class HostMemory:
         return cls(np.frombuffer(memory, np.uint8), place)
 
     def write(self, start: int, data: Tensor) -> None:
-        """See the protocol."""
+        """Copy bytes in, see the protocol."""
         np.copyto(self._bytes[start : start + data.numel()], data.cpu().numpy())
 
     def read(self, size: int) -> bytes:
-        """See the protocol."""
+        """Bytes from the start, see the protocol."""
         return self._bytes[:size].tobytes()
 
     def view(self, start: int, size: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
-        """See the protocol."""
+        """Bytes that share the memory, see the protocol."""
         return self._bytes[start : start + size]
 
     def settle(self) -> None:

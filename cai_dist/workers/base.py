@@ -38,7 +38,7 @@ class Worker:
         return -1
 
     def status(self) -> dict[str, Any]:
-        """Who this is and which weights it holds."""
+        """Role, rank and version of the weights that the worker holds."""
         return {"role": self.info.role, "rank": self.info.rank, "weight_version": self.weight_version}
 
     def keep_on_device(self, parts: Collection[MemoryPart]) -> dict[MemoryPart, float]:
@@ -96,7 +96,7 @@ class TrainedWorker(Worker, ABC):
         """The model to train; the same on every rank."""
 
     def keep_on_device(self, parts: Collection[MemoryPart]) -> dict[MemoryPart, float]:
-        """As in `Worker`; what a call needs comes back by itself. Not collective."""
+        """Keep these parts on the device, as in `Worker`; what a call needs comes back by itself. Not collective."""
         return self.engine.keep_on_device(parts)
 
     def save(self, folder: str) -> None:
@@ -120,5 +120,5 @@ class TrainedWorker(Worker, ABC):
             copy_tokenizer(self.source, Path(folder))
 
     def status(self) -> dict[str, Any]:
-        """As in `Worker`, with the number of optimiser steps taken and of those left out."""
+        """Status as in `Worker`, with the number of optimiser steps taken and of those left out."""
         return super().status() | {"steps": self.engine.steps, "skipped": self.engine.skipped}

@@ -27,7 +27,7 @@ def batch_values(model: Model, batch: TokenBatch) -> Tensor:
 
 
 def values_and_last(model: Model, batch: TokenBatch) -> tuple[Tensor, Tensor]:
-    """As `batch_values`, and V [B] of the state after the last token of each sequence."""
+    """Values like `batch_values`, and V [B] of the state after the last token of each sequence."""
     heads: Tensor = model(batch.ids, batch.lengths)
     before = nn.functional.pad(heads[:-1], (1, 0)).masked_fill(batch.positions == 0, 0.0)
     return before, heads[batch.last]

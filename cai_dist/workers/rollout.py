@@ -55,7 +55,7 @@ class RolloutWorker(Worker):
         return self._engine.generate(request)
 
     def sample(self, request: GenerateRequest) -> KeepRemote[Generation]:
-        """The same, kept here; facts are those of `kept_samples`."""
+        """Samples like those of `generate`, kept here; facts are those of `kept_samples`."""
         return kept_samples(request.prompts, self.generate(request), request.first)
 
     def score_labels(self, request: LabelRequest) -> list[tuple[float, ...]]:
@@ -66,7 +66,8 @@ class RolloutWorker(Worker):
     # ---- weight transfer, receiving side: begin, accept ..., finish
 
     def weights_held(self) -> str | None:
-        """Whose frozen tensors the engine has; "": nobody's; None: it takes the plain model, whole, every time."""
+        """The sender whose frozen tensors the engine has; "": nobody's; None: it takes the plain model, whole, every
+        time."""
         return self._engine.weights_held() if isinstance(self._engine, KeepsWeights) else None
 
     def begin_weights(self, version: int, manifest: Sequence[TensorSpec], terms: WeightTerms | None) -> None:
@@ -139,7 +140,7 @@ class RolloutWorker(Worker):
         return self._engine.weight_version
 
     def status(self) -> dict[str, Any]:
-        """As in `Worker`, with the engine's state and model."""
+        """Status as in `Worker`, with the engine's state and model."""
         return super().status() | {"engine": self._engine.status(), "model": self._loaded}
 
     def _use(self, model: str) -> None:

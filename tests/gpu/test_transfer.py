@@ -48,12 +48,8 @@ def pair(
     }  # fmt: skip
     rollout = {"model": other, "dtype": dtype, "require_sync": True}
     specs = [
-        GroupSpec(
-            "policy", WorkerSpec("cai_dist.workers.policy:PolicyWorker", policy), workers, 0.1, 1.0, True, share=share
-        ),
-        GroupSpec(
-            "rollout", WorkerSpec("cai_dist.workers.rollout:RolloutWorker", rollout), workers, 0.1, 1.0, share=share
-        ),
+        GroupSpec("policy", WorkerSpec("policy", policy), workers, 0.1, 1.0, True, share=share),
+        GroupSpec("rollout", WorkerSpec("rollout", rollout), workers, 0.1, 1.0, share=share),
     ]
     made = cluster.launch(specs)
     for group in made.values():
@@ -81,9 +77,7 @@ def answers(group: WorkerGroup) -> list[list[Generation]]:
 def expected(cluster: Cluster, source: str, dtype: Dtype) -> list[tuple[int, ...]]:
     """What an engine answers that has loaded the model itself."""
     kwargs = {"model": source, "dtype": dtype}
-    plain = cluster.launch(
-        [GroupSpec("plain", WorkerSpec("cai_dist.workers.rollout:RolloutWorker", kwargs), 1, 0.1, 1.0)]
-    )
+    plain = cluster.launch([GroupSpec("plain", WorkerSpec("rollout", kwargs), 1, 0.1, 1.0)])
     try:
         return [one.response_ids for one in answers(plain["plain"])[0]]
     finally:

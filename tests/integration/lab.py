@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import importlib
 import os
 import signal
 import time
@@ -12,6 +11,7 @@ from typing import Any
 
 from cai_dist.errors import DataError
 from cai_dist.types import KeepRemote, RankInfo
+from cai_dist.workers.registry import worker_class
 
 
 class Bench:
@@ -24,8 +24,7 @@ class Bench:
     def make(self, target: str, kwargs: dict[str, Any]) -> None:
         self.inner = None
         gc.collect()
-        module, name = target.split(":")
-        self.inner = getattr(importlib.import_module(module), name)(self.info, **kwargs)
+        self.inner = worker_class(target)(self.info, **kwargs)
 
     def use(self, method: str, *args: Any) -> Any:
         return getattr(self.inner, method)(*args)

@@ -18,6 +18,7 @@ from cai_dist.constitution import load_constitution
 from cai_dist.errors import WorkerDied
 from cai_dist.stages.context import RunContext
 from cai_dist.stages.execution.chat_format import chat_format
+from cai_dist.stages.execution.worker_groups import rollout_group
 from cai_dist.stages.revise import _Reviser
 from cai_dist.tracking.console import Console
 from cai_dist.tracking.manifest import Manifest
@@ -95,7 +96,7 @@ def test_a_killed_rollout_worker_changes_no_byte(
     )  # fmt: skip
     prompts = [Prompt(f"p{n}", (Turn("human", "make rope salt ?"),), "red_team") for n in range(12)]
     made = []
-    with run.generators("revise", 2) as queue:
+    with rollout_group(run, "revise", 2) as queue:
         chat = chat_format(run, str(model))
         for name in ("whole", "killed"):
             shards = 0

@@ -171,7 +171,7 @@ def test_a_transfer_that_fails_leaves_the_receivers_stale(
     roles: ByValue, cluster: Cluster, prompts: list[tuple[int, ...]], tmp_path: Path
 ) -> None:
     other = save_llama(tmp_path, tied=True, seed=3, layers=1)
-    spec = WorkerSpec("cai_dist.workers.rollout:RolloutWorker", {"model": other})
+    spec = WorkerSpec("rollout", {"model": other})
     group = cluster.launch([GroupSpec("other", spec, cpus=0.1)])["other"]
     try:
         with pytest.raises(WorkerError, match=r"phase weight transfer: other\[0\].*which this model lacks"):

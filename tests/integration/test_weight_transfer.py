@@ -84,13 +84,11 @@ def policy_spec(model: str, *, zero: int = 3, lora: LoraConfig | None = None) ->
         "sharding": ShardingConfig(ranks=2, zero=zero, micro_batch=1), "timeouts": TIMEOUTS,
         "objective": PolicyObjective(clip=0.2), "temperature": 1.0, "ppo": PpoConfig(),
     }  # fmt: skip
-    return GroupSpec("policy", WorkerSpec("cai_dist.workers.policy:PolicyWorker", kwargs), 2, 0.1, distributed=True)
+    return GroupSpec("policy", WorkerSpec("policy", kwargs), 2, 0.1, distributed=True)
 
 
 def rollout_spec(model: str, role: str = "rollout", target: str = "", **kwargs: Any) -> GroupSpec:
-    spec = WorkerSpec(
-        target or "cai_dist.workers.rollout:RolloutWorker", {"model": model, "require_sync": True} | kwargs
-    )
+    spec = WorkerSpec(target or "rollout", {"model": model, "require_sync": True} | kwargs)
     return GroupSpec(role, spec, 2, 0.1)
 
 

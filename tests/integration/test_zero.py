@@ -197,7 +197,7 @@ def test_a_reference_spread_over_ranks_scores_like_a_whole_one(bench: TrainBench
     whole = ReferenceWorker(RankInfo("reference", 0, 1), model=untied, dtype="fp32")
     group = bench.groups[2]
     kwargs = {"model": untied, "dtype": "fp32", "sharding": ShardingConfig(ranks=2, zero=3, micro_batch=1)}
-    group.broadcast("make", "make", "cai_dist.workers.reference:ReferenceWorker", kwargs)
+    group.broadcast("make", "make", "reference", kwargs)
     spread = split(group, "logprobs", samples, 1, 0.7)
     for mine, expected in zip(spread, whole.logprobs(StepShard((tuple(samples),)), 0.7).rows, strict=True):
         assert mine == pytest.approx(expected, abs=1e-5)

@@ -94,7 +94,7 @@ def test_tables_transcripts_and_report_give_back_every_text(tmp_path: Path) -> N
     short = [t for t in said if len(t) < 10_000]
     prompts = [Prompt(f"p{i}", (Turn("human", t or "?"),), "red_team", "heldout") for i, t in enumerate(short)]
     samples = {"base": [Sampled(p, t) for p, t in zip(prompts, short, strict=True)]}
-    [jsonl, _] = write_evaluation_transcripts(tmp_path, samples, len(short))
+    [jsonl, _] = write_evaluation_transcripts(tmp_path / "t.jsonl", tmp_path / "t.md", samples, len(short))
     assert [line["base"] for line in _read_lines(jsonl)] == short
     reactions(samples["base"])
     assert 0 <= (distinct(short, 2)["value"] or 0) <= 1

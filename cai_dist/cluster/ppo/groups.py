@@ -191,7 +191,8 @@ class PpoGroups:
     def reference_logprobs(
         self, samples: Sequence[SampleRef], temperature: float
     ) -> PendingCalls[list[RemoteRow[Any]]]:
-        """The same under the reference: its own workers, or with `ppo.lora` the policy ranks with the adapter off."""
+        """Per sample, log-probabilities (nats) of the response under the reference: its own workers, or with `ppo.lora`
+        the policy ranks with the adapter off."""
         role, method = ("reference", "logprobs") if self._ppo.lora is None else ("policy", "reference_logprobs")
         return self._score_kept(role, "reference log-probs", method, samples, temperature)
 

@@ -1,4 +1,4 @@
-"""Who has memory on a shared GPU in which phase, and the memory that every worker took.
+"""Offloading: who has memory on a shared GPU in which phase, and the memory that every worker took.
 
     phase      weights on the GPU                     with the optimiser's states
     transfer   policy, rollout                        -

@@ -100,12 +100,12 @@ def role_spec(role: str, ppo: PpoConfig, kwargs: dict[str, Any]) -> GroupSpec:
     return GroupSpec(
         role=role,
         spec=WorkerSpec(
-            f"cai_dist.workers.{role}:{role.capitalize()}Worker",
+            role,
             kwargs,
             # Who works ahead has an iteration's time for it.
             yields=ppo.looks_ahead and not trained,
         ),
-        workers=getattr(ppo, role).ranks if trained else placement.workers,
+        workers=ppo.workers_of(role),
         cpus=placement.cpus,
         gpus=placement.gpus,
         distributed=trained,

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from cai_dist.config.run import RunConfig
+from cai_dist.config.stages import PPO, PREFERENCE
 
 
 def evaluate_problems(config: RunConfig) -> Iterator[str]:
@@ -17,10 +18,10 @@ def evaluate_problems(config: RunConfig) -> Iterator[str]:
             "evaluate.elo.judge=oracle: knows the micro-world's prompts alone, and data.red_team and data.helpful are "
             "not both world; set it to feedback or preference"
         )
-    if judge == "preference" and config.alignment == "dpo":
+    if judge == "preference" and config.aligned.learner != PREFERENCE:
         yield (
-            "evaluate.elo.judge=preference: with alignment=dpo there is no preference model; set it to feedback or "
-            "oracle"
+            f"evaluate.elo.judge=preference: with alignment={config.alignment} there is no preference model; set it to "
+            "feedback or oracle"
         )
     for key, sources_named in choice_files(config):
         if "world" in sources_named and not config.uses_world:
@@ -32,7 +33,7 @@ def evaluate_problems(config: RunConfig) -> Iterator[str]:
             "data.harm_ratings.source=world: the micro-world's ratings beside prompts from files; name a file or none"
         )
     every = config.ppo.snapshot_every
-    if every is not None and every >= config.ppo.iterations and "ppo" in config.stages:
+    if every is not None and every >= config.ppo.iterations and PPO in config.stages:
         yield (
             f"ppo.snapshot_every={every}: must be smaller than ppo.iterations={config.ppo.iterations}; nothing would "
             "be kept on the way"

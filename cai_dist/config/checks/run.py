@@ -25,6 +25,7 @@ from cai_dist.config.ds_config import build_ds_config
 from cai_dist.config.engine import missing_backend
 from cai_dist.config.preference import DpoConfig
 from cai_dist.config.run import RunConfig
+from cai_dist.config.stages import GENERATING, PPO, PREFERENCE, SUPERVISED
 from cai_dist.config.training import Dtype, OptimizerConfig, ShardingConfig
 from cai_dist.errors import ConfigError
 
@@ -61,7 +62,7 @@ def missing_packages(config: RunConfig) -> list[str]:
 def run_warnings(config: RunConfig) -> Iterator[str]:
     """One line for each setting that a run may have and that is likely not meant. (A run of dpo that extends one of ppo
     has settings of `preference` and `ppo` with good reason.)"""
-    if config.alignment == "dpo":
+    if config.aligned.stage != PPO:
         return
     yield from ppo_warnings(config.ppo)
     if config.dpo != DpoConfig():
@@ -81,10 +82,10 @@ def _contradictions(config: RunConfig) -> Iterator[str]:
     revisions, rounds = config.sft.revisions, config.revise.rounds
     if isinstance(revisions, int) and not 1 <= revisions <= rounds:
         yield f"sft.revisions={revisions}: must be all, final, or from 1 to revise.rounds={rounds}"
-    if config.alignment == "dpo" and (alone := config.expand.rl_prompts + config.expand.rl_helpful):
+    if config.aligned.stage != PPO and (alone := config.expand.rl_prompts + config.expand.rl_helpful):
         yield (
-            f"expand.rl_prompts and rl_helpful: {alone} prompts for PPO alone, which alignment=dpo has not; set them "
-            "to 0 or alignment=ppo"
+            f"expand.rl_prompts and rl_helpful: {alone} prompts for PPO alone, which "
+            f"alignment={config.alignment} has not; set them to 0 or alignment=ppo"
         )
     if rounds == 0 and config.sft.helpful_per_prompt == 0:
         yield "revise.rounds=0: with sft.helpful_per_prompt=0 there is nothing to fine-tune on; raise one of them"
@@ -92,8 +93,8 @@ def _contradictions(config: RunConfig) -> Iterator[str]:
     if not first or not second or first == second:
         yield f"feedback.option_labels={[first, second]}: must be two different texts, such as [(A), (B)]"
     yield from feedback_problems(config)
-    learner = "dpo" if config.alignment == "dpo" else "preference"
-    fraction = config.dpo.helpful_fraction if config.alignment == "dpo" else config.preference.helpful_fraction
+    learner = config.aligned.learner
+    fraction: float = getattr(config, learner).helpful_fraction
     if fraction > 0 and config.data.helpful_comparisons.source == "none":
         yield (
             f"{learner}.helpful_fraction={fraction:g}: needs comparisons, but data.helpful_comparisons.source=none; "
@@ -121,12 +122,8 @@ def _placement_problems(config: RunConfig) -> Iterator[str]:
             yield f"ppo.placement.{role}.workers={workers}: leave it out; the ranks come from ppo.{role}.ranks={ranks}"
     if cluster.address != "local" or cluster.num_cpus is None:
         return
-    wanted = sum(
-        (getattr(ppo, role).ranks if role in ppo.trained_roles else getattr(ppo.placement, role).workers)
-        * getattr(ppo.placement, role).cpus
-        for role in ppo.roles
-    )
-    if "ppo" in config.stages and wanted > cluster.num_cpus:
+    wanted = ppo.cpus
+    if PPO in config.stages and wanted > cluster.num_cpus:
         yield f"cluster.num_cpus={cluster.num_cpus:g}: must be at least {wanted:g}, what ppo.placement adds up to"
     for key, workers in _stage_workers(config):
         if workers * cluster.cpus > cluster.num_cpus:
@@ -137,14 +134,13 @@ def _placement_problems(config: RunConfig) -> Iterator[str]:
 
 
 def _stage_workers(config: RunConfig) -> Iterator[tuple[str, int]]:
-    for stage in ("expand", "revise", "feedback", "evaluate"):
-        if stage not in config.stages:
-            continue
-        yield f"{stage}.workers", getattr(config, stage).workers
-    for stage in ("sft", "preference", "dpo"):
+    for stage in GENERATING:
+        if stage in config.stages:
+            yield f"{stage}.workers", getattr(config, stage).workers
+    for stage in SUPERVISED:
         if stage in config.stages:
             yield f"{stage}.train.sharding.ranks", getattr(config, stage).train.sharding.ranks
-    if "preference" in config.stages and config.data.ranked_answers.source != "none":
+    if PREFERENCE in config.stages and config.data.ranked_answers.source != "none":
         yield "preference.pretraining.train.sharding.ranks", config.preference.pretraining.train.sharding.ranks
     if config.data.harm_ratings.source != "none":
         yield "evaluate.ratings.train.sharding.ranks", config.evaluate.ratings.train.sharding.ranks

@@ -17,8 +17,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from cai_dist.config.seeds import derive_seed
 from cai_dist.coordinator.mismatch_probe import Probe
-from cai_dist.coordinator.prompt_cursor import derive_seed
 from cai_dist.coordinator.protocols import PendingParts
 from cai_dist.coordinator.rollout_phase import Rollout, evaluate
 from cai_dist.coordinator.sample_requests import asked_for, check_samples, sampling_params
@@ -68,8 +68,9 @@ class _Ready:
 
 
 class OneStepOff:
-    """At most one iteration's samples are under way or waiting. None are generated for an iteration that will not be,
-    so a run that is lengthened later begins its next iteration with samples of the newest weights."""
+    """The schedule `one_step_off`: at most one iteration's samples are under way or waiting. None are generated for an
+    iteration that will not be, so a run that is lengthened later begins its next iteration with samples of the newest
+    weights."""
 
     def __init__(self, job: ScheduleContext) -> None:
         self._job = job

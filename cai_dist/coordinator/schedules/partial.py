@@ -24,8 +24,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from cai_dist.config.ppo import PpoConfig
+from cai_dist.config.seeds import derive_seed
 from cai_dist.coordinator.mismatch_probe import Probe
-from cai_dist.coordinator.prompt_cursor import TokenizedPrompt, choose, derive_seed
+from cai_dist.coordinator.prompt_cursor import TokenizedPrompt, choose
 from cai_dist.coordinator.rollout_phase import Rollout, evaluate
 from cai_dist.coordinator.sample_requests import check_samples, sampling_params
 from cai_dist.coordinator.schedules.protocol import ScheduleContext, sample_from_dict, sample_to_dict

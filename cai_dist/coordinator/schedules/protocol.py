@@ -31,7 +31,7 @@ class Schedule(Protocol):
 
     @property
     def meanwhile(self) -> Callable[[], None] | None:
-        """To be called again and again while the update is waited for; waits for nothing itself."""
+        """Work to be called again and again while the update is waited for; waits for nothing itself."""
         ...
 
     def rollout(self, state: PpoState) -> Rollout:

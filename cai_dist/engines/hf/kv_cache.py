@@ -58,7 +58,7 @@ class RoomyLayer(DynamicLayer):
         self.batch_select_indices(beam_idx)
 
     def batch_select_indices(self, indices: Tensor) -> None:
-        """As `reorder_cache`."""
+        """Keep the rows `indices`, in that order, like `reorder_cache`."""
         if self._buffers:
             width = self.get_seq_length()
             self._buffers = [buffer[indices] for buffer in self._buffers]

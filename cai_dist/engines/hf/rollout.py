@@ -26,7 +26,7 @@ from cai_dist.weight_sync.receiver import HeldWeights, WeightReceiver
 
 
 class HfRolloutEngine:
-    """See `RolloutEngine`. With `require_sync` what `load` brings is stale: it gives
+    """A `RolloutEngine` of transformers. With `require_sync` what `load` brings is stale: it gives
     the architecture, and the first finished transfer the weights."""
 
     def __init__(self, dtype: Dtype, config: EngineConfig, *, require_sync: bool = False) -> None:
@@ -40,7 +40,7 @@ class HfRolloutEngine:
         self._held: HeldWeights | None = None
 
     def load(self, path: str) -> None:
-        """See the protocol. Raises ConfigError for a model that the engine would serve wrong."""
+        """Load a model, see the protocol. Raises ConfigError for a model that the engine would serve wrong."""
         self._status, self._model, self._receiver, self.weight_version = "empty", None, None, -1
         self._held = None
         self._model = load_hf_causal(path, self._dtype).to(self.device).eval()
@@ -51,13 +51,13 @@ class HfRolloutEngine:
             self._status, self.weight_version = "ready", 0
 
     def status(self) -> EngineStatus:
-        """See the protocol."""
+        """Whether the engine may serve, see the protocol."""
         return self._status
 
     # ---- serving
 
     def generate(self, request: GenerateRequest) -> list[Generation]:
-        """See the protocol. Raises DataError for an empty prompt."""
+        """One response per prompt, see the protocol. Raises DataError for an empty prompt."""
         self._require_ready("generate")
         refuse_empty(request.prompts)
         samples = Samples(request, self.device)
@@ -65,7 +65,7 @@ class HfRolloutEngine:
         return samples.generations(self.weight_version)
 
     def score_labels(self, request: LabelRequest) -> list[tuple[float, ...]]:
-        """See the protocol. Raises DataError for an empty prompt or label."""
+        """Each label's log-probability per prompt, see the protocol. Raises DataError for an empty prompt or label."""
         self._require_ready("score_labels")
         refuse_empty(request.prompts)
         refuse_empty(request.labels)
@@ -82,15 +82,15 @@ class HfRolloutEngine:
     # ---- memory
 
     def sleep(self) -> None:
-        """See the protocol: the architecture and the buffers stay (no transfer brings these), parameters hold nothing.
-        An engine without a model stays empty."""
+        """Give up memory, see the protocol: the architecture and the buffers stay (no transfer brings these),
+        parameters hold nothing. An engine without a model stays empty."""
         if self._status in ("empty", "asleep"):
             return
         self._status, self._receiver, self._held, self.weight_version = "asleep", None, None, -1
         self._shapes = release_parameters(self._model)
 
     def wake(self) -> None:
-        """See the protocol; parameters hold arbitrary numbers until weights have come."""
+        """Take the memory again, see the protocol; parameters hold arbitrary numbers until weights have come."""
         if self._status == "asleep":
             take_parameters(self._model, self._shapes)
             self._status = "stale"
@@ -98,11 +98,11 @@ class HfRolloutEngine:
     # ---- weights
 
     def weights_held(self) -> str:
-        """See `KeepsWeights`."""
+        """The sender whose frozen tensors the engine has, see `KeepsWeights`."""
         return self._held.sender if self._held is not None and self._status == "ready" else ""
 
     def begin_weights(self, version: int, manifest: Sequence[TensorSpec], terms: WeightTerms | None = None) -> None:
-        """See the protocol. An unfinished transfer before is dropped."""
+        """Open a transfer, see the protocol. An unfinished transfer before is dropped."""
         if self._model is None:
             raise WeightTransferError(f"weight version {version}: no model is loaded to receive it")
         if self._status == "asleep":
@@ -112,7 +112,7 @@ class HfRolloutEngine:
         self._receiver = WeightReceiver(dict(self._model.named_parameters()), version, manifest, terms, held)
 
     def accept_weights(self, parts: Sequence[WeightPart]) -> None:
-        """See the protocol."""
+        """Copy one bucket in, see the protocol."""
         if self._receiver is None:
             raise WeightTransferError("tensors came without a transfer being open")
         try:
@@ -122,7 +122,7 @@ class HfRolloutEngine:
             raise
 
     def finish_weights(self, version: int) -> None:
-        """See the protocol."""
+        """Close the transfer, see the protocol."""
         if self._receiver is None:
             raise WeightTransferError(f"finish of weight version {version} without a transfer being open")
         receiver, self._receiver = self._receiver, None

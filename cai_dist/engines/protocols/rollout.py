@@ -70,6 +70,6 @@ class KeepsWeights(Protocol):
         ...
 
     def begin_weights(self, version: int, manifest: Sequence[TensorSpec], terms: WeightTerms | None = None) -> None:
-        """As in `RolloutEngine`; with `terms` the manifest names the factors of adapters beside the model's parameters,
-        and tensors may be kept. Raises WeightTransferError also where what is kept is not here."""
+        """Open a transfer as in `RolloutEngine`; with `terms` the manifest names the factors of adapters beside the
+        model's parameters, and tensors may be kept. Raises WeightTransferError also where what is kept is not here."""
         ...

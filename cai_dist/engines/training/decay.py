@@ -1,4 +1,4 @@
-"""Which parameters weight decay acts on: the optimiser's parameter groups."""
+"""Weight decay and the parameters that it acts on: the optimiser's parameter groups."""
 
 from __future__ import annotations
 

@@ -105,7 +105,7 @@ class DeepSpeedEngine:
     # ---- training
 
     def step(self, micro_batches: Sequence[B], loss_fn: LossFn[B], denominator: float) -> dict[str, float]:
-        """See `TrainEngine`."""
+        """One optimiser step, see `TrainEngine`."""
         assert self._optimizer is not None, "this engine was built without an optimiser"
         self._memory.need("weights", "optimizer")
         lr = learning_rate(self._optimizer, self.steps, self._total_steps)
@@ -166,7 +166,7 @@ class DeepSpeedEngine:
             module.train()
 
     def infer(self, micro_batches: Sequence[B], fn: Callable[[Model, B], R]) -> list[R]:
-        """See `TrainEngine`."""
+        """Results of `fn` without gradients, see `TrainEngine`."""
         self._memory.need("weights")
         self._engine.eval()
         with torch.no_grad():
@@ -174,17 +174,17 @@ class DeepSpeedEngine:
 
     @property
     def weights(self) -> ParameterSource:
-        """See `TrainEngine`; what it reads is on the device from here on."""
+        """Where transfers take the parameters from, see `TrainEngine`; what it reads is on the device from here on."""
         self._memory.need("weights")
         return self._weights
 
     def keep_on_device(self, parts: Collection[MemoryPart]) -> dict[MemoryPart, float]:
-        """See `TrainEngine`."""
+        """Keep these parts of the memory on the device, see `TrainEngine`."""
         self._memory.keep_on_device(parts)
         return self._memory.left
 
     def adapters_off(self) -> AbstractContextManager[None]:
-        """See `TrainEngine`."""
+        """A block in which the model has no adapters, see `TrainEngine`."""
         return adapters_off(self._model.hf)
 
     def _plain_grad_norm(self) -> float:
@@ -231,7 +231,7 @@ class DeepSpeedEngine:
             yield
 
     def export(self, folder: Path) -> None:
-        """See `TrainEngine`. A tied output head is left to the config, as transformers
+        """Write the model, see `TrainEngine`. A tied output head is left to the config, as transformers
         does. Raises NonFiniteError."""
         self._memory.need("weights")
         refuse_weights(self._model, self.device, self.steps, "model")
@@ -248,7 +248,7 @@ class DeepSpeedEngine:
         dist.barrier()
 
     def export_adapter(self, folder: Path, base: str) -> None:
-        """See `TrainEngine`. Raises NonFiniteError."""
+        """Write the adapters alone, see `TrainEngine`. Raises NonFiniteError."""
         self._memory.need("weights")
         refuse_weights(self._model, self.device, self.steps, "adapter")
         with self._gathered(_factor_parameters(self._factors)):
@@ -259,8 +259,8 @@ class DeepSpeedEngine:
     # ---- checkpoints
 
     def save(self, folder: Path) -> None:
-        """See `TrainEngine`. Weights that LoRA froze are not written: they come
-        from the model that the engine was built with. Raises NonFiniteError."""
+        """Write all that the next step depends on, see `TrainEngine`. Weights that LoRA froze are not written: they
+        come from the model that the engine was built with. Raises NonFiniteError."""
         self._memory.need("weights", "optimizer")
         refuse_weights(self._model, self.device, self.steps, "checkpoint")
         folder.mkdir(parents=True, exist_ok=True)
@@ -274,7 +274,7 @@ class DeepSpeedEngine:
         dist.barrier()
 
     def load(self, folder: Path) -> None:
-        """See `TrainEngine`. Ranks, ZeRO stage and adapters must be those of `save`."""
+        """Restore what `save` wrote, see `TrainEngine`. Ranks, ZeRO stage and adapters must be those of `save`."""
         try:
             saved = json.loads((folder / "engine.json").read_text("utf-8"))
             rng = torch.load(folder / f"rng-{self.rank}.pt", weights_only=True)

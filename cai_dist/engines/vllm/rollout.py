@@ -28,7 +28,7 @@ NAME = "vllm"
 
 
 class VllmRolloutEngine:
-    """See `RolloutEngine`. With `require_sync` what `load` brings is stale: it gives
+    """A `RolloutEngine` of vLLM. With `require_sync` what `load` brings is stale: it gives
     the architecture, and the first finished transfer the weights.
 
     Asleep: on CUDA vLLM's own sleep of level 2; on CPU, where that frees nothing, the engine is ended and `wake` starts
@@ -46,8 +46,8 @@ class VllmRolloutEngine:
         """vLLM is between `start_weight_update` and `finish_weight_update`."""
 
     def load(self, path: str) -> None:
-        """See the protocol. Raises DataError also for weights that are not finite and for a model that vLLM cannot
-        serve."""
+        """Load a model, see the protocol. Raises DataError also for weights that are not finite and for a model that
+        vLLM cannot serve."""
         self._stop()
         self._source = path
         if not self._require_sync:
@@ -59,11 +59,11 @@ class VllmRolloutEngine:
             self._status, self.weight_version = "ready", 0
 
     def status(self) -> EngineStatus:
-        """See the protocol."""
+        """Whether the engine may serve, see the protocol."""
         return self._status
 
     def sleep(self) -> None:
-        """See the protocol."""
+        """Give up memory, see the protocol."""
         if self._status in ("empty", "asleep"):
             return
         if on_cpu() or self._updating:
@@ -73,7 +73,7 @@ class VllmRolloutEngine:
         self._status, self._ledger, self.weight_version = "asleep", None, -1
 
     def wake(self) -> None:
-        """See the protocol."""
+        """Take the memory again, see the protocol."""
         if self._status != "asleep":
             return
         if self._llm is None:
@@ -85,7 +85,8 @@ class VllmRolloutEngine:
     # ---- serving
 
     def generate(self, request: GenerateRequest) -> list[Generation]:
-        """See the protocol. Raises DataError for an empty prompt and one that leaves no room for `max_new_tokens`."""
+        """One response per prompt, see the protocol. Raises DataError for an empty prompt and one that leaves no room
+        for `max_new_tokens`."""
         self._require_ready("generate")
         refuse_empty(request.prompts)
         sampling = request.sampling
@@ -109,7 +110,8 @@ class VllmRolloutEngine:
         ]
 
     def score_labels(self, request: LabelRequest) -> list[tuple[float, ...]]:
-        """See the protocol. Raises DataError for an empty prompt or label and for one that is too long."""
+        """Each label's log-probability per prompt, see the protocol. Raises DataError for an empty prompt or label and
+        for one that is too long."""
         self._require_ready("score_labels")
         refuse_empty(request.prompts)
         refuse_empty(request.labels)
@@ -156,7 +158,8 @@ class VllmRolloutEngine:
     # ---- weights, through vLLM's own update calls
 
     def begin_weights(self, version: int, manifest: Sequence[TensorSpec]) -> None:
-        """See the protocol. An unfinished transfer before is dropped, with the engine that it has half reached."""
+        """Open a transfer, see the protocol. An unfinished transfer before is dropped, with the engine that it has half
+        reached."""
         if self._status in ("empty", "asleep"):
             raise WeightTransferError(f"weight version {version}: the engine is {self._status} and cannot receive it")
         self._status, self._ledger, self.weight_version = "stale", None, -1
@@ -170,7 +173,7 @@ class VllmRolloutEngine:
         self._ledger, self._updating = ledger, True
 
     def accept_weights(self, parts: Sequence[WeightPart]) -> None:
-        """See the protocol."""
+        """Copy one bucket in, see the protocol."""
         if self._ledger is None:
             raise WeightTransferError("tensors came without a transfer being open")
         ledger, self._ledger = self._ledger, None  # after an error this transfer can no longer be finished
@@ -182,7 +185,7 @@ class VllmRolloutEngine:
         self._ledger = ledger
 
     def finish_weights(self, version: int) -> None:
-        """See the protocol."""
+        """Close the transfer, see the protocol."""
         if self._ledger is None:
             raise WeightTransferError(f"finish of weight version {version} without a transfer being open")
         ledger, self._ledger = self._ledger, None

@@ -46,7 +46,7 @@ class InProcessTransfer(WeightTransferEngine[InProcessInit, InProcessUpdate]):
         """Nothing to connect to."""
 
     def start_weight_update(self) -> None:
-        """From here on the model's layers collect what comes for them."""
+        """Begin an update: from here on the model's layers collect what comes for them."""
         initialize_layerwise_reload(self.model)
 
     def receive_weights(self, update_info: InProcessUpdate) -> None:

@@ -15,14 +15,15 @@ from typing import TYPE_CHECKING, Any
 
 from cai_dist.config.feedback import FeedbackConfig
 from cai_dist.config.run import RunConfig
+from cai_dist.config.seeds import stable_seed
 from cai_dist.constitution import comparison_turns, reasoning_turns
 from cai_dist.errors import ConfigError
-from cai_dist.stages import prepare
 from cai_dist.stages.ai_feedback.local_check import said_locally
 from cai_dist.stages.ai_feedback.local_model import ask_workers
 from cai_dist.stages.ai_feedback.questions import LogProbs, Question, Reply, Unanswered, option_mass, with_mass
 from cai_dist.stages.ai_feedback.server_model import ask_server, seen_at_server
-from cai_dist.stages.context import RunContext, model_settings, stable_seed
+from cai_dist.stages.context import RunContext, model_settings
+from cai_dist.stages.execution.model_paths import model_path
 from cai_dist.types import Comparison, Turn
 
 if TYPE_CHECKING:
@@ -77,8 +78,8 @@ def settings(config: RunConfig) -> dict[str, Any]:
 
 def inputs(ctx: RunContext) -> list[Path]:
     """What the feedback model is read from."""
-    own = [ctx.run_dir / "sft" / "model"] if ctx.config.feedback_is_sl else []
-    return [ctx.run_dir / prepare.NAME / "models.json", *own]
+    own = [ctx.paths.sl_model] if ctx.config.feedback_is_sl else []
+    return [ctx.paths.models, *own]
 
 
 def label_pairs(
@@ -150,7 +151,7 @@ def refuse_noise(
         if group is None or config.endpoint is not None:
             said = seen_at_server(ctx, "first-labels", unnamed[0])
         else:
-            model = prepare.model_path(ctx, "feedback")
+            model = model_path(ctx, "feedback")
             said = said_locally(ctx, group, folder, "first-labels-seen", unnamed[0], model)
         raise ConfigError(f"feedback: {len(unnamed)} of the first {len(questions)} questions have no label; {said}")
 
@@ -232,4 +233,4 @@ def _ask(
         return ask_server(ctx, phase, questions)
     if group is None:
         raise ValueError("label_pairs needs workers unless feedback.endpoint is set")
-    return ask_workers(ctx, group, folder, phase, questions, prepare.model_path(ctx, "feedback"))
+    return ask_workers(ctx, group, folder, phase, questions, model_path(ctx, "feedback"))

@@ -19,8 +19,8 @@ def core(label: str) -> str:
 
 
 def names(said: str, cores: Sequence[str]) -> int | None:
-    """Which option an answer that begins with `said` names, if it does so already; what follows may yet make a word of
-    its letter (`keeps`)."""
+    """The option that an answer that begins with `said` names, if it does so already; what follows may yet make a word
+    of its letter (`keeps`)."""
     text = _rest(said)
     for option, word in enumerate(cores):
         if re.match(rf"{re.escape(word)}(?![^\W_])", text):  # "a" is a word, "A" hardly ever

@@ -12,11 +12,12 @@ from cai_dist.chat_api.answer_store import AnswerStore
 from cai_dist.chat_api.client import FAILED, REFUSED, Endpoint
 from cai_dist.chat_api.http import Body
 from cai_dist.chat_api.wire_messages import TOO_LONG
+from cai_dist.config.seeds import stable_seed
 from cai_dist.errors import ConfigError
 from cai_dist.stages.ai_feedback.first_question import first_question, low_mass
 from cai_dist.stages.ai_feedback.questions import Question, Reply, Unanswered, option_mass, reasoned, usable_reasoning
 from cai_dist.stages.ai_feedback.server_reading import ANSWER_TOKENS, read_options, read_positions, read_text, seen
-from cai_dist.stages.context import RunContext, stable_seed
+from cai_dist.stages.context import RunContext
 from cai_dist.types import Turn
 
 ChatMessage = dict[str, str]
@@ -24,7 +25,7 @@ ChatMessage = dict[str, str]
 
 def answers_file(ctx: RunContext) -> Path:
     """Where a run keeps what servers have answered."""
-    return ctx.run_dir / "endpoint" / "answers.jsonl"
+    return ctx.paths.endpoint_answers
 
 
 def ask_server(ctx: RunContext, phase: str, questions: Sequence[Question]) -> list[Reply]:

@@ -54,5 +54,5 @@ def agree(first: float, second: float) -> float:
 
 
 def entropy(p: float) -> float:
-    """Of a choice with probability `p`, in bits: 0 for a sure one, 1 for a tie."""
+    """Entropy of a choice with probability `p`, in bits: 0 for a sure one, 1 for a tie."""
     return -sum(q * math.log2(q) for q in (p, 1.0 - p) if q > 0.0)

@@ -6,15 +6,15 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from statistics import fmean
-from typing import Any
+from typing import Any, Literal
 
+from cai_dist.config.seeds import stable_seed
 from cai_dist.data.chat import ChatFormat
 from cai_dist.data.dialogues import conversation_id
 from cai_dist.errors import DataError
 from cai_dist.losses.calibration import expected_calibration_error, same_side
 from cai_dist.losses.temperature import sigmoid
-from cai_dist.stages import prepare
-from cai_dist.stages.context import RunContext, stable_seed
+from cai_dist.stages.context import RunContext
 from cai_dist.stages.tables.intervals import pooled_proportion
 from cai_dist.stages.tables.records import read_comparisons
 from cai_dist.types import Comparison, Prompt, ScoredPair
@@ -22,13 +22,13 @@ from cai_dist.types import Comparison, Prompt, ScoredPair
 
 def ai_comparisons(ctx: RunContext, split: str) -> list[Comparison]:
     """The AI's comparisons of answers to prompts of `split`."""
-    found = read_comparisons(ctx.run_dir / "feedback" / "comparisons.parquet")
+    found = read_comparisons(ctx.paths.comparisons)
     return [x.comparison for x in found if x.comparison.prompt.split == split]
 
 
 def human_comparisons(ctx: RunContext, split: str) -> list[Comparison]:
     """The comparisons of people, those to learn from (`train`) or those set aside (`heldout`)."""
-    found = (x.comparison for x in read_comparisons(ctx.run_dir / prepare.NAME / "human.parquet"))
+    found = (x.comparison for x in read_comparisons(ctx.paths.human))
     return [c for c in found if c.prompt.split == split]
 
 
@@ -98,18 +98,18 @@ def mix(
 
 
 def scored_pair(chat: ChatFormat, c: Comparison) -> ScoredPair:
-    """Both sides as token ids: the whole conversation, the answer, the end token."""
+    """A comparison as token ids, both sides: the whole conversation, the answer, the end token."""
     a, b = (chat.example(c.prompt.turns, r).ids for r in (c.response_a, c.response_b))
     return ScoredPair(a, b, c.p_a, c.source, len(chat.prompt_ids(c.prompt.turns)))
 
 
 def fitting(pairs: Sequence[ScoredPair], context: int) -> list[ScoredPair]:
-    """Those of which both sides have at most `context` tokens."""
+    """The pairs of which both sides have at most `context` tokens."""
     return [p for p in pairs if max(len(p.ids_a), len(p.ids_b)) <= context]
 
 
 def decided(comparisons: Sequence[Comparison]) -> list[Comparison]:
-    """Those whose label is no tie."""
+    """The comparisons whose label is no tie."""
     return [c for c in comparisons if c.p_a != 0.5]
 
 
@@ -146,6 +146,6 @@ def log_heldout(
     return numbers
 
 
-def heldout(ctx: RunContext, stage: str) -> dict[str, Any]:
+def heldout(ctx: RunContext, stage: Literal["preference", "dpo"]) -> dict[str, Any]:
     """What `STAGE/heldout.json` holds: the result of `log_heldout`."""
-    return dict(json.loads((ctx.run_dir / stage / "heldout.json").read_text(encoding="utf-8")))
+    return dict(json.loads(ctx.paths.heldout(stage).read_text(encoding="utf-8")))

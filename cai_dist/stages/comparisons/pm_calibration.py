@@ -10,11 +10,12 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from cai_dist.config.seeds import stable_seed
 from cai_dist.data.chat import ChatFormat
 from cai_dist.losses.calibration import brier_score, expected_calibration_error, reliability_bins, same_side
 from cai_dist.losses.temperature import fit_temperature, sigmoid
 from cai_dist.stages.comparisons.pairs import decided, scored_pair
-from cai_dist.stages.context import RunContext, stable_seed
+from cai_dist.stages.context import RunContext
 from cai_dist.stages.execution.answer_scoring import score_texts
 from cai_dist.stages.tables.intervals import pooled_proportion
 from cai_dist.types import Comparison

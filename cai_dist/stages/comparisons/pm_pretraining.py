@@ -5,11 +5,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from cai_dist.config.stages import PREFERENCE
 from cai_dist.data.chat import ChatFormat
 from cai_dist.data.ranked import check_labels, labelled_pairs
 from cai_dist.errors import DataError
-from cai_dist.stages import prepare
 from cai_dist.stages.context import RunContext
+from cai_dist.stages.execution.chat_format import chat_format
 from cai_dist.stages.execution.training import total_steps, train
 from cai_dist.stages.execution.worker_groups import export_model, trained_model
 from cai_dist.stages.tables.records import read_ranked
@@ -18,9 +19,10 @@ from cai_dist.types import LabelledPair
 NAME = "pm_pretraining"
 
 
-def ranked_table(ctx: RunContext) -> Path:
-    """The table of ranked answers; there is none where `data.ranked_answers.source` is `none`."""
-    return ctx.run_dir / prepare.NAME / "ranked.parquet"
+def check_label_words(ctx: RunContext, path: str) -> None:
+    """Refuse words of `preference.pretraining` that the model in `path` cannot say. Raises ConfigError."""
+    if ctx.config.data.ranked_answers.source != "none" and PREFERENCE in ctx.config.stages:
+        check_labels(chat_format(ctx, path), ctx.config.preference.pretraining)
 
 
 def pretrained(ctx: RunContext, model: str, chat: ChatFormat, folder: Path) -> Path:
@@ -45,11 +47,11 @@ def pretrained(ctx: RunContext, model: str, chat: ChatFormat, folder: Path) -> P
 
 def _pairs(ctx: RunContext, chat: ChatFormat) -> list[LabelledPair]:
     config, context = ctx.config.preference.pretraining, ctx.config.models.context
-    questions = read_ranked(ranked_table(ctx))
+    questions = read_ranked(ctx.paths.ranked)
     pairs, too_long = labelled_pairs(questions, chat, config, context, ctx.config.seed)
     if not pairs:
         raise DataError(
-            f"{ranked_table(ctx)}: no pair of answers among {len(questions)} questions fits into "
+            f"{ctx.paths.ranked}: no pair of answers among {len(questions)} questions fits into "
             f"models.context={context} tokens ({too_long} are longer); raise it, or set data.ranked_answers.source=none"
         )
     ctx.tracker.rewind(f"{NAME}_data", -1)

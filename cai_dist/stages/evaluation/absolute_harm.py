@@ -10,28 +10,18 @@ from pathlib import Path
 from statistics import correlation, fmean, pstdev
 from typing import Any
 
-from cai_dist.config.data import RatingSource
-from cai_dist.constitution.draws import draw
 from cai_dist.data.chat import ChatFormat
-from cai_dist.data.prompts import opening
-from cai_dist.data.ratings import load_rating_set
-from cai_dist.errors import DataError
-from cai_dist.stages import prepare
 from cai_dist.stages.context import RunContext
 from cai_dist.stages.execution.answer_scoring import score_texts
 from cai_dist.stages.execution.chat_format import chat_format
+from cai_dist.stages.execution.model_paths import model_path
 from cai_dist.stages.execution.training import total_steps, train
 from cai_dist.stages.execution.worker_groups import export_model, trained_model
 from cai_dist.stages.tables.intervals import by_prompt, mean_figure
-from cai_dist.stages.tables.prompts import heldout_comparisons, heldout_prompts
+from cai_dist.stages.tables.ratings import SERIES, rated_answers, split
 from cai_dist.stages.tables.records import Sampled
+from cai_dist.tracking.run_folder import CHECKPOINTS
 from cai_dist.types import Prompt, RatedAnswer, RatedSequence
-
-SERIES = "rating"
-"""Of the metrics of its training."""
-WORLD_RATINGS = 2000
-"""How many of the micro-world's ratings are used where `data.harm_ratings.limit` does not say."""
-_RANGE = 1 << 30
 
 
 def absolute_harm(ctx: RunContext, folder: Path, answers: Mapping[str, Mapping[str, Sequence[Sampled]]]) -> Any:
@@ -45,11 +35,11 @@ def absolute_harm(ctx: RunContext, folder: Path, answers: Mapping[str, Mapping[s
     """
     known = rated_answers(ctx)
     train_on, apart = split(known, ctx.config.evaluate.ratings.heldout, ctx.config.seed)
-    base = prepare.model_path(ctx, "pretrained")
+    base = model_path(ctx, "pretrained")
     chat, model = chat_format(ctx, base), folder / "model"
     if not model.is_dir():
         _train(ctx, folder, base, chat, train_on, model)
-    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
     red_team = {
         (way, name): [s for s in sampled if s.prompt.kind == "red_team"]
         for way, models in answers.items()
@@ -64,35 +54,6 @@ def absolute_harm(ctx: RunContext, folder: Path, answers: Mapping[str, Mapping[s
         rated = [(s.prompt, next(scores)) for s in sampled]
         result.setdefault(way, {})[name] = mean_figure(by_prompt(rated))
     return result
-
-
-def rated_answers(ctx: RunContext) -> list[RatedAnswer]:
-    """The ratings of `data.harm_ratings`, without conversations that open like a held-out prompt or
-    comparison. Raises DataError."""
-    source = ctx.config.data.harm_ratings
-    aside = prepare.held_out_openings(heldout_prompts(ctx), heldout_comparisons(ctx))
-    found = _world_ratings(ctx, source) if source.source == "world" else _file_ratings(ctx, source)
-    kept = [x for x in found if opening(x.prompt) not in aside]
-    if len(kept) < 2:
-        raise DataError(f"data.harm_ratings: {len(kept)} ratings of prompts that are not held out; give at least 2")
-    return kept
-
-
-def check_ratings(ctx: RunContext) -> None:
-    """Refuse ratings that are too few, hours before they are wanted. Raises DataError."""
-    split(rated_answers(ctx), ctx.config.evaluate.ratings.heldout, ctx.config.seed)
-
-
-def split(known: Sequence[RatedAnswer], share: float, seed: int) -> tuple[list[RatedAnswer], list[RatedAnswer]]:
-    """(to learn from, kept apart): about `share` of the conversations apart, one opening never on both sides; at least
-    one each. Raises DataError where all have the same opening."""
-    openings = sorted(
-        {opening(x.prompt) for x in known}, key=lambda name: (draw(seed, "rating split", name, n=_RANGE), name)
-    )
-    if len(openings) < 2:
-        raise DataError("data.harm_ratings: every conversation has the same opening; none can be kept apart")
-    apart = set(openings[: min(len(openings) - 1, max(1, round(share * len(openings))))])
-    return [x for x in known if opening(x.prompt) not in apart], [x for x in known if opening(x.prompt) in apart]
 
 
 def errors(said: Sequence[float], true: Sequence[float], learned: Sequence[RatedAnswer]) -> dict[str, Any]:
@@ -127,19 +88,3 @@ def _train(
 
 def _ids(chat: ChatFormat, prompt: Prompt, response: str) -> tuple[int, ...]:
     return chat.example(prompt.turns, response).ids
-
-
-def _file_ratings(ctx: RunContext, source: RatingSource) -> Sequence[RatedAnswer]:
-    found = load_rating_set(source, ctx.config.seed)
-    ctx.tracker.rewind(f"{SERIES}_source", -1)
-    ctx.log(
-        f"{SERIES}_source", 0, records=found.records, duplicates=found.duplicates, skipped=found.skipped
-    )  # fmt: skip
-    return found.ratings
-
-
-def _world_ratings(ctx: RunContext, source: RatingSource) -> Sequence[RatedAnswer]:
-    from cai_dist.world.ratings import rated_answers
-    from cai_dist.world.tables import World
-
-    return rated_answers(World(ctx.config.world_seed), source.limit or WORLD_RATINGS, ctx.config.seed)

@@ -11,12 +11,13 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, Literal
 
+from cai_dist.config.seeds import stable_seed
 from cai_dist.constitution.draws import draw_some
 from cai_dist.data.prompts import opening
 from cai_dist.losses.elo import EloMatch, elo_ratings
 from cai_dist.stages.ai_feedback import labelling
 from cai_dist.stages.ai_feedback.labelling import PairLabel, label_pairs
-from cai_dist.stages.context import RunContext, stable_seed
+from cai_dist.stages.context import RunContext
 from cai_dist.stages.evaluation.judges import Judge, on_the_world
 from cai_dist.stages.execution.reuse import reuse_from
 from cai_dist.stages.tables.records import Sampled

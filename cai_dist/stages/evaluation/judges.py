@@ -1,4 +1,4 @@
-"""Who judges the answers in the evaluation: the micro-world's oracle, or (on real text) the reward that the run has
+"""Judges of the answers in the evaluation: the micro-world's oracle, or (on real text) the reward that the run has
 learned, that of the preference model or DPO's implicit one, together with a detector of canned refusals."""
 
 from __future__ import annotations
@@ -8,11 +8,11 @@ from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
+from cai_dist.config.stages import DPO, PREFERENCE
 from cai_dist.data.chat import ChatFormat
 from cai_dist.losses.calibration import expected_calibration_error, same_side
-from cai_dist.stages import dpo, preference, sft
 from cai_dist.stages.ai_feedback.statistics import agree
 from cai_dist.stages.comparisons.pairs import heldout
 from cai_dist.stages.context import RunContext
@@ -70,7 +70,7 @@ def make_judge(ctx: RunContext, rewards: RewardJudge | None = None) -> Judge:
 
 def make_rewards(ctx: RunContext) -> RewardJudge:
     """The reward that this run has learned."""
-    return ImplicitRewardJudge(ctx) if ctx.config.alignment == "dpo" else PreferenceJudge(ctx)
+    return ImplicitRewardJudge(ctx) if ctx.config.aligned.learner == DPO else PreferenceJudge(ctx)
 
 
 def on_the_world(ctx: RunContext) -> bool:
@@ -91,7 +91,7 @@ class OracleJudge:
         self._oracle, self._world = oracle, World(world_seed)
 
     def figures(self, samples: Mapping[str, Sequence[Sampled]]) -> dict[str, dict[str, Figure]]:
-        """See `one`, for each model."""
+        """Figures of each model by name, as `one` finds them."""
         return {name: self.one(sampled) for name, sampled in samples.items()}
 
     def one(self, sampled: Sequence[Sampled]) -> dict[str, Figure]:
@@ -128,7 +128,7 @@ class OracleJudge:
         return _by_round([[float(self._judge(r).harmful) for r in own] for own in self.followed(revisions)])
 
     def followed(self, revisions: Sequence[Revision]) -> list[list[Revision]]:
-        """See `Judge`."""
+        """Rounds of each prompt that harm by revision is measured on."""
         return [own for own in followed(revisions) if self._judge(own[0]).valid]
 
     def _judge(self, r: Revision) -> Judgement:
@@ -173,7 +173,7 @@ def scores_of(ctx: RunContext, model: str) -> AnswerScores:
 def _learned_format(ctx: RunContext) -> ChatFormat:
     """The chat format that preference models are trained and asked by in PPO: that of SL-CAI. A scalar model has no
     generation_config.json of its own, where some models name the end of a turn."""
-    return chat_format(ctx, str(ctx.run_dir / "sft" / "model"))
+    return chat_format(ctx, str(ctx.paths.sl_model))
 
 
 class RewardJudge(ABC):
@@ -184,7 +184,7 @@ class RewardJudge(ABC):
     """
 
     name: str
-    stage: str
+    stage: Literal["preference", "dpo"]
 
     def __init__(self, ctx: RunContext) -> None:
         self._run = ctx
@@ -215,7 +215,7 @@ class RewardJudge(ABC):
         }
 
     def reactions(self, sampled: Sequence[Sampled]) -> dict[str, Hits]:
-        """By phrases, see `stages/evaluation/refusals.py`."""
+        """Canned refusals and engagement by phrases (`stages/evaluation/refusals.py`)."""
         return reactions(sampled)
 
     def prefers(self, pairs: Sequence[Comparison]) -> list[float]:
@@ -231,7 +231,7 @@ class RewardJudge(ABC):
         return _by_round([[1.0 - next(values) for _ in own] for own in kept])
 
     def followed(self, revisions: Sequence[Revision]) -> list[list[Revision]]:
-        """See `Judge`."""
+        """Rounds of each prompt that harm by revision is measured on."""
         return followed(revisions)
 
     def labels(self, labelled: Sequence[Labelled]) -> dict[str, float | int | None]:
@@ -248,11 +248,11 @@ class PreferenceJudge(RewardJudge):
     """The score of the run's own preference model."""
 
     name = "preference model of this run"
-    stage = preference.NAME
+    stage = PREFERENCE
 
     def scores(self, texts: Texts, phase: str) -> list[float]:
-        """As the reward workers of PPO give them."""
-        model = str(self._run.run_dir / self.stage / "model")
+        """Scores of the preference model, as the reward workers of PPO give them."""
+        model = str(self._run.paths.model(self.stage))
         return score_texts(self._run, model, _learned_format(self._run), texts, phase)
 
 
@@ -260,11 +260,11 @@ class ImplicitRewardJudge(RewardJudge):
     """beta (log pi(y|x) - log pi_ref(y|x)) of DPO-CAI and SL-CAI (2305.18290, section 4)."""
 
     name = "implicit reward of this run's DPO-CAI"
-    stage = dpo.NAME
+    stage = DPO
 
     def scores(self, texts: Texts, phase: str) -> list[float]:
-        """From two passes over the answers, one by each model."""
-        policy, reference = (str(self._run.run_dir / stage / "model") for stage in (self.stage, sft.NAME))
+        """Implicit rewards from two passes over the answers, one by each model."""
+        policy, reference = str(self._run.paths.model(self.stage)), str(self._run.paths.sl_model)
         chat = chat_format(self._run, policy)
         both = [answer_logprobs(self._run, model, chat, texts, phase) for model in (policy, reference)]
         return [self._run.config.dpo.beta * (mine - theirs) for mine, theirs in zip(*both, strict=True)]

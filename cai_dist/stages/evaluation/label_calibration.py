@@ -9,11 +9,12 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
+from cai_dist.config.seeds import stable_seed
 from cai_dist.constitution.draws import draw_some
 from cai_dist.losses.calibration import brier_score, expected_calibration_error, reliability_bins, same_side
 from cai_dist.stages.ai_feedback import labelling
 from cai_dist.stages.ai_feedback.labelling import PairLabel, label_pairs
-from cai_dist.stages.context import RunContext, stable_seed
+from cai_dist.stages.context import RunContext
 from cai_dist.stages.evaluation.multiple_choice import kind_of, questions_of
 from cai_dist.stages.execution.reuse import reuse_from
 from cai_dist.stages.tables.intervals import pooled_proportion

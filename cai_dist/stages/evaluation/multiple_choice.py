@@ -79,8 +79,8 @@ def questions_of(ctx: RunContext, source: str) -> tuple[list[ChoiceQuestion], in
 
 
 def accuracies(questions: Sequence[ChoiceQuestion], rows: Sequence[ChoiceRow]) -> dict[str, Any]:
-    """See `multiple_choice`; `rows` hold each option's log-probability and tokens, none where it was too long. Of each
-    figure `n` counts questions; the interval allows for several about the same text."""
+    """Accuracies of `multiple_choice`; `rows` hold each option's log-probability and tokens, none where it was too
+    long. Of each figure `n` counts questions; the interval allows for several about the same text."""
     kinds: dict[str, dict[str, Credits]] = defaultdict(lambda: {"accuracy": [], "accuracy_raw": []})
     too_long, masses = 0, []
     for question, row in zip(questions, rows, strict=True):

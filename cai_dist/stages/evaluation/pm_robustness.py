@@ -3,20 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from cai_dist.stages import preference
 from cai_dist.stages.context import RunContext
 from cai_dist.stages.evaluation.elo import KINDS
 from cai_dist.stages.evaluation.judges import AnswerScores, Given, RewardJudge, followed, scores_of
 from cai_dist.stages.tables.intervals import Figure, by_prompt, mean_figure
 from cai_dist.stages.tables.records import Revision, Sampled
-
-
-def second_model(ctx: RunContext) -> Path:
-    """The preference model of the other half of the comparisons, from which PPO has not learned."""
-    return ctx.run_dir / preference.NAME / "second" / "model"
 
 
 def preference_scores(
@@ -32,7 +25,7 @@ def preference_scores(
     rewards.answers.of(answers + [answer for after in rounds for answer in after], "evaluate: scores")
     found: dict[str, Any] = {"pm_score_by_revision": [_mean_score(rewards.answers, after) for after in rounds]}
     if ctx.config.preference.halves:
-        second = scores_of(ctx, str(second_model(ctx)))
+        second = scores_of(ctx, str(ctx.paths.second_model))
         second.of(answers, "evaluate: second preference model")
         found["robustness"] = {
             name: {

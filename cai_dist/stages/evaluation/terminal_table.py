@@ -9,6 +9,7 @@ from typing import Any
 from cai_dist.report.evaluation import ELO, MEASURED, MODELS, title_of
 from cai_dist.tracking.console import Console
 from cai_dist.tracking.manifest import read_manifest
+from cai_dist.tracking.run_folder import RunFolder
 
 
 def show_results(console: Console, run_dir: Path, evaluation: dict[str, Any]) -> None:
@@ -37,7 +38,11 @@ def written(run_dir: Path) -> list[str]:
     """The outputs of every stage and the files of the run itself."""
     stages = read_manifest(run_dir)["stages"].values()
     outputs = [o for stage in stages for o in stage["outputs"]]
-    return [str(run_dir / name) for name in (*outputs, "config.yaml", "manifest.json", "metrics.jsonl")]
+    paths = RunFolder(run_dir)
+    return [
+        *(str(run_dir / name) for name in outputs),
+        *(str(p) for p in (paths.config, paths.manifest, paths.metrics)),
+    ]
 
 
 def _elo(elo: dict[str, Any]) -> Iterator[str]:

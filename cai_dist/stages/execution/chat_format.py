@@ -19,7 +19,8 @@ def chat_format(ctx: RunContext, model: str) -> ChatFormat:
 
 
 def format_of(models: ModelsConfig, labels: Labels, model: str, day: str) -> ChatFormat:
-    """The same outside of a run; `day` (YYYY-MM-DD) is what templates are told where `models.chat_date` is not set."""
+    """The chat format of `model` outside of a run; `day` (YYYY-MM-DD) is what templates are told where
+    `models.chat_date` is not set."""
     return ChatFormat(
         load_tokenizer(model),
         models.chat,

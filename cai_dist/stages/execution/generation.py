@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from cai_dist.config.seeds import stable_seed
 from cai_dist.config.training import SamplingConfig
 from cai_dist.data.chat import ChatFormat
 from cai_dist.data.tables import Shards
-from cai_dist.stages.context import Records, RunContext, model_settings, stable_seed
+from cai_dist.stages.context import Records, RunContext, model_settings
 from cai_dist.stages.execution.reuse import model_hash
 from cai_dist.tracking.atomic import sha256_json
 from cai_dist.types import GenerateRequest, Generation, LabelRequest, SamplingParams

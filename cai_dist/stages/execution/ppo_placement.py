@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cai_dist.config.ppo import PpoConfig
@@ -14,8 +13,6 @@ from cai_dist.tracking.atomic import write_json
 
 if TYPE_CHECKING:
     from cai_dist.cluster.ppo.groups import PpoGroups
-
-FILE = "placement.json"
 
 
 def on_gpus(ppo: PpoConfig) -> bool:
@@ -34,9 +31,9 @@ def check_placement(ctx: RunContext) -> None:
 
 
 @contextmanager
-def shown_placement(ctx: RunContext, folder: Path, roles: PpoGroups) -> Iterator[None]:
+def shown_placement(ctx: RunContext, roles: PpoGroups) -> Iterator[None]:
     """Role x node x GPU before the block runs; after it, without an error, the peaks role x phase (MiB, of the largest
-    worker) and what could not leave a shared GPU. Both are in `folder`, too."""
+    worker) and what could not leave a shared GPU. Both are in `placement.json`, too."""
     from cai_dist.cluster.placement import seat_rows
     from cai_dist.cluster.ppo.memory_log import peak_rows
 
@@ -46,12 +43,12 @@ def shown_placement(ctx: RunContext, folder: Path, roles: PpoGroups) -> Iterator
         "shared": [list(group) for group in ctx.config.ppo.shared_groups],
         "workers": [asdict(seat) for seat in roles.seats],
     }
-    write_json(folder / FILE, content)
+    write_json(ctx.paths.placement, content)
     columns = ["role", "rank", "node", "GPU", "CPUs", "shares with"]
     ctx.console.table(f"placement of PPO: {place.mode}", columns, seat_rows(roles.seats))
     yield
     roles.memory()
-    write_json(folder / FILE, content | {"peak_mb": roles.memory_peaks, "notes": roles.notes})
+    write_json(ctx.paths.placement, content | {"peak_mb": roles.memory_peaks, "notes": roles.notes})
     ctx.console.table("peak memory of a worker, MiB", *peak_rows(roles.memory_peaks))
     for note in roles.notes:
         ctx.console.say(note)

@@ -6,11 +6,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+from cai_dist.config.seeds import stable_seed
 from cai_dist.config.training import ShardingConfig, TrainConfig
 from cai_dist.data.schedule import plan_items, step_indices, steps_per_epoch
 from cai_dist.errors import DataError
-from cai_dist.stages.context import RunContext, stable_seed
+from cai_dist.stages.context import RunContext
 from cai_dist.tracking.checkpoints import CheckpointStore
+from cai_dist.tracking.run_folder import CHECKPOINTS
 from cai_dist.types import StepShard
 
 if TYPE_CHECKING:
@@ -49,7 +51,7 @@ def train(
     told and not counted: the next batch takes its place.
     """
     steps = total_steps(len(examples), config, stage)
-    store = CheckpointStore(folder / "checkpoints")
+    store = CheckpointStore(folder / CHECKPOINTS)
     start = skipped = 0
     if latest := store.latest():
         start, saved = latest

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
+from cai_dist.config.seeds import stable_seed
 from cai_dist.config.training import TrainConfig
 from cai_dist.data.thoughts import ThoughtIds
-from cai_dist.stages.context import stable_seed
 from cai_dist.tracking.atomic import remove_leftovers, staging_dir, write_json
 from cai_dist.types import WorkerSpec
+from cai_dist.workers.registry import TrainedKind
 
 if TYPE_CHECKING:
     from cai_dist.cluster.group import WorkerGroup
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 def rollout_group(ctx: RunContext, role: str, workers: int) -> Iterator[WorkQueue]:
     """`workers` independent processes that generate and score text, behind a queue."""
     spec = WorkerSpec(
-        "cai_dist.workers.rollout:RolloutWorker",
+        "rollout",
         {
             "model": "",
             "dtype": ctx.config.models.dtype,
@@ -40,7 +41,7 @@ def rollout_group(ctx: RunContext, role: str, workers: int) -> Iterator[WorkQueu
 def trained_model(
     ctx: RunContext,
     role: str,
-    kind: Literal["language", "pm_pretraining", "preference", "dpo", "rating"],
+    kind: TrainedKind,
     model: str,
     config: TrainConfig,
     steps: int,
@@ -61,14 +62,7 @@ def trained_model(
         "timeouts": ctx.config.cluster.timeouts,
         **settings,
     }
-    target = {
-        "language": "cai_dist.workers.language:LanguageWorker",
-        "pm_pretraining": "cai_dist.workers.preference:PretrainingWorker",
-        "preference": "cai_dist.workers.preference:PreferenceWorker",
-        "dpo": "cai_dist.workers.dpo:DpoWorker",
-        "rating": "cai_dist.workers.rating:RatingWorker",
-    }[kind]
-    with _group(ctx, role, WorkerSpec(target, kwargs), config.sharding.ranks, distributed=True) as group:
+    with _group(ctx, role, WorkerSpec(kind, kwargs), config.sharding.ranks, distributed=True) as group:
         yield group
 
 
@@ -96,7 +90,7 @@ def reward_group(ctx: RunContext, model: str, end_id: int, workers: int) -> Iter
         "threads": ctx.config.cluster.threads,
         "timeouts": ctx.config.cluster.timeouts,
     }
-    spec = WorkerSpec("cai_dist.workers.reward:RewardWorker", kwargs)
+    spec = WorkerSpec("reward", kwargs)
     with _queue(ctx, "reward", spec, workers) as queue:
         yield queue
 
@@ -112,7 +106,7 @@ def reference_group(ctx: RunContext, model: str, workers: int) -> Iterator[WorkQ
         "threads": ctx.config.cluster.threads,
         "timeouts": ctx.config.cluster.timeouts,
     }
-    spec = WorkerSpec("cai_dist.workers.reference:ReferenceWorker", kwargs)
+    spec = WorkerSpec("reference", kwargs)
     with _queue(ctx, "reference", spec, workers) as queue:
         yield queue
 

@@ -10,9 +10,9 @@ from cai_dist.config.run import RunConfig, TrackingConfig
 from cai_dist.constitution import run_constitution
 from cai_dist.models.resolve import resolve_model
 from cai_dist.stages.ai_feedback.option_tokens import check_tokens
+from cai_dist.stages.comparisons.pm_pretraining import check_label_words
 from cai_dist.stages.context import RunContext
 from cai_dist.stages.preflight.rehearsal import Rehearsal, rehearse
-from cai_dist.stages.prepare import check_label_words
 from cai_dist.tracking.console import Console
 from cai_dist.tracking.manifest import Manifest
 from cai_dist.tracking.metrics import Tracker

@@ -19,6 +19,7 @@ from typing import Any
 from transformers import AutoModelForSequenceClassification, GenerationConfig
 
 from cai_dist.config.run import ModelsConfig, RunConfig
+from cai_dist.config.stages import PPO, PREFERENCE, SUPERVISED
 from cai_dist.errors import CaiError, ConfigError
 from cai_dist.models.export import save_model
 from cai_dist.models.limits import context_problem
@@ -108,9 +109,9 @@ def tokenizer_problem(tokenizer: Any, rows: int) -> str | None:
 def scalar_users(config: RunConfig) -> list[str]:
     """What this run trains with one number per answer on the trunk of `models.pretrained`, in words."""
     users = []
-    if "preference" in config.stages:
+    if PREFERENCE in config.stages:
         users.append("the preference model")
-    if "ppo" in config.stages and "value" in config.ppo.trained_roles:
+    if PPO in config.stages and "value" in config.ppo.trained_roles:
         users.append("PPO's value model")
     if config.data.harm_ratings.source != "none":
         users.append("the model of harm ratings")
@@ -119,7 +120,7 @@ def scalar_users(config: RunConfig) -> list[str]:
 
 def uses(config: RunConfig) -> dict[str, Any]:
     """What `rehearse` tries a model for, beyond `models`: settings that make it worth another look."""
-    lora = config.ppo.lora if "ppo" in config.stages else None
+    lora = config.ppo.lora if PPO in config.stages else None
     return {
         "scalar": scalar_users(config),
         "language": config.data.ranked_answers.source != "none",
@@ -134,7 +135,7 @@ def scalar_problem(config: RunConfig, model: Any) -> str | None:
     if not users or type(model) in AutoModelForSequenceClassification._model_mapping:
         return None
     ways = []
-    if "preference" in config.stages:
+    if PREFERENCE in config.stages:
         ways.append("set alignment=dpo")
     if config.data.harm_ratings.source != "none":
         ways.append("set data.harm_ratings.source=none")
@@ -186,7 +187,7 @@ def _rehearse_copy(ctx: RunContext, found: Rehearsal, roles: list[str], path: st
         found.attempt(who, lambda: _serves(copied))
     if role != "pretrained":
         return
-    layout, lora = config.models.layout, config.ppo.lora if "ppo" in config.stages else None
+    layout, lora = config.models.layout, config.ppo.lora if PPO in config.stages else None
     causal = found.attempt(who, lambda: load_causal(copied, "fp32", layout))
     if causal is not None and lora is not None:
         found.attempt(who, lambda: add_lora(causal, lora, 0))
@@ -199,7 +200,7 @@ def _rehearse_copy(ctx: RunContext, found: Rehearsal, roles: list[str], path: st
 
 def _scalar(config: RunConfig, copied: str) -> Any:
     """The small copy with a scalar head, saved and read again; with its language where that is trained beside it."""
-    pretraining = "preference" in config.stages and config.data.ranked_answers.source != "none"
+    pretraining = PREFERENCE in config.stages and config.data.ranked_answers.source != "none"
     scalar = (load_both if pretraining else load_scalar)(copied, "fp32", 0, config.models.layout)
     saved = Path(copied).with_name("scalar")
     save_model(scalar.hf, saved)
@@ -269,4 +270,4 @@ def room_problem(run_dir: Path, sizes: Mapping[str, int]) -> str | None:
 def model_bytes(ctx: RunContext, path: str) -> dict[str, int]:
     """Name -> bytes of each model that a run trains from the one in `path`; empty where its size is not known."""
     weights = sum(file.stat().st_size for file in Path(path).glob("*.safetensors"))
-    return {f"{stage}/model": weights for stage in ctx.config.stages if stage in ("sft", "preference", "ppo", "dpo")}
+    return {f"{stage}/model": weights for stage in ctx.config.stages if stage in (*SUPERVISED, PPO)}

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 from cai_dist.config.run import RunConfig
+from cai_dist.config.stages import EVALUATE, FEEDBACK, PPO, PREFERENCE, REVISE
 from cai_dist.data.chat import ChatFormat
 from cai_dist.errors import DataError
 from cai_dist.stages.context import RunContext
 from cai_dist.stages.execution.chat_format import chat_format
-from cai_dist.stages.tables.prompts import given_prompts, heldout_prompts, human_file
+from cai_dist.stages.tables.prompts import given_prompts, heldout_prompts
 from cai_dist.stages.tables.records import read_comparisons
 from cai_dist.types import Prompt
 
@@ -24,7 +25,7 @@ def check_tables(ctx: RunContext, paths: Mapping[str, str]) -> None:
         for stage, role, kind in _askers(ctx.config)
         if (line := room_problem(ctx.config, stage, kind, chats[role], prompts[kind]))
     ]
-    human = sum(x.comparison.prompt.split == "train" for x in read_comparisons(human_file(ctx)))
+    human = sum(x.comparison.prompt.split == "train" for x in read_comparisons(ctx.paths.human))
     if line := few_comparisons(ctx.config, len(prompts["red_team"]) + ctx.config.expand.prompts, human):
         if human:
             ctx.console.warn(line)
@@ -36,13 +37,13 @@ def check_tables(ctx: RunContext, paths: Mapping[str, str]) -> None:
 
 def _askers(config: RunConfig) -> Iterator[tuple[str, str, str]]:
     """(stage, role of the model whose tokens count, kind of prompt) of everything that answers prompts."""
-    yield "revise", "assistant", "red_team"
-    yield "feedback", "pretrained", "red_team"
-    if "ppo" in config.stages and config.ppo.helpful_fraction < 1:
-        yield "ppo", "pretrained", "red_team"
-    if "ppo" in config.stages and config.ppo.helpful_fraction > 0:
-        yield "ppo", "pretrained", "helpful"
-    yield "evaluate", "pretrained", "held-out"
+    yield REVISE, "assistant", "red_team"
+    yield FEEDBACK, "pretrained", "red_team"
+    if PPO in config.stages and config.ppo.helpful_fraction < 1:
+        yield PPO, "pretrained", "red_team"
+    if PPO in config.stages and config.ppo.helpful_fraction > 0:
+        yield PPO, "pretrained", "helpful"
+    yield EVALUATE, "pretrained", "held-out"
 
 
 def room_problem(config: RunConfig, stage: str, kind: str, chat: ChatFormat, prompts: Sequence[Prompt]) -> str | None:
@@ -65,9 +66,9 @@ def room_problem(config: RunConfig, stage: str, kind: str, chat: ChatFormat, pro
 def few_comparisons(config: RunConfig, prompts: int, human: int) -> str | None:
     """One line where `human` comparisons are too few for the share that is wanted even if half of the pairs of answers
     to `prompts` prompts get no label (answers may be equal, or not readable); else None."""
-    learner = "dpo" if config.alignment == "dpo" else "preference"
+    learner = config.aligned.learner
     fraction = getattr(config, learner).helpful_fraction
-    used = config.preference.label_fraction if learner == "preference" else 1.0
+    used = config.preference.label_fraction if learner == PREFERENCE else 1.0
     labelled = round(prompts * config.feedback.pairs_per_prompt * used)
     wanted = round(labelled * fraction / (1.0 - fraction))
     if human >= wanted / 2:

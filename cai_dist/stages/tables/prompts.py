@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from cai_dist.stages import prepare
 from cai_dist.stages.context import RunContext
 from cai_dist.stages.tables.records import read_comparisons, read_prompts
 from cai_dist.types import Comparison, Prompt, PromptKind
@@ -21,42 +20,28 @@ def training_prompts(ctx: RunContext, kind: PromptKind, rl: bool = False) -> lis
 
 def given_prompts(ctx: RunContext, kind: PromptKind) -> list[Prompt]:
     """The training prompts of a kind without those of `expand`."""
-    return [p for p in read_prompts(_given(ctx, kind)) if p.split == "train"]
+    return [p for p in read_prompts(ctx.paths.prompts(kind)) if p.split == "train"]
 
 
 def heldout_prompts(ctx: RunContext) -> list[Prompt]:
     """The prompts set aside for measuring, red-team first. No training stage may see them."""
-    return [p for kind in KINDS for p in read_prompts(_given(ctx, kind)) if p.split == "heldout"]
+    return [p for kind in KINDS for p in read_prompts(ctx.paths.prompts(kind)) if p.split == "heldout"]
 
 
 def heldout_comparisons(ctx: RunContext) -> list[Comparison]:
     """The human comparisons set aside for measuring. Raises DataError where the table is missing."""
-    found = [x.comparison for x in read_comparisons(human_file(ctx))]
+    found = [x.comparison for x in read_comparisons(ctx.paths.human)]
     return [c for c in found if c.prompt.split == "heldout"]
-
-
-def human_file(ctx: RunContext) -> Path:
-    """The table of human comparisons."""
-    return ctx.run_dir / prepare.NAME / "human.parquet"
 
 
 def prompt_files(ctx: RunContext, *kinds: PromptKind, rl: bool = False) -> list[Path]:
     """The tables that the functions above read (default: of both kinds), as inputs of a stage."""
     wanted = kinds or KINDS
-    return [_given(ctx, kind) for kind in wanted] + [file for kind in wanted for file in _expanded(ctx, kind, rl)]
-
-
-def expanded_file(ctx: RunContext, kind: PromptKind = "red_team", rl: bool = False) -> Path:
-    """The table of the prompts of a kind that the stage `expand` made for all stages, or (`rl`) for PPO alone."""
-    return ctx.run_dir / "expand" / f"{'rl_' if rl else ''}{kind}.parquet"
-
-
-def _given(ctx: RunContext, kind: PromptKind) -> Path:
-    return ctx.run_dir / prepare.NAME / f"{kind}.parquet"
+    return [ctx.paths.prompts(kind) for kind in wanted] + [file for kind in wanted for file in _expanded(ctx, kind, rl)]
 
 
 def _expanded(ctx: RunContext, kind: PromptKind, rl: bool) -> list[Path]:
-    config = ctx.config.expand
-    return [expanded_file(ctx, kind)] * bool(config.wanted(kind)) + [expanded_file(ctx, kind, rl=True)] * bool(
+    config, paths = ctx.config.expand, ctx.paths
+    return [paths.expanded(kind)] * bool(config.wanted(kind)) + [paths.expanded(kind, rl=True)] * bool(
         rl and config.wanted_for_rl(kind)
     )

@@ -51,7 +51,9 @@ def write_revision_transcripts(path: Path, revisions: Sequence[Revision], prompt
     write_text(path, "\n".join(parts))
 
 
-def write_evaluation_transcripts(folder: Path, samples: Mapping[str, Sequence[Sampled]], prompts: int) -> list[Path]:
+def write_evaluation_transcripts(
+    jsonl: Path, markdown: Path, samples: Mapping[str, Sequence[Sampled]], prompts: int
+) -> list[Path]:
     """The models' answers side by side, for `prompts` prompts of each kind: JSONL for programs, Markdown for people."""
     answers: dict[str, dict[str, str]] = {}
     shown: dict[str, Prompt] = {}
@@ -67,7 +69,6 @@ def write_evaluation_transcripts(folder: Path, samples: Mapping[str, Sequence[Sa
         lines.append(json.dumps({"id": prompt.id, "kind": prompt.kind, "prompt": asked, **said}, ensure_ascii=False))
         parts.append(f"## {prompt.id} ({prompt.kind})\n\n{conversation(prompt.turns)}\n")
         parts += [f"### {model}\n\n{quote(text)}\n" for model, text in said.items()]
-    jsonl, markdown = folder / "transcripts.jsonl", folder / "transcripts.md"
     write_text(jsonl, "".join(line + "\n" for line in lines))
     write_text(markdown, "\n".join(parts))
     return [jsonl, markdown]

@@ -190,3 +190,16 @@ def test_a_request_to_a_rollout_worker_is_its_share_unless_streamed(
     prompts: int, workers: int, rows: int, ppo: dict[str, Any], size: int
 ) -> None:
     assert run_of(**ppo).ppo.rollout_request(prompts, workers, rows) == size
+
+
+def test_a_trained_role_has_as_many_workers_as_ranks_and_another_what_its_placement_says() -> None:
+    cpus = {"cpus": 0.5}
+    ppo = run_of(
+        policy={"ranks": 3, "micro_batch": 1},
+        value={"ranks": 2, "micro_batch": 1},
+        placement={"reward": {"workers": 4, **cpus}, "policy": cpus, "value": cpus, "reference": cpus, "rollout": cpus},
+    ).ppo
+    assert {role: ppo.workers_of(role) for role in ppo.roles} == {
+        "policy": 3, "value": 2, "reference": 1, "reward": 4, "rollout": 1,
+    }  # fmt: skip
+    assert ppo.cpus == 0.5 * 11

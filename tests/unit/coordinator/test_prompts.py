@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cai_dist.coordinator.prompt_cursor import choose, derive_seed, digest
+from cai_dist.config.seeds import derive_seed
+from cai_dist.coordinator.prompt_cursor import choose, digest
 from cai_dist.errors import DataError
 from tests.unit.coordinator.small_run import make_prompts
 

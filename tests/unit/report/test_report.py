@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cai_dist.config.run import STAGES_OF
+from cai_dist.config.stages import ALIGNMENTS
 from cai_dist.errors import DataError
 from cai_dist.report import write_report
 from cai_dist.report.charts import bar_chart, interval_bar, interval_chart, line_chart, nice_ticks, path_chart, thin
@@ -20,7 +20,7 @@ from cai_dist.report.evaluation import results
 from cai_dist.tracking.manifest import Manifest
 
 HOSTILE = "</div><script>alert(1)</script><img src=x onerror=alert(2)>\"'&\u2028 [bold]"
-PPO, DPO = STAGES_OF["ppo"], STAGES_OF["dpo"]
+PPO, DPO = ALIGNMENTS["ppo"].stages, ALIGNMENTS["dpo"].stages
 VOID = {"meta", "br", "img", "link", "input", "hr"}
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from cai_dist.config.run import STAGES, RunConfig, TrackingConfig
+from cai_dist.config.run import RunConfig, TrackingConfig
+from cai_dist.config.stages import STAGES
 from cai_dist.errors import ConfigError
 from cai_dist.stages import evaluate, pipeline
 from cai_dist.tracking.console import Console
@@ -34,7 +35,7 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     """The names of the stages that ran: each has its real settings and inputs, and writes its name into its files."""
     names: list[str] = []
 
-    def made(name: str, stage: pipeline.Stage) -> pipeline.Stage:
+    def made(name: str, stage: pipeline.StageSpec) -> pipeline.StageSpec:
         def run(context):
             names.append(name)
             paths = [context.folder(name) / output for output in WRITES[name]]
@@ -42,9 +43,11 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
                 path.write_text(name)
             return paths
 
-        return pipeline.Stage(name, run, stage.settings, stage.inputs)
+        return pipeline.StageSpec(name, run, stage.settings, stage.inputs, beside=stage.beside)
 
-    monkeypatch.setattr(pipeline, "ALL", {name: made(name, stage) for name, stage in pipeline.ALL.items()})
+    monkeypatch.setattr(
+        pipeline, "STAGE_SPECS", {name: made(name, stage) for name, stage in pipeline.STAGE_SPECS.items()}
+    )
     monkeypatch.setattr(evaluate, "show", lambda run: None)
     yield names
 
@@ -59,7 +62,7 @@ def config(tmp_path: Path, alignment: str, **sections) -> RunConfig:
 def test_the_order_of_the_stages_follows_from_the_alignment(tmp_path, ran) -> None:
     assert ["prepare", *config(tmp_path, "ppo").stages] == PPO
     assert ["prepare", *config(tmp_path, "dpo").stages] == DPO
-    assert set(STAGES) | {"prepare"} == set(pipeline.ALL) == set(WRITES) and STAGES[-1] == "evaluate"
+    assert set(STAGES) | {"prepare"} == set(pipeline.STAGE_SPECS) == set(WRITES) and STAGES[-1] == "evaluate"
     pipeline.run_pipeline(config(tmp_path, "dpo"), Console("quiet"))
     assert ran == DPO
     assert list(read_manifest(tmp_path / "t")["stages"]) == DPO
@@ -109,7 +112,7 @@ def test_the_third_model_is_that_of_the_alignment(make_run) -> None:
 
 def test_what_dpo_depends_on(make_run) -> None:
     run = make_run(alignment="dpo")
-    names = {str(p.relative_to(run.run_dir)) for p in pipeline.ALL["dpo"].inputs(run)}
+    names = {str(p.relative_to(run.run_dir)) for p in pipeline.STAGE_SPECS["dpo"].inputs(run)}
     assert names == {"feedback/comparisons.parquet", "prepare/human.parquet", "sft/model"}
     changed = (
         {"beta": 0.3}, {"loss": "ipo"}, {"helpful_fraction": 0.1}, {"train": {"epochs": 2}},
@@ -117,12 +120,12 @@ def test_what_dpo_depends_on(make_run) -> None:
     )  # fmt: skip
     base = {"name": "t", "alignment": "dpo"}
     settings = [
-        pipeline.ALL["dpo"].settings(RunConfig.model_validate_json(json.dumps({**base, "dpo": section})))
+        pipeline.STAGE_SPECS["dpo"].settings(RunConfig.model_validate_json(json.dumps({**base, "dpo": section})))
         for section in ({}, *changed)
     ]
     assert all(one != other for i, one in enumerate(settings) for other in settings[:i])
     same = RunConfig.model_validate_json(json.dumps({**base, "dpo": {"train": {"checkpoint_every": 3}}}))
-    assert pipeline.ALL["dpo"].settings(same) == settings[0]
+    assert pipeline.STAGE_SPECS["dpo"].settings(same) == settings[0]
 
 
 def test_a_stage_of_the_other_alignment_is_refused(tmp_path, ran) -> None:

@@ -82,15 +82,17 @@ def test_a_principle_less_is_another_run(tmp_path: Path, monkeypatch: pytest.Mon
     """The whole way from the setting: other hash, every stage again, and the manifest and the page say why."""
     ran: list[tuple[str, str]] = []
 
-    def made(name: str, stage: pipeline.Stage) -> pipeline.Stage:
+    def made(name: str, stage: pipeline.StageSpec) -> pipeline.StageSpec:
         def run(context):
             ran.append((name, context.constitution_note["sha256"]))
             context.folder(name)
             return []
 
-        return pipeline.Stage(name, run, lambda config: {}, lambda context: [])
+        return pipeline.StageSpec(name, run, lambda config: {}, lambda context: [])
 
-    monkeypatch.setattr(pipeline, "ALL", {name: made(name, stage) for name, stage in pipeline.ALL.items()})
+    monkeypatch.setattr(
+        pipeline, "STAGE_SPECS", {name: made(name, stage) for name, stage in pipeline.STAGE_SPECS.items()}
+    )
     monkeypatch.setattr(evaluate, "show", lambda run: None)
 
     def start(*without: str) -> list[tuple[str, str]]:

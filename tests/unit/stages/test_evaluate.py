@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from cai_dist.stages import evaluate, pipeline
 from cai_dist.stages.ai_feedback import labelling
 from cai_dist.stages.context import RunContext
 from cai_dist.stages.execution.reuse import reuse_from
+from cai_dist.stages.summaries import StageSummary
 from cai_dist.tracking.console import Console
 from cai_dist.types import Generation, Prompt, Turn
 from cai_dist.world.tokenizer import build_tokenizer
@@ -72,7 +74,7 @@ def test_ratings_follow_the_comparisons_that_are_held_out(make_run: Callable[...
     for path in evaluate.inputs(run):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("1")
-    stage = pipeline.ALL["evaluate"]
+    stage = pipeline.STAGE_SPECS["evaluate"]
     before = pipeline._fingerprint(run, stage)
     (run.run_dir / "prepare" / "human.parquet").write_text("2")
     assert pipeline._fingerprint(run, stage)[0] != before[0]
@@ -81,7 +83,7 @@ def test_ratings_follow_the_comparisons_that_are_held_out(make_run: Callable[...
 def test_another_bound_needs_no_new_evaluation(make_run: Callable[..., RunContext]) -> None:
     measured = {"rl": {"boilerplate": {"value": 0.4}}}
     run = make_run(evaluate=EvaluateConfig(gate=GateConfig(boilerplate=0.3)))
-    path = run.run_dir / evaluate.RESULT
+    path = run.paths.evaluation
     path.write_text(json.dumps({"measures": measured, "elo": {"x": 1}}))
     evaluate._update_gate(run)
     first = json.loads(path.read_text())
@@ -98,7 +100,7 @@ def test_malformed_files_are_refused_before_anything_is_done(tmp_path: Path, mon
     questions.write_text('{"input": "q", "target_scores": {"a": 1, "b": "no"}}\n')
     others.write_text('{"input": "q", "target_scores": {"a": 1, "b": 0}}\n')
     ratings.write_text('{"prompt": "q", "response": "a", "rating": 9}\n')
-    monkeypatch.setattr(pipeline, "ALL", {})  # any stage that is begun fails
+    monkeypatch.setattr(pipeline, "STAGE_SPECS", {})  # any stage that is begun fails
     config = RunConfig(
         name="t", runs_dir=str(tmp_path / "runs"), constitution="micro",
         data=DataConfig(harm_ratings=RatingSource(source=str(ratings))),
@@ -173,17 +175,26 @@ def test_the_pipeline_begins_anew_with_the_answers_of_the_stage_that_it_sets_asi
 
     def act(ctx: RunContext) -> list[Path]:
         calls.append(sample())
-        (ctx.run_dir / evaluate.RESULT).write_text(str(len(calls)))
-        return [ctx.run_dir / evaluate.RESULT]
+        ctx.paths.evaluation.write_text(str(len(calls)))
+        return [ctx.paths.evaluation]
 
     run = make_run()
     for bound in (1, 2, 2):
-        pipeline.run_one(run, pipeline.Stage("evaluate", act, lambda config, b=bound: {"b": b}, lambda run: []))
+        pipeline.run_one(
+            run,
+            replace(
+                pipeline.STAGE_SPECS["evaluate"],
+                execute=act,
+                settings=lambda config, b=bound: {"b": b},
+                inputs=lambda run: [],
+                summary=lambda run: StageSummary(""),
+            ),
+        )
     assert calls == [1, 0], "asked once; begun anew without a question; then finished"
     old, new = run.run_dir / "evaluate.old-1", run.run_dir / "evaluate"
     shards = sorted(p.relative_to(old) for p in old.rglob("*.parquet"))
     assert shards and all((old / p).read_bytes() == (new / p).read_bytes() for p in shards)
-    assert (old / evaluate.RESULT).read_text() == "1" and (run.run_dir / evaluate.RESULT).read_text() == "2"
+    assert (old / "evaluation.json").read_text() == "1" and run.paths.evaluation.read_text() == "2"
 
 
 def test_only_the_named_shards_are_taken_over(make_run: Callable[..., RunContext]) -> None:

@@ -21,7 +21,7 @@ from cai_dist.stages import expand, ppo
 from cai_dist.stages.context import RunContext
 from cai_dist.stages.execution.generation import Answer
 from cai_dist.stages.expand import WrittenPrompt
-from cai_dist.stages.pipeline import ALL
+from cai_dist.stages.pipeline import STAGE_SPECS
 from cai_dist.stages.summaries import told_expand
 from cai_dist.stages.tables import prompts
 from cai_dist.stages.tables.records import Labelled, read_prompts, write_comparisons, write_prompts
@@ -228,7 +228,7 @@ def with_world_model(ready: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[..
         def answer(key: str) -> str:
             if not key.split(" ")[-3].endswith("<human>"):
                 return "take wrap then melt . <eos>"
-            from cai_dist.stages.context import stable_seed
+            from cai_dist.config.seeds import stable_seed
 
             kind, material = world.combos["red_team"][stable_seed(key) % 60]
             return f"make {kind} {material} ? mock {('ann', 'bob', 'cat')[stable_seed(key, 1) % 3]} . <assistant>"
@@ -244,7 +244,7 @@ def with_world_model(ready: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[..
                     yield done
 
             group.map = dies  # type: ignore[method-assign]
-        monkeypatch.setattr(run, "generators", lambda role, workers: contextlib.nullcontext(group))
+        monkeypatch.setattr(expand, "rollout_group", lambda ctx, role, workers: contextlib.nullcontext(group))
         return run, requests
 
     return make
@@ -305,7 +305,7 @@ def test_helpful_prompts_and_prompts_for_ppo_alone(with_world_model: Any) -> Non
         shared, alone = ([p.id for p in made[name]] for name in (kind, f"rl_{kind}"))
         assert [p.id for p in prompts.training_prompts(run, kind)] == given + shared  # type: ignore[arg-type]
         assert [p.id for p in prompts.training_prompts(run, kind, rl=True)] == given + shared + alone  # type: ignore[arg-type]
-    tables = {name: {p.name for p in ALL[name].inputs(run)} for name in ("revise", "feedback", "ppo")}
+    tables = {name: {p.name for p in STAGE_SPECS[name].inputs(run)} for name in ("revise", "feedback", "ppo")}
     assert set(names[:-1]) <= tables["ppo"] and not {"rl_red_team.parquet", "rl_helpful.parquet"} & tables["revise"]
     assert "rl_red_team.parquet" not in tables["feedback"]
     series = {line["stage"] for line in read_metrics(run.run_dir)}
@@ -316,7 +316,7 @@ def test_helpful_prompts_and_prompts_for_ppo_alone(with_world_model: Any) -> Non
 def test_prompts_for_ppo_alone_reach_it_and_no_one_else(with_world_model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     run, _ = with_world_model(**{**SMALL, "expand": SMALL["expand"].model_copy(update={"prompts": 0, "rl_prompts": 4})})  # type: ignore[attr-defined]
     [table, _] = expand.execute(run)
-    assert table == prompts.expanded_file(run, rl=True) and run.config.stages[0] == "expand"
+    assert table == run.paths.expanded("red_team", rl=True) and run.config.stages[0] == "expand"
     assert len(prompts.training_prompts(run, "red_team")) == 12
     chat = ChatFormat(build_tokenizer(), "template")
     assert {p.id for p in read_prompts(table)} <= {p.prompt_id for p in ppo.token_prompts(run, chat)}
@@ -368,11 +368,11 @@ def test_a_run_has_the_stage_only_where_prompts_are_wanted(ready: Any) -> None:
     run = ready(expand=ExpandConfig())
     assert [p.id for p in prompts.training_prompts(run, "red_team")] == ["r0", "r1"]
     assert [p.id for p in prompts.heldout_prompts(run)] == ["r2", "h1", "h2"]
-    assert prompts.human_file(run) in expand.inputs(run)
+    assert run.paths.human in expand.inputs(run)
     assert not any("expand" in str(p) for p in prompts.prompt_files(run))
     for name in ("revise", "feedback", "ppo"):
         with_it = ready()
-        assert prompts.expanded_file(with_it) in ALL[name].inputs(with_it), name
+        assert with_it.paths.expanded("red_team") in STAGE_SPECS[name].inputs(with_it), name
 
 
 def test_what_follows_the_templates_words_for_the_end_of_a_turn_is_another_party(

@@ -46,7 +46,7 @@ def chat(make_run, monkeypatch) -> ChatFormat:
     found = ChatFormat(build_tokenizer(), "template")
     for module in (local_model, option_tokens, local_check):
         monkeypatch.setattr(module, "chat_format", lambda run, model: found)
-    monkeypatch.setattr(labelling.prepare, "model_path", lambda run, role: "unused")
+    monkeypatch.setattr(labelling, "model_path", lambda run, role: "unused")
     return found
 
 
@@ -417,5 +417,5 @@ def test_entropy_in_bits() -> None:
 def test_sl_compares_its_own_answers(make_run) -> None:
     run = make_run(models=ModelsConfig(feedback="sl"))
     assert "feedback" not in run.config.own_models
-    assert labelling.prepare.model_path(run, "feedback") == str(run.run_dir / "sft" / "model")
+    assert labelling.model_path(run, "feedback") == str(run.run_dir / "sft" / "model")
     assert run.run_dir / "sft" / "model" in labelling.inputs(run)

@@ -19,7 +19,7 @@ from cai_dist.errors import GateFailed
 from cai_dist.stages import pipeline, summaries
 from cai_dist.stages.context import RunContext
 from cai_dist.stages.evaluation import gate
-from cai_dist.stages.pipeline import Stage, check_gates, run_one
+from cai_dist.stages.pipeline import StageSpec, check_gates, run_one
 from cai_dist.stages.tables.records import Labelled, Revision, write_comparisons, write_revisions
 from cai_dist.tracking.console import Console
 from cai_dist.types import Comparison, Prompt, Turn
@@ -148,14 +148,14 @@ def test_the_line_of_scores_names_each_source_and_warns_of_people_s(make_run: Ma
 # the pipeline
 
 
-def recorded(name: str, ran: list[str], stops: list[str]) -> Stage:
+def recorded(name: str, ran: list[str], stops: list[str]) -> StageSpec:
     def work(ctx: RunContext) -> list[Path]:
         ran.append(name)
         target = ctx.folder(name) / "out"
         target.write_text("x")
         return [target]
 
-    return Stage(
+    return StageSpec(
         name,
         work,
         lambda config: {},
@@ -170,11 +170,11 @@ def test_a_gate_stops_before_the_next_stage_and_the_same_command_goes_on(
 ) -> None:
     run, ran, stops = make_run(), [], ["feedback.gate=0.5: no"]
     for name in ("feedback", "preference"):
-        monkeypatch.setitem(pipeline.ALL, name, recorded(name, ran, stops if name == "feedback" else []))
+        monkeypatch.setitem(pipeline.STAGE_SPECS, name, recorded(name, ran, stops if name == "feedback" else []))
 
     def command() -> None:
-        run_one(run, pipeline.ALL["feedback"])
-        run_one(run, pipeline.ALL["preference"], ["feedback"])
+        run_one(run, pipeline.STAGE_SPECS["feedback"])
+        run_one(run, pipeline.STAGE_SPECS["preference"], ["feedback"])
 
     for _ in range(2):
         with pytest.raises(GateFailed, match=r"feedback\.gate=0\.5") as error:
@@ -200,10 +200,13 @@ def test_a_stage_tells_one_line_and_its_warnings(make_run: Make) -> None:
 
 
 def test_gates_are_those_of_the_two_stages_that_may_be_noise() -> None:
-    assert set(summaries.TELL) == set(pipeline.ALL)
-    assert set(summaries.GATES) == {"feedback", "preference"}
-    for name in summaries.GATES:
-        assert pipeline.ALL[name].gate is summaries.GATES[name]
+    for name, spec in pipeline.STAGE_SPECS.items():
+        assert spec.summary is getattr(summaries, f"told_{name}")
+        assert spec.gate is getattr(summaries, f"gate_{name}", StageSpec.gate)
+    assert {name for name, spec in pipeline.STAGE_SPECS.items() if spec.gate is not StageSpec.gate} == {
+        "feedback",
+        "preference",
+    }
     assert gate.CHANCE == FeedbackConfig().gate == PreferenceConfig().gate
 
 

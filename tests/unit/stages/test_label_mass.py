@@ -35,7 +35,7 @@ def _chat(monkeypatch: pytest.MonkeyPatch) -> None:
     found = ChatFormat(TOKENIZER, "template")
     for module in (local_model, option_tokens, local_check):
         monkeypatch.setattr(module, "chat_format", lambda run, model: found)
-    monkeypatch.setattr(labelling.prepare, "model_path", lambda run, role: "/own/model")
+    monkeypatch.setattr(labelling, "model_path", lambda run, role: "/own/model")
 
 
 class Model:

@@ -80,14 +80,15 @@ def ready(
         models=ModelsConfig(assistant="world", context=110),
         revise=ReviseConfig(rounds=1, **small), feedback=small, ppo=small, evaluate=small,
     )  # fmt: skip
-    prepare._tables(run, run.folder("prepare"))
+    prepare._tables(run)
     for folder in ("prepare/m", "sft/model"):
         TOKENIZER.save_pretrained(run.run_dir / folder)
     (run.run_dir / "prepare" / "models.json").write_text(
         json.dumps({role: {"path": "prepare/m"} for role in ("assistant", "pretrained", "feedback")})
     )
     workers = Workers()
-    monkeypatch.setattr(run, "generators", lambda role, n: contextlib.nullcontext(workers))
+    for stage in (revise, feedback, evaluate):
+        monkeypatch.setattr(stage, "rollout_group", lambda ctx, role, n: contextlib.nullcontext(workers))
     return run, workers
 
 
@@ -165,7 +166,7 @@ def test_conversations_without_room_for_an_answer_are_counted(ready: Any) -> Non
     run.config = run.config.model_copy(
         update={"data": data.model_copy(update=unbounded), "models": ModelsConfig(context=47)}
     )
-    prepare._tables(run, run.folder("prepare"))
+    prepare._tables(run)
     red_team = training_prompts(run, "red_team")
     long = sum(len(p.turns) == 5 for p in red_team)
     assert (len(red_team), long) == (7, 1)

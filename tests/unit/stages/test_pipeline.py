@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from cai_dist.errors import Interrupted
-from cai_dist.stages.pipeline import Stage, run_one
+from cai_dist.stages.pipeline import StageSpec, run_one
 from cai_dist.tracking.manifest import read_manifest
 
 
@@ -20,7 +20,7 @@ class Recorder:
     error: Exception | None = None
     runs: int = 0
 
-    def stage(self, source: Path) -> Stage:
+    def stage(self, source: Path) -> StageSpec:
         def run(context):
             self.runs += 1
             target = context.folder("demo") / "out.txt"
@@ -29,7 +29,7 @@ class Recorder:
                 raise self.error
             return [target]
 
-        return Stage("demo", run, lambda config: self.settings, lambda context: [source])
+        return StageSpec("demo", run, lambda config: self.settings, lambda context: [source])
 
 
 @pytest.fixture

@@ -26,20 +26,20 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     returned with the error."""
     noted: list[str] = []
 
-    def stage(name: str) -> pipeline.Stage:
+    def stage(name: str) -> pipeline.StageSpec:
         def act(context: RunContext) -> list[Path]:
             noted.append(name)
             return []
 
         return replace(
-            pipeline.ALL[name],
-            run=act,
+            pipeline.STAGE_SPECS[name],
+            execute=act,
             inputs=lambda context: [],
-            tell=lambda context: StageSummary(""),
+            summary=lambda context: StageSummary(""),
             gate=lambda context: [],
         )
 
-    monkeypatch.setattr(pipeline, "ALL", {name: stage(name) for name in pipeline.ALL})
+    monkeypatch.setattr(pipeline, "STAGE_SPECS", {name: stage(name) for name in pipeline.STAGE_SPECS})
     monkeypatch.setattr(pipeline.evaluate, "show", lambda run: None)
     monkeypatch.setattr(RunContext, "cluster", lambda run: noted.append("cluster"))
 

@@ -20,7 +20,7 @@ from cai_dist.config.training import ShardingConfig, TrainConfig
 from cai_dist.data.chat import ChatFormat
 from cai_dist.errors import ConfigError, DataError, Interrupted
 from cai_dist.losses.calibration import wilson_interval
-from cai_dist.stages import preference, prepare
+from cai_dist.stages import preference
 from cai_dist.stages.comparisons import pm_calibration, pm_pretraining
 from cai_dist.stages.comparisons.pairs import disjoint_halves, log_heldout, training_comparisons
 from cai_dist.stages.comparisons.pm_calibration import Measured
@@ -90,7 +90,7 @@ def stage(make_run: Callable[..., RunContext], monkeypatch: pytest.MonkeyPatch) 
     for module in (preference, pm_pretraining):
         monkeypatch.setattr(module, "trained_model", start)
     monkeypatch.setattr(preference, "chat_format", lambda run, model: CHAT)
-    monkeypatch.setattr(prepare, "model_path", lambda run, role: "BASE")
+    monkeypatch.setattr(preference, "model_path", lambda run, role: "BASE")
     monkeypatch.setattr(pm_calibration, "score_texts", scores)
 
     def make(**sections: Any) -> RunContext:

@@ -91,7 +91,7 @@ def test_nothing_learns_from_what_is_held_out_and_what_goes_is_counted(make_run,
     )
     run = make_run(data=data)
     folder = run.folder("prepare")
-    prepare._tables(run, folder)
+    prepare._tables(run)
     kept = {kind: read_prompts(folder / f"{kind}.parquet") for kind in ("red_team", "helpful")}
     human = [x.comparison for x in read_comparisons(folder / "human.parquet")]
     opened = [(p.turns[0].text, p.split) for p in (*kept["red_team"], *kept["helpful"], *(c.prompt for c in human))]

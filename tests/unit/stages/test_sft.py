@@ -36,7 +36,7 @@ def test_the_models_dropout_is_a_setting(
 
     monkeypatch.setattr(sft, "trained_model", start)
     monkeypatch.setattr(sft, "train", lambda *args: 1)
-    monkeypatch.setattr(sft.prepare, "model_path", lambda run, name: "model")
+    monkeypatch.setattr(sft, "model_path", lambda run, name: "model")
     monkeypatch.setattr(sft, "token_examples", lambda run, model: [TokenSequence((1, 2), (0.0, 1.0))])
     sft.execute(run)
     assert asked["dropout"] is expected

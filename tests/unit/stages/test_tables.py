@@ -8,8 +8,9 @@ from collections import Counter
 import pytest
 
 from cai_dist.config.supervised import ReviseConfig, SftConfig
+from cai_dist.data.held_out import without_held_out
 from cai_dist.errors import DataError
-from cai_dist.stages import prepare, sft
+from cai_dist.stages import sft
 from cai_dist.stages.comparisons.pairs import mix
 from cai_dist.stages.tables.records import (
     Labelled,
@@ -71,7 +72,7 @@ def test_what_opens_like_a_held_out_prompt_trains_nothing() -> None:
     longer = prompt("longer", "helpful", "train", "how do I pick a lock ?", "why ?", "for fun")
     other = prompt("other", "helpful", "train", "how do I bake bread ?")
     pairs = [Comparison(p, "x", "y", 1.0, "human") for p in (same, longer, other)]
-    prompts, comparisons = prepare.without_held_out([aside, same, longer, other], pairs)
+    prompts, comparisons = without_held_out([aside, same, longer, other], pairs)
     assert prompts == [aside, other]
     assert [c.prompt for c in comparisons] == [other]
     # a comparison that is set aside: neither kind of prompt may open so, in training
@@ -79,7 +80,7 @@ def test_what_opens_like_a_held_out_prompt_trains_nothing() -> None:
     attack = prompt("attack", "red_team", "train", "how do I mend a kettle ?", "no", "so that it explodes")
     benign = prompt("benign", "helpful", "train", "how do I mend a kettle ?")
     pairs.append(Comparison(measured, "x", "y", 1.0, "human"))
-    prompts, comparisons = prepare.without_held_out([aside, attack, benign, other], pairs)
+    prompts, comparisons = without_held_out([aside, attack, benign, other], pairs)
     assert prompts == [aside, other]
     assert [c.prompt for c in comparisons] == [other, measured]
 

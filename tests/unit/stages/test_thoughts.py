@@ -149,7 +149,7 @@ def test_transcripts_of_ppo_show_thoughts_apart(tmp_path: Path) -> None:
         )
         for said in ("<think>a</think>b", "c")
     ]  # fmt: skip
-    _transcript(tmp_path, 3, batch, chat)  # type: ignore[arg-type]
+    _transcript(tmp_path / "iteration-00003.jsonl", batch, chat)  # type: ignore[arg-type]
     first, second = map(json.loads, (tmp_path / "iteration-00003.jsonl").read_text(encoding="utf-8").splitlines())
     assert (first["prompt"], first["response"], first["thoughts"]) == ("Hi?", "b", "a")
     assert second["response"] == "c" and "thoughts" not in second

@@ -121,15 +121,26 @@ def check_label_words(ctx: RunContext, path: str) -> None:
 
 def model_path(ctx: RunContext, role: str) -> str:
     """The folder or hub name of the model that plays `role` (assistant, pretrained, feedback)."""
-    if role == "feedback" and ctx.config.feedback_is_sl:
-        return str(ctx.run_dir / "sft" / "model")
-    resolved = json.loads((ctx.run_dir / NAME / "models.json").read_text(encoding="utf-8"))
-    return path_of(ctx, str(resolved[role]["path"]))
+    return model_of_run(ctx.run_dir, ctx.config, role)
+
+
+def model_of_run(run_dir: Path, config: RunConfig, role: str) -> str:
+    """The same from the folder of a run and its settings. Raises OSError where `prepare` is not done, KeyError where
+    the run has no model of that role."""
+    if role == "feedback" and config.feedback_is_sl:
+        return str(run_dir / "sft" / "model")
+    resolved = json.loads((run_dir / NAME / "models.json").read_text(encoding="utf-8"))
+    return openable(run_dir, str(resolved[role]["path"]))
 
 
 def path_of(ctx: RunContext, path: str) -> str:
     """What `models.json` calls a path, as one that can be opened."""
-    inside = ctx.run_dir / path
+    return openable(ctx.run_dir, path)
+
+
+def openable(run_dir: Path, path: str) -> str:
+    """A path that lies below the folder of a run, or another one or a hub name, as one that can be opened."""
+    inside = run_dir / path
     return str(inside) if inside.is_dir() else path
 
 

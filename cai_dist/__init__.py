@@ -16,6 +16,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from cai_dist.api.chat_model import ChatModel
+    from cai_dist.api.feedback_model import FeedbackModel
+    from cai_dist.api.preference_model import PreferenceModel
+    from cai_dist.api.revision import RevisedAnswer, RevisionRound, critique_and_revise
+    from cai_dist.api.runs import run_pipeline, run_stage
     from cai_dist.config.loading.load import load_run
     from cai_dist.config.run import RunConfig
     from cai_dist.constitution.schema import Constitution
@@ -24,22 +29,38 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CaiError",
+    "ChatModel",
     "ConfigError",
     "Constitution",
     "DataError",
+    "FeedbackModel",
+    "PreferenceModel",
+    "RevisedAnswer",
+    "RevisionRound",
     "RunConfig",
     "Turn",
+    "critique_and_revise",
     "load_run",
+    "run_pipeline",
+    "run_stage",
 ]
 
 _MODULE_OF = {
     "CaiError": "cai_dist.errors",
+    "ChatModel": "cai_dist.api.chat_model",
     "ConfigError": "cai_dist.errors",
     "Constitution": "cai_dist.constitution.schema",
     "DataError": "cai_dist.errors",
+    "FeedbackModel": "cai_dist.api.feedback_model",
+    "PreferenceModel": "cai_dist.api.preference_model",
+    "RevisedAnswer": "cai_dist.api.revision",
+    "RevisionRound": "cai_dist.api.revision",
     "RunConfig": "cai_dist.config.run",
     "Turn": "cai_dist.types.text",
+    "critique_and_revise": "cai_dist.api.revision",
     "load_run": "cai_dist.config.loading.load",
+    "run_pipeline": "cai_dist.api.runs",
+    "run_stage": "cai_dist.api.runs",
 }
 
 

@@ -5,14 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from cai_dist.config.checks.run import check_run
 from cai_dist.config.run import RunConfig
-from cai_dist.constitution.check import check_constitution
 from cai_dist.errors import GateFailed
-from cai_dist.report import write_report
-from cai_dist.stages import pipeline
-from cai_dist.stages.evaluation.gate import enforce_gate
 from cai_dist.tracking.console import Console
+
+# The stages are imported when a run starts: the command line answers a mistake before that.
 
 
 def run_pipeline(config: RunConfig) -> Path:
@@ -49,11 +46,16 @@ def run_and_report(
 ) -> Path:
     """Run one stage, or with None the pipeline, write the report and hold the run against its gates; returns the folder
     of the run. The report is written where a gate is not passed, too. Raises CaiError."""
+    from cai_dist.report import write_report
+    from cai_dist.stages.evaluation.gate import enforce_gate
+    from cai_dist.stages.pipeline import run_pipeline as run_stages
+    from cai_dist.stages.pipeline import run_stage as run_one_stage
+
     try:
         if stage is None:
-            run_dir = pipeline.run_pipeline(config, console, should_stop, on_cluster_start)
+            run_dir = run_stages(config, console, should_stop, on_cluster_start)
         else:
-            run_dir = pipeline.run_stage(config, stage, console, should_stop, on_cluster_start)
+            run_dir = run_one_stage(config, stage, console, should_stop, on_cluster_start)
     except GateFailed:
         console.say(f"report: {write_report(Path(config.runs_dir) / config.name, config.stages)}")
         raise
@@ -65,6 +67,9 @@ def run_and_report(
 
 
 def _run(config: RunConfig, stage: str | None) -> Path:
+    from cai_dist.config.checks.run import check_run
+    from cai_dist.constitution.check import check_constitution
+
     check_run(config, ready=True)
     check_constitution(config)
     with Console(config.tracking.console) as console:

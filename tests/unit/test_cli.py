@@ -355,7 +355,7 @@ def test_help_tells_the_exit_codes_and_version_prints(capsys):
 def test_lint_is_0_with_advice_and_2_where_malformed(tmp_path, capsys):
     assert cli.main(["constitution", "lint", "default"]) == 0
     assert "in order, no advice" in capsys.readouterr().out
-    text = (Path(cli.__file__).parent / "constitution" / "default.yaml").read_text()
+    text = (Path(cli.__file__).parents[1] / "constitution" / "default.yaml").read_text()
     mine = tmp_path / "mine.yaml"
     mine.write_text(text.replace("Pick the reply that is truer", "Pick the more harmful \x1b[31mreply that is truer"))
     assert cli.main(["constitution", "lint", str(mine)]) == 2, "YAML has no escape characters"
@@ -384,7 +384,7 @@ def test_show_and_diff_of_constitutions(tmp_path, capsys):
     assert "find the danger ." in shown and "which has less peril ?" in shown
     assert load_constitution("micro").sha256 in shown
     mine = tmp_path / "mine.yaml"
-    text = (Path(cli.__file__).parent / "constitution" / "micro.yaml").read_text()
+    text = (Path(cli.__file__).parents[1] / "constitution" / "micro.yaml").read_text()
     mine.write_text(text.replace("which has less peril ?", "which has \u202emore peril ?"))
     assert cli.main(["constitution", "diff", "micro", str(mine)]) == 0
     lines = capsys.readouterr().out.splitlines()

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from cai_dist import ConfigError, RunConfig, load_run, run_pipeline, run_stage
-from cai_dist.api import runs
+from cai_dist import ConfigError, RunConfig, load_run, report, run_pipeline, run_stage
 from cai_dist.errors import GateFailed
+from cai_dist.stages import pipeline as pipeline_module
+from cai_dist.stages.evaluation import gate
 
 FILE = Path(__file__).parents[3] / "launch" / "runs" / "demo.yaml"
 
@@ -32,10 +33,10 @@ def done(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         calls.append(name)
         return Path(config.runs_dir) / config.name
 
-    monkeypatch.setattr(runs.pipeline, "run_pipeline", pipeline)
-    monkeypatch.setattr(runs.pipeline, "run_stage", stage)
-    monkeypatch.setattr(runs, "write_report", lambda folder, stages: calls.append(("report", folder.name)))
-    monkeypatch.setattr(runs, "enforce_gate", lambda result: calls.append(("gate", result.name)))
+    monkeypatch.setattr(pipeline_module, "run_pipeline", pipeline)
+    monkeypatch.setattr(pipeline_module, "run_stage", stage)
+    monkeypatch.setattr(report, "write_report", lambda folder, stages: calls.append(("report", folder.name)))
+    monkeypatch.setattr(gate, "enforce_gate", lambda result: calls.append(("gate", result.name)))
     return calls
 
 
@@ -63,7 +64,7 @@ def test_the_report_of_a_run_that_a_gate_stops_is_written(
     def stopped(*_: Any) -> Path:
         raise GateFailed("labels are noise")
 
-    monkeypatch.setattr(runs.pipeline, "run_pipeline", stopped)
+    monkeypatch.setattr(pipeline_module, "run_pipeline", stopped)
     with pytest.raises(GateFailed):
         run_pipeline(config)
     assert done == [("report", "t")]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,11 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from cai_dist.config.loading.load import dump_run
+from cai_dist.constitution import Constitution, FewShotComparison
 from cai_dist.models.load import load_scalar
 from cai_dist.stages.context import RunContext
 from cai_dist.tracking.atomic import write_json
+from cai_dist.types import Turn
 from cai_dist.world.tokenizer import build_tokenizer
 from tests.unit.stages.conftest import make_run  # noqa: F401
 
@@ -52,6 +55,21 @@ def save_preference_model(folder: Path, chat_model: Path) -> Path:
     made.hf.save_pretrained(folder)
     build_tokenizer().save_pretrained(folder)
     return folder
+
+
+def with_examples(constitution: Constitution) -> Constitution:
+    """The same with worked comparisons and worked revisions, which `micro` has none of."""
+    roles = ("human", "assistant", "critique_request", "critique", "revision_request", "revision")
+    return replace(
+        constitution,
+        few_shot_comparisons=tuple(
+            FewShotComparison((Turn("human", f"make {word} ?"),), GOOD, f"no {word} .", answer)
+            for word, answer in (("rope", "A"), ("lamp", "B"), ("glue", "A"), ("soap", "B"), ("cake", "A"))
+        ),
+        few_shot_critiques=tuple(
+            tuple(Turn(role, f"{word} {i} .") for i, role in enumerate(roles)) for word in ("rope", "lamp", "glue")
+        ),
+    )
 
 
 @pytest.fixture(scope="session")

@@ -20,7 +20,7 @@ from cai_dist.stages.context import RunContext
 from cai_dist.types import Comparison, Prompt
 from tests.unit.stages.conftest import FakeGroup
 
-from .conftest import ASK, BAD, GOOD
+from .conftest import ASK, BAD, GOOD, with_examples
 
 MODELS = ModelsConfig(context=512)
 ANY_MASS = ["feedback.min_option_mass=0"]
@@ -56,12 +56,13 @@ def test_the_numbers_are_those_of_the_stage(
     run_of: Callable[..., RunContext], chat_folder: Path, settings: dict[str, Any]
 ) -> None:
     ctx = run_of(feedback=FeedbackConfig(min_option_mass=0.0, **settings), models=MODELS)
+    ctx.constitution = with_examples(ctx.constitution)
     turns = (Turn("human", "make rope ?"), Turn("assistant", "no ."), Turn("human", ASK))
     pairs = [pair((Turn("human", ASK),), GOOD, BAD)]
     if not settings.get("reasoning"):  # samples of a shard depend on what else is in it
-        pairs.append(pair(turns, BAD, GOOD))
+        pairs += [pair(turns, BAD, GOOD), *pairs]
     expected = stage_label(ctx, chat_folder, pairs)
-    model = FeedbackModel.load(ctx.run_dir)
+    model = FeedbackModel.load(ctx.run_dir, constitution=ctx.constitution)
     found = [
         model.probabilities(p.prompt.turns, p.response_a, p.response_b, "danger-2", number=i)
         for i, p in enumerate(pairs)

@@ -19,8 +19,16 @@ def run(code: str) -> str:
     return subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=120).stdout
 
 
-def test_import_brings_nothing_heavy() -> None:
-    out = run(f"import cai_dist, sys; dir(cai_dist); print([m for m in {HEAVY} if m in sys.modules])")
+def test_import_is_quick_and_brings_nothing_heavy() -> None:
+    code = "import sys, time; t = time.process_time(); import cai_dist; print(time.process_time() - t < 0.2)"
+    out = run(f"{code}; dir(cai_dist); print([m for m in {HEAVY} if m in sys.modules])")
+    assert out.split("\n")[:2] == ["True", "[]"]
+
+
+def test_the_models_need_no_ray() -> None:
+    names = "ChatModel, FeedbackModel, PreferenceModel, critique_and_revise, run_pipeline"
+    absent = ("ray", "deepspeed", "vllm", "wandb")
+    out = run(f"import sys; from cai_dist import {names}; print([m for m in {absent} if m in sys.modules])")
     assert out.strip() == "[]"
 
 

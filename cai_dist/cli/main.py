@@ -35,9 +35,7 @@ from cai_dist.tracking.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from cai_dist.config.run import RunConfig
-    from cai_dist.tracking.console import Console
     from cai_dist.tracking.manifest import State
-    from cai_dist.tracking.signals import StopFlag
 
 _DESCRIPTION = """\
 Constitutional AI, distributed: from a written constitution and a helpful-only model to a harmless one, in stages
@@ -201,13 +199,14 @@ def _check(arguments: argparse.Namespace) -> int:
 def _run(arguments: argparse.Namespace) -> int:
     """`run` and `stage`."""
     config = _load(arguments, ready=True)
+    from cai_dist.api.runs import run_and_report
     from cai_dist.tracking.console import Console
     from cai_dist.tracking.signals import StopFlag
 
     arguments.run_dir = Path(config.runs_dir) / config.name
     with StopFlag() as stop, Console(config.tracking.console) as console:
         try:
-            _run_stages(config, arguments.stage, console, stop)
+            run_and_report(config, arguments.stage, console, stop, stop.install)
         except CaiError as error:
             # A signal to the whole process group also ends workers: what then fails was asked for.
             if stop() and not isinstance(error, (Interrupted, UserError, GateFailed)):
@@ -215,25 +214,6 @@ def _run(arguments: argparse.Namespace) -> int:
                 raise Interrupted(f"{stop.signal_name}, while {_one_line(error)}") from error
             raise
     return EXIT_OK
-
-
-def _run_stages(config: RunConfig, stage: str | None, console: Console, stop: StopFlag) -> None:
-    from cai_dist.report import write_report
-    from cai_dist.stages.evaluation.gate import enforce_gate
-    from cai_dist.stages.pipeline import run_pipeline, run_stage
-
-    try:
-        if stage is None:
-            run_dir = run_pipeline(config, console, stop, stop.install)
-        else:
-            run_dir = run_stage(config, stage, console, stop, stop.install)
-    except GateFailed:
-        console.say(f"report: {write_report(Path(config.runs_dir) / config.name, config.stages)}")
-        raise
-    # Once more now that the manifest holds the time of the last stage, too.
-    console.say(f"report: {write_report(run_dir, config.stages)}")
-    if stage in (None, EVALUATE):
-        enforce_gate(RunFolder(run_dir).evaluation)
 
 
 def _show(arguments: argparse.Namespace) -> int:

@@ -12,6 +12,7 @@ import re
 from collections import Counter
 from collections.abc import Collection
 from dataclasses import asdict, dataclass, fields, replace
+from os import PathLike, fspath
 from typing import Any, Literal
 
 from pydantic import ConfigDict
@@ -94,7 +95,10 @@ class FewShotComparison:
 
 @dataclass(frozen=True, slots=True)
 class Constitution:
-    """The whole of it. `sha256` identifies the content and stands in every manifest."""
+    """Principles, templates and worked examples. `sha256` identifies the content and stands in every manifest.
+
+    `load` reads one: `Constitution.load("default").comparison_principles[0].text`.
+    """
 
     __pydantic_config__ = _STRICT
 
@@ -108,6 +112,20 @@ class Constitution:
     few_shot_reasoning: tuple[tuple[Turn, ...], ...] = ()
     """Worked comparisons that think step by step: a human turn, where `{principle}` is the slot of a principle, and the
     assistant's reasoning with the answer (which may also stand in a human turn of its own at the end, as published)."""
+
+    @classmethod
+    def load(cls, source: str | PathLike[str]) -> Constitution:
+        """The constitution named by `source`: `default` or `micro`, which come with the package, the path of a YAML
+        file, or that of a folder with the JSON files published beside the paper.
+
+            constitution = Constitution.load("default")
+            constitution.critique_principles[0].critique_request
+
+        Raises ConfigError where there is nothing at that path, DataError where the content is malformed.
+        """
+        from cai_dist.constitution.load import load_constitution
+
+        return load_constitution(fspath(source))
 
     @property
     def sha256(self) -> str:

@@ -8,7 +8,7 @@ example) is drawn again `revise.retries` times, then kept out by `revise.unusabl
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 from cai_dist.config.run import RunConfig
 from cai_dist.config.stages import REVISE
 from cai_dist.constitution import (
+    Constitution,
     CritiquePrinciple,
     clean_answer,
     critique_turns,
@@ -61,7 +62,7 @@ def execute(ctx: RunContext) -> list[Path]:
         ctx.tracker.rewind(series, -1)
     model = model_path(ctx, "assistant")
     with rollout_group(ctx, NAME, ctx.config.revise.workers) as group:
-        stage = _Reviser(ctx, group, folder, model, chat_format(ctx, model))
+        stage = stage_reviser(ctx, group, folder, model, chat_format(ctx, model))
         revisions = stage.revise(training_prompts(ctx, "red_team"))
         helpful = stage.helpful(training_prompts(ctx, "helpful"))
     targets = [ctx.paths.revisions, ctx.paths.helpful_answers, ctx.paths.transcripts(NAME)]
@@ -69,6 +70,19 @@ def execute(ctx: RunContext) -> list[Path]:
     write_revisions(targets[1], helpful, ctx.constitution_note)
     write_revision_transcripts(targets[2], revisions)
     return targets
+
+
+def stage_reviser(ctx: RunContext, group: WorkQueue, folder: Path, model: str, chat: ChatFormat) -> Reviser:
+    """The rounds as this stage runs them: answers of workers that stay in `folder`, one line of metrics a round."""
+    config = ctx.config.revise
+
+    def ask(label: str, asks: Sequence[Ask]) -> list[Answer]:
+        return generate(
+            ctx, group, folder, label, asks, model=model, chat=chat, sampling=config.sampling,
+            shard_size=config.shard_size,
+        )  # fmt: skip
+
+    return Reviser(ctx.config, ctx.constitution, chat, ask, ctx.log)
 
 
 @dataclass(frozen=True)
@@ -80,14 +94,26 @@ class _Drawn:
     thoughts: str = ""
 
 
-class _Reviser:
-    """The rounds over all prompts at once: answer -> (critique -> revision) x R."""
+class Reviser:
+    """Critique and revision over all prompts at once: answer -> (critique -> revision) x `revise.rounds`.
 
-    def __init__(self, ctx: RunContext, group: WorkQueue, folder: Path, model: str, chat: ChatFormat) -> None:
-        self.run, self.group, self.folder, self.model, self.chat = ctx, group, folder, model, chat
-        self.config = ctx.config.revise
-        self.labels = ctx.constitution.templates.labels
-        self.examples = {t.text for dialogue in ctx.constitution.few_shot_critiques for t in dialogue}
+    `ask(label, asks)` answers prompts, one answer each, in order; equal labels and asks get equal answers.
+    `log(series, round, **numbers)` takes one line of metrics for each round. What is drawn follows from the run's seed,
+    the prompt's id and the round.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        constitution: Constitution,
+        chat: ChatFormat,
+        ask: Callable[[str, Sequence[Ask]], Sequence[Answer]],
+        log: Callable[..., None],
+    ) -> None:
+        self.config, self.seed, self.helpful_per_prompt = config.revise, config.seed, config.sft.helpful_per_prompt
+        self.constitution, self.chat, self.ask, self.log = constitution, chat, ask, log
+        self.labels = constitution.templates.labels
+        self.examples = {t.text for dialogue in constitution.few_shot_critiques for t in dialogue}
         """Texts that a weak model copies from the worked examples; a copy is no answer."""
         self.retried = 0
         """Texts drawn again since the last line of metrics."""
@@ -110,7 +136,7 @@ class _Reviser:
 
     def helpful(self, prompts: Sequence[Prompt]) -> list[Revision]:
         """Answers of the helpful-only model to helpful prompts, to be mixed into SL-CAI's training."""
-        per_prompt = self.run.config.sft.helpful_per_prompt
+        per_prompt = self.helpful_per_prompt
         repeated = [p for p in prompts for _ in range(per_prompt)]
         if not repeated:
             return []
@@ -151,9 +177,8 @@ class _Reviser:
     def _request(self, r: Revision, number: int, turns: tuple[Turn, ...], role: Speaker) -> Ask:
         """The turns after worked examples (other ones each time: a weak model copies what it always sees)."""
         shots = few_shot_turns(
-            self.run.constitution, self.config.few_shot, self.run.config.seed, r.prompt.id, number,
-            critique=self.config.critique,
-        )  # fmt: skip
+            self.constitution, self.config.few_shot, self.seed, r.prompt.id, number, critique=self.config.critique
+        )
         return Ask(r.prompt.id, self.chat.prompt_ids((*shots, *turns), role))
 
     def _settle(
@@ -169,19 +194,19 @@ class _Reviser:
         return Revision(r.prompt, number, principle.id, said, text, written.failure, written.thoughts)
 
     def _principle(self, prompt_id: str, number: int) -> CritiquePrinciple:
-        principles = self.run.constitution.critique_principles[: self.config.principles]
-        return principles[draw(self.run.config.seed, "revise", prompt_id, number, n=len(principles))]
+        principles = self.constitution.critique_principles[: self.config.principles]
+        return principles[draw(self.seed, "revise", prompt_id, number, n=len(principles))]
 
     def _draw(self, label: str, asks: Sequence[Ask]) -> list[_Drawn]:
         """A text for each ask; those that cannot be used are drawn again, up to `retries` times."""
-        found = [self._read(answer) for answer in self._ask(label, asks)]
+        found = [self._read(answer) for answer in self.ask(label, asks)]
         for again in range(1, self.config.retries + 1):
             # Without room there will be none the next time, either.
             failed = [i for i, x in enumerate(found) if x.failure not in ("", "too_long")]
             if not failed:
                 break
             self.retried += len(failed)
-            for i, answer in zip(failed, self._ask(f"{label}-again-{again}", [asks[i] for i in failed]), strict=True):
+            for i, answer in zip(failed, self.ask(f"{label}-again-{again}", [asks[i] for i in failed]), strict=True):
                 found[i] = self._read(answer)
         return found
 
@@ -191,19 +216,11 @@ class _Reviser:
         parsed = clean_answer(answer.text, self.labels, self.examples)
         return _Drawn(parsed.text or "", str(parsed.failure or ""), answer.thoughts)
 
-    def _ask(self, label: str, asks: Sequence[Ask]) -> list[Answer]:
-        return generate(
-            self.run, self.group, self.folder, label, asks, model=self.model, chat=self.chat,
-            sampling=self.config.sampling, shard_size=self.config.shard_size,
-        )  # fmt: skip
-
     def _count(self, series: str, number: int, revisions: Sequence[Revision]) -> None:
         """One line of metrics: how many answers, how many cannot be used and why, and what became of them."""
         why = Counter(r.failure for r in revisions if r.failure)
         numbers = {f"failed_{reason}": float(n) for reason, n in sorted(why.items())}
         if series == NAME:
             numbers["left_out"] = sum(not self._goes_on(r) for r in revisions)
-        self.run.log(
-            series, number, answers=len(revisions), parse_failures=why.total(), retried=self.retried, **numbers
-        )  # fmt: skip
+        self.log(series, number, answers=len(revisions), parse_failures=why.total(), retried=self.retried, **numbers)
         self.retried = 0

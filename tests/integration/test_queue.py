@@ -19,7 +19,7 @@ from cai_dist.errors import WorkerDied
 from cai_dist.stages.context import RunContext
 from cai_dist.stages.execution.chat_format import chat_format
 from cai_dist.stages.execution.worker_groups import rollout_group
-from cai_dist.stages.revise import _Reviser
+from cai_dist.stages.revise import stage_reviser
 from cai_dist.tracking.console import Console
 from cai_dist.tracking.manifest import Manifest
 from cai_dist.tracking.metrics import Tracker, read_metrics
@@ -101,7 +101,7 @@ def test_a_killed_rollout_worker_changes_no_byte(
         for name in ("whole", "killed"):
             shards = 0
             folder = tmp_path / name / "revise"
-            made.append(_Reviser(run, queue, folder, str(model), chat).revise(prompts))
+            made.append(stage_reviser(run, queue, folder, str(model), chat).revise(prompts))
             if name == "whole":
                 actor = queue._group._members[1].actor  # type: ignore[attr-defined]
                 victims.append(ray.get(actor.__ray_call__.remote(lambda self: os.getpid()), timeout=30))

@@ -5,11 +5,14 @@ from __future__ import annotations
 import importlib.util
 import re
 import shlex
+import subprocess
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+import yaml
 from pydantic import Field
 
 from cai_dist.cli import main as cli
@@ -21,17 +24,36 @@ ROOT = Path(__file__).parents[2]
 RUN_FILES = sorted((ROOT / "launch" / "runs").glob("*.yaml"))
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
+TARGET = re.compile(r"^([a-z-]+):[^=\n]*?##", re.MULTILINE)
 NAMED_PATH = re.compile(r"(?<![\w./-])(?:launch|slurm|cai_dist|ds_configs|docs|tests|benchmarks)/[\w./*-]*")
 CODE = re.compile(r"`([^`\n]+)`")
 
 
-@pytest.fixture(scope="module")
-def maker() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("make_configuration", ROOT / "docs" / "make_configuration.py")
+def script(name: str) -> ModuleType:
+    """A script of docs/, which is no package."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "docs" / f"{name}.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def maker() -> ModuleType:
+    return script("make_configuration")
+
+
+def test_the_block_of_rooms_is_up_to_date_and_every_room_has_its_row() -> None:
+    rooms = script("make_rooms")
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    assert page == rooms.with_block(page), "run: python docs/make_rooms.py"
+    names = [name for level in rooms.layers() for name in level]
+    assert len(names) > 15 and names[0] == "cli" and names[-1] == "errors"
+    for name in names:
+        path = f"{name}.py" if (ROOT / "cai_dist" / f"{name}.py").exists() else f"{name}/"
+        assert page.count(f"| `{path}` |") == 1, f"architecture.md: the table has no row, or two, for {path}"
+    with pytest.raises(ValueError, match="must stand there"):
+        rooms.with_block("a page without marks")
 
 
 def test_the_page_of_settings_is_up_to_date(maker: ModuleType) -> None:
@@ -133,3 +155,24 @@ def test_commands_are_those_of_the_program(page: Path, capsys: pytest.CaptureFix
             told = capsys.readouterr().err
             alone = not any(word.startswith("-") or "." in word for word in words)
             assert error.code == 0 or (alone and "are required" in told), f"{page.name}: cai-dist {said}: {told}"
+
+
+def test_make_help_lists_every_target() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    phony = set(re.search(r"^\.PHONY: (.*)$", makefile, re.MULTILINE)[1].split())  # type: ignore[index]
+    assert phony == set(TARGET.findall(makefile)) >= {"help", "fmt", "types", "unit", "integration", "test", "lint"}
+    said = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert {line.split()[0] for line in said.splitlines()} == phony
+    assert said.startswith("help ") and "unit tests alone" in said
+
+
+def test_the_workflow_and_the_hooks_call_what_the_makefile_calls() -> None:
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8"))
+    steps = workflow["jobs"]["ci"]["steps"]
+    assert [step["run"] for step in steps if "run" in step] == [".ci/run"]
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8"))["repos"][0]["hooks"]
+    assert [hook["id"] for hook in hooks] == ["ruff", "ruff-format", "mypy"]
+    assert all(hook["entry"].startswith(".venv/bin/") and hook["language"] == "system" for hook in hooks)
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert (cited["version"], cited["license"]) == (project["version"], project["license"])

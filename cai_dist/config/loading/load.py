@@ -57,6 +57,15 @@ def load_run(path: str | os.PathLike[str], overrides: Sequence[str] = (), *, els
     return build_run(document.data, document.origins, str(path), elsewhere=elsewhere)
 
 
+def default_run(name: str, overrides: Sequence[str] = ()) -> RunConfig:
+    """The run called `name` that no file describes: defaults, and `overrides` as `load_run` takes them. Raises
+    ConfigError with one line for each problem."""
+    document = Document({"name": name}, {})
+    for override in overrides:
+        _apply(document, override)
+    return build_run(document.data, document.origins)
+
+
 def build_run(
     data: Mapping[str, Any], origins: Mapping[Key, str] | None = None, where: str = "run", *, elsewhere: bool = False
 ) -> RunConfig:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from cai_dist.config.feedback import FeedbackConfig
 from cai_dist.config.run import RunConfig
 from cai_dist.config.seeds import stable_seed
-from cai_dist.constitution import comparison_turns, reasoning_turns
+from cai_dist.constitution import ComparisonPrinciple, Constitution, comparison_turns, reasoning_turns
 from cai_dist.errors import ConfigError
 from cai_dist.stages.ai_feedback.local_check import said_locally
 from cai_dist.stages.ai_feedback.local_model import ask_workers
@@ -111,19 +111,17 @@ def pair_answers(
     Interrupted, ConfigError, EndpointError.
     """
     config = ctx.config.feedback
-    orders, questions = _orders(config), _questions(ctx, pairs, principle_ids)
-    chains = _chains(config)
+    questions = _questions(ctx, pairs, principle_ids)
     given = _ask(ctx, group, folder, phase, questions)
     masses = [option_mass(r) for r in given if not isinstance(r, Unanswered)]
     replies = iter([with_mass(r, config.min_option_mass) for r in given])
     counts = dict.fromkeys(Unanswered, 0)
     labels: list[PairLabel | None] = []
     for ids in principle_ids:
-        asked = [[[next(replies) for _ in chains] for _ in orders] for _ in ids]
-        for reason in (r for one in asked for said in one for r in said if isinstance(r, Unanswered)):
+        own = [next(replies) for _ in ids for _ in _orders(config) for _ in _chains(config)]
+        for reason in (r for r in own if isinstance(r, Unanswered)):
             counts[reason] += 1
-        own = [[_said(config, said) for said in one] for one in asked]
-        labels.append(_label(config, [[x for x in one if x] for one in own]) if all(map(all, own)) else None)
+        labels.append(pair_label(config, own))
     series = f"{folder.name}_{phase}"
     found = {"option_mass": fmean(masses)} if masses else {}
     ctx.tracker.rewind(series, -1)
@@ -154,6 +152,41 @@ def refuse_noise(
             model = model_path(ctx, "feedback")
             said = said_locally(ctx, group, folder, "first-labels-seen", unnamed[0], model)
         raise ConfigError(f"feedback: {len(unnamed)} of the first {len(questions)} questions have no label; {said}")
+
+
+def pair_questions(
+    config: FeedbackConfig,
+    constitution: Constitution,
+    seed: int,
+    number: int,
+    pair: Comparison,
+    principles: Sequence[ComparisonPrinciple],
+) -> list[Question]:
+    """The questions about one pair: under each principle, in each order of the answers, for each chain of thought.
+
+    `number` is the pair's in its phase: it names the questions and draws, with the run's `seed`, the worked examples
+    that they show. `pair_label` reads the replies.
+    """
+    return [
+        Question(
+            f"{number}/{k}/{int(swapped)}" + (f"/{chain}" if chain else ""),
+            _turns(config, constitution, stable_seed(seed, "few shot", number), pair, principle, swapped),
+        )
+        for k, principle in enumerate(principles)
+        for swapped in _orders(config)
+        for chain in _chains(config)
+    ]
+
+
+def pair_label(config: FeedbackConfig, replies: Sequence[Reply]) -> PairLabel | None:
+    """The label of one pair from the replies to its `pair_questions`, in their order; None where a question has no
+    answer under one of the principles, in one of the orders."""
+    orders, chains = len(_orders(config)), len(_chains(config))
+    said = [_said(config, replies[i : i + chains]) for i in range(0, len(replies), chains)]
+    answered = [x for x in said if x is not None]
+    if len(answered) < len(said):
+        return None
+    return _label(config, [answered[i : i + orders] for i in range(0, len(answered), orders)])
 
 
 def first_option(logprobs: LogProbs, temperature: float = 1.0) -> float:
@@ -205,21 +238,25 @@ def _chains(config: FeedbackConfig) -> range:
 
 
 def _questions(ctx: RunContext, pairs: Sequence[Comparison], principle_ids: Sequence[Sequence[str]]) -> list[Question]:
+    known = {p.id: p for p in ctx.constitution.comparison_principles}
+    config, constitution, seed = ctx.config.feedback, ctx.constitution, ctx.config.seed
     return [
-        Question(f"{i}/{k}/{int(swapped)}" + (f"/{chain}" if chain else ""), _turns(ctx, i, pair, principle, swapped))
+        question
         for i, (pair, ids) in enumerate(zip(pairs, principle_ids, strict=True))
-        for k, principle in enumerate(ids)
-        for swapped in _orders(ctx.config.feedback)
-        for chain in _chains(ctx.config.feedback)
+        for question in pair_questions(config, constitution, seed, i, pair, [known[name] for name in ids])
     ]
 
 
-def _turns(ctx: RunContext, i: int, pair: Comparison, principle_id: str, swapped: bool) -> tuple[Turn, ...]:
-    """The question about pair `i`, after its worked examples."""
-    config, constitution = ctx.config.feedback, ctx.constitution
-    principle = next(p for p in constitution.comparison_principles if p.id == principle_id)
+def _turns(
+    config: FeedbackConfig,
+    constitution: Constitution,
+    seed: int,
+    pair: Comparison,
+    principle: ComparisonPrinciple,
+    swapped: bool,
+) -> tuple[Turn, ...]:
+    """The question about a pair, after the worked examples that `seed` draws."""
     a, b = (pair.response_b, pair.response_a) if swapped else (pair.response_a, pair.response_b)
-    seed = stable_seed(ctx.config.seed, "few shot", i)
     if config.reasoning is not None:
         return reasoning_turns(constitution, pair.prompt.turns, principle, a, b, config.reasoning.few_shot, seed)
     shown = (config.prefill + config.option_labels[0], config.prefill + config.option_labels[1])

@@ -9,7 +9,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cai_dist.config.loading.load import build_run, dump_run, is_path_key, load_run, merge
+from cai_dist.config.loading.load import build_run, default_run, dump_run, is_path_key, load_run, merge
 from cai_dist.config.loading.messages import all_keys
 from cai_dist.config.loading.yaml_text import dump_text, parse_value, read_document
 from cai_dist.config.run import RunConfig
@@ -36,6 +36,14 @@ def test_defaults_need_a_name_alone(write):
     assert load_run(write("name: x\n")) == RunConfig(name="x")
     [line] = problems(write("seed: 1\n"))
     assert line.endswith("run.yaml: name: missing; this key must be given")
+
+
+def test_a_run_without_a_file_is_the_defaults_and_what_is_laid_over_them():
+    assert default_run("x") == RunConfig(name="x")
+    made = default_run("x", ["seed=3", "feedback.orders=one", "seed=4"])
+    assert (made.seed, made.feedback.orders, made.feedback.hard) == (4, "one", False)
+    with pytest.raises(ConfigError, match=r"^override: ppo.iteratons=3: unknown key; did you mean ppo.iterations"):
+        default_run("x", ["ppo.iteratons=3"])
 
 
 def test_unknown_keys_name_the_nearest_valid_key_and_the_line(write):

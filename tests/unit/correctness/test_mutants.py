@@ -95,17 +95,20 @@ def tree() -> Iterator[Path]:
         yield folder
 
 
+@pytest.mark.slow
 def test_a_bug_that_a_test_notices_is_killed(tree: Path) -> None:
     assert try_mutant(RATE, tree).outcome is Outcome.KILLED
     assert RATE.old in (tree / RATE.file).read_text(), "the copy is as it was"
     assert RATE.old in (ROOT / RATE.file).read_text()
 
 
+@pytest.mark.slow
 def test_a_changed_comment_survives(tree: Path) -> None:
     comment = replace(RATE, old='"""The learning rate as a pure function', new='"""The rate as a pure function')
     assert try_mutant(comment, tree).outcome is Outcome.SURVIVED
 
 
+@pytest.mark.slow
 def test_each_of_the_named_tests_must_fail(tree: Path) -> None:
     other = "tests/unit/engines/test_schedule.py::test_cosine_is_half_way_in_the_middle"
     verdict = try_mutant(replace(RATE, tests=(*RATE.tests, other)), tree)
@@ -127,12 +130,14 @@ def test_each_of_the_named_tests_must_fail(tree: Path) -> None:
         ({"tests": ("tests/unit/engines/test_schedule.py::test_no_such_test",)}, "pytest ended with"),
     ],
 )
+@pytest.mark.slow
 def test_a_mutation_that_proves_nothing_is_broken(tree: Path, change: dict[str, object], reason: str) -> None:
     verdict = try_mutant(replace(RATE, **change), tree)  # type: ignore[arg-type]
     assert verdict.outcome is Outcome.BROKEN
     assert reason in verdict.reason
 
 
+@pytest.mark.slow
 def test_a_run_past_its_deadline_is_broken_unless_a_deadlock_is_meant(tree: Path) -> None:
     endless = replace(RATE, new="while True: pass", deadline=3.0)
     verdict = try_mutant(endless, tree)
@@ -140,6 +145,7 @@ def test_a_run_past_its_deadline_is_broken_unless_a_deadlock_is_meant(tree: Path
     assert judge(replace(endless, hangs=True), PytestRun(None), tree).outcome is Outcome.KILLED
 
 
+@pytest.mark.slow
 def test_another_package_than_the_copy_is_noticed(tree: Path) -> None:
     run = run_tests(tree, RATE.tests, 60.0)
     assert run.code == 0 and run.package is not None and Path(run.package).is_relative_to(tree)
@@ -147,6 +153,7 @@ def test_another_package_than_the_copy_is_noticed(tree: Path) -> None:
     assert elsewhere.outcome is Outcome.BROKEN and "not the copy" in elsewhere.reason
 
 
+@pytest.mark.slow
 def test_tests_that_fail_anyway_stop_everything(tree: Path) -> None:
     assert check_baseline(tree, RATE.tests) == []
     assert "pytest ended with" in check_baseline(tree, ["tests/unit/engines/test_schedule.py::test_gone"])[0]
@@ -159,6 +166,7 @@ def test_tests_that_fail_anyway_stop_everything(tree: Path) -> None:
         path.write_text(original)
 
 
+@pytest.mark.slow
 def test_one_line_each_and_a_count(tree: Path) -> None:
     said: list[str] = []
     comment = replace(RATE, name="comment", old='"""The learning rate as', new='"""The rate as')
@@ -170,6 +178,7 @@ def test_one_line_each_and_a_count(tree: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
+@pytest.mark.slow
 def test_the_quick_mutants_are_killed(capsys: pytest.CaptureFixture[str]) -> None:
     code = main(["--quick"])
     assert code == 0, capsys.readouterr().out

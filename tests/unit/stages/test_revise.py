@@ -9,7 +9,7 @@ import pytest
 from cai_dist.config.supervised import ReviseConfig
 from cai_dist.data.chat import ChatFormat
 from cai_dist.stages import sft
-from cai_dist.stages.revise import _Reviser
+from cai_dist.stages.revise import stage_reviser
 from cai_dist.stages.tables.records import write_revisions
 from cai_dist.tracking.metrics import read_metrics
 from cai_dist.types import GenerateRequest, Generation, Prompt, Turn
@@ -40,7 +40,7 @@ def test_a_critique_that_does_not_parse_is_a_failure_of_its_round(
 
     run = make_run(revise=ReviseConfig(rounds=1, critique=critique))
     chat = ChatFormat(tokenizer, "template", run.constitution.templates.labels)
-    [first, second] = _Reviser(run, FakeGroup(answer), tmp_path, "m", chat).revise([PROMPT])  # type: ignore[arg-type]
+    [first, second] = stage_reviser(run, FakeGroup(answer), tmp_path, "m", chat).revise([PROMPT])  # type: ignore[arg-type]
     assert (first.response, first.failure) == ("take wrap then melt .", "")
     assert (second.response, second.failure) == (response, failure)
     assert second.critique == said
@@ -60,7 +60,7 @@ class Script:
                     yield key, [self.one(tokenizer, label, ids) for ids in request.prompts]
 
         chat = ChatFormat(tokenizer, "template", run.constitution.templates.labels)
-        self.reviser = _Reviser(run, Group(lambda *_: None), folder, "m", chat)  # type: ignore[arg-type]
+        self.reviser = stage_reviser(run, Group(lambda *_: None), folder, "m", chat)  # type: ignore[arg-type]
 
     def one(self, tokenizer, phase: str, ids: tuple[int, ...]) -> Generation:
         prompt = tokenizer.decode(list(ids))

@@ -15,7 +15,7 @@ from cai_dist.data.tables import read_rows
 from cai_dist.models.load import load_scalar
 from cai_dist.stages.execution.generation import Ask, generate
 from cai_dist.stages.ppo import _transcript
-from cai_dist.stages.revise import _Reviser
+from cai_dist.stages.revise import stage_reviser
 from cai_dist.stages.tables.records import read_revisions, write_revisions
 from cai_dist.types import GenerateRequest, Generation, Prompt, RankInfo, StepShard, Turn
 from cai_dist.workers.reward import RewardWorker
@@ -99,7 +99,7 @@ def test_nobody_criticises_thoughts_and_the_table_has_them(make_run, tmp_path: P
     run, chat = make_run(revise=ReviseConfig(rounds=1)), chat_of()
     said = ["<think>plan A</think>First.", "<think>plan B</think>Too short.", "<think>plan C</think>Second."]
     group = Answers(chat, said)
-    revisions = _Reviser(run, group, tmp_path, "m", chat).revise([PROMPT])  # type: ignore[arg-type]
+    revisions = stage_reviser(run, group, tmp_path, "m", chat).revise([PROMPT])  # type: ignore[arg-type]
     assert [r.response for r in revisions] == ["First.", "Second."] and revisions[1].critique == "Too short."
     assert not any("plan" in prompt or "think" in prompt for prompt in group.asked)
     write_revisions(tmp_path / "r.parquet", revisions)

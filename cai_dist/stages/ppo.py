@@ -149,7 +149,7 @@ def _transcript(folder: Path, iteration: int, batch: Sequence[Trajectory], chat:
             {
                 "prompt_id": t.prompt_id,
                 "kind": t.prompt_kind,
-                "prompt": chat.plain_text(t.prompt_ids),
+                "prompt": chat.plain_text(t.prompt_ids.tolist()),
                 "response": answer,
                 **({"thoughts": thoughts} if thoughts else {}),
                 "score": round(t.score, 4),
@@ -159,6 +159,6 @@ def _transcript(folder: Path, iteration: int, batch: Sequence[Trajectory], chat:
             ensure_ascii=False,
         )
         for t in batch[:8]
-        for thoughts, answer in [chat.thoughts_and_answer(t.response_ids)]
+        for thoughts, answer in [chat.thoughts_and_answer(t.response_ids.tolist())]
     ]
     write_text(folder / f"iteration-{iteration:05d}.jsonl", "\n".join(lines) + "\n")

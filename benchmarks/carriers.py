@@ -1,10 +1,10 @@
 """What carrying tokens and their numbers costs in one iteration of PPO: arrays against tuples of Python numbers.
 
-    python benchmarks/carriers.py [--samples 8192] [--length 512] [--tuples 1024]
+    python benchmarks/carriers.py [--samples 8192] [--length 512] [--ranks 8]
 
 No model runs: tensors of the right shapes stand for what models give. Measured is what ranks do to them between models
-and losses, with the program's own functions, and the same with tuples (`carriers_tuples.py`) on `--tuples` of the
-samples, scaled up: every step of both is linear in samples. Writes benchmarks/results/carriers.json and .md.
+and losses, rank after rank, with the program's own functions; and the same with tuples (`carriers_tuples.py`) on one
+rank, times `--ranks`. Writes benchmarks/results/carriers.json and .md.
 """
 
 from __future__ import annotations
@@ -94,8 +94,7 @@ def inputs(samples: int, length: int) -> dict[str, Any]:
     }
 
 
-def with_tuples(given: dict[str, Any], config: PpoConfig) -> Measured:
-    found = Measured()
+def with_tuples(given: dict[str, Any], config: PpoConfig, found: Measured) -> Measured:
     samples = found.timed("sampled", lambda: tuples.sampled(given["prompts"], given["tokens"], given["logprobs"]))
     here = found.sent(samples)
     rows = []
@@ -112,8 +111,7 @@ def with_tuples(given: dict[str, Any], config: PpoConfig) -> Measured:
     return found
 
 
-def with_arrays(given: dict[str, Any], config: PpoConfig) -> Measured:
-    found = Measured()
+def with_arrays(given: dict[str, Any], config: PpoConfig, found: Measured) -> Measured:
 
     def sampled() -> Any:
         ids, logprobs = given["tokens"].int().numpy(), given["logprobs"].numpy()
@@ -174,8 +172,8 @@ def page(given: argparse.Namespace, before: Measured, after: Measured, scale: fl
     lines = [
         "# Carriers",
         "",
-        f"{given.samples} samples of {PROMPT} + {given.length} tokens, one epoch, all ranks together; no model runs. "
-        f"Tuples: measured on {given.tuples} samples and scaled up. `python benchmarks/carriers.py`.",
+        f"{given.samples} samples of {PROMPT} + {given.length} tokens on {given.ranks} ranks, one epoch. Seconds of "
+        "all ranks together; no model runs. Tuples: one rank, times the ranks. `python benchmarks/carriers.py`.",
         "",
         "| | tuples | arrays | ratio |",
         "|---|---|---|---|",
@@ -197,20 +195,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--samples", type=int, default=8192)
     parser.add_argument("--length", type=int, default=512)
-    parser.add_argument("--tuples", type=int, default=1024)
+    parser.add_argument("--ranks", type=int, default=8)
     asked = parser.parse_args()
     for way in (with_arrays, with_tuples):  # the first call of everything is slower
-        way(inputs(64, 64), config_of(64))
-    after = with_arrays(inputs(asked.samples, asked.length), config_of(asked.samples))
-    before = with_tuples(inputs(asked.tuples, asked.length), config_of(asked.tuples))
+        way(inputs(64, 64), config_of(64), Measured())
+    share, after, before = asked.samples // asked.ranks, Measured(), Measured()
+    given, config = inputs(share, asked.length), config_of(share)
+    for _ in range(asked.ranks):
+        with_arrays(given, config, after)
+    with_tuples(given, config, before)
     driver = driver_seconds(inputs(asked.samples, 1))
-    text = page(asked, before, after, asked.samples / asked.tuples, driver)
+    text = page(asked, before, after, asked.ranks, driver)
     print(text)
     if asked.samples == 8192:
         numbers = {"samples": asked.samples, "length": asked.length, "driver_seconds": driver}
         for name, found in (("tuples", before), ("arrays", after)):
             numbers[name] = {"seconds": found.seconds, "bytes": found.bytes}
-        numbers["tuples"]["samples"] = asked.tuples
+        numbers["tuples"]["samples"] = share
         (RESULTS / "carriers.json").write_text(json.dumps(numbers, indent=2) + "\n")
         (RESULTS / "carriers.md").write_text(text)
 

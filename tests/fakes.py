@@ -28,6 +28,7 @@ from cai_dist.types import (
     TrajectoryRef,
     rows_of,
 )
+from tests.ids import response_of
 
 R = TypeVar("R")
 
@@ -164,7 +165,7 @@ class FakeRoles:
         return self.kept("value", samples, "values", of, more=1)
 
     def scores(self, samples: Sequence[SampleRef]) -> FakePending[list[float]]:
-        return self._call("scores", lambda: [sum(stand_for(s.row).response_ids) % 7 / 2 - 1 for s in samples])
+        return self._call("scores", lambda: [sum(response_of(stand_for(s.row))) % 7 / 2 - 1 for s in samples])
 
     def make_trajectories(self, request: TrajectoryRequest) -> FakePending[tuple[list[RemoteRow[Any]], list[Sums]]]:
         """In two parts."""
@@ -246,7 +247,7 @@ class FakeRoles:
         # The order of the batch matters, as it would in floating point.
         signal = 0.0
         for place, item in enumerate(batch, start=1):
-            signal += (sum(item.advantages) + sum(item.returns) + item.score) / place
+            signal += (sum(item.advantages.tolist()) + sum(item.returns.tolist()) + item.score) / place
         if role == "policy":
             if next(self.skips, 0):
                 return {"skipped": 1.0}
@@ -257,7 +258,7 @@ class FakeRoles:
 
 
 def _rows(items: Sequence[Generation], weight: float) -> list[list[float]]:
-    return [_logprobs(item.response_ids, weight) for item in items]
+    return [_logprobs(response_of(item), weight) for item in items]
 
 
 def _logprobs(ids: Sequence[int], weight: float) -> list[float]:

@@ -30,6 +30,7 @@ from cai_dist.models.load import load_scalar
 from cai_dist.types import GenerateRequest, Generation, LabelRequest, SamplingParams, StepShard, Trajectory
 from cai_dist.workers.policy import PolicyWorker
 from tests.architectures import ARCHITECTURES, VOCAB, Architecture
+from tests.ids import ids_of, prompt_of, response_of
 from tests.inprocess import build_worker
 
 PAGE = Path(__file__).parents[1] / "docs" / "models.md"
@@ -128,7 +129,7 @@ def _training(
     )
     old = [list(row) for row in worker.logprobs(StepShard((tuple(items),)), T).rows]
     plain.zero_grad()
-    expected = [_plain_logprobs(plain, s.prompt_ids, s.response_ids, T) for s in items]
+    expected = [_plain_logprobs(plain, prompt_of(s), response_of(s), T) for s in items]
     _same(f"{layout} log-probabilities", torch.tensor(sum(old, [])), torch.cat(expected).detach())
     # Ratios other than one, so that the gradient is not of the advantages alone.
     shifted = [
@@ -163,7 +164,7 @@ def _training(
 def _trajectory(item: Generation, old: Sequence[float]) -> Trajectory:
     row, ones = tuple(old), (1.0,) * len(old)
     return Trajectory(
-        prompt_ids=item.prompt_ids, response_ids=item.response_ids, old_logprobs=row, ref_logprobs=row, values=ones,
+        prompt_ids=prompt_of(item), response_ids=response_of(item), old_logprobs=row, ref_logprobs=row, values=ones,
         rewards=ones, advantages=tuple(1.0 - t % 3 for t in range(len(row))), returns=ones, score=1.0, finish="stop",
         weight_version=0, sampler_logprobs=row, weights=ones,
     )  # fmt: skip
@@ -176,7 +177,7 @@ def _exported(worker: Any, items: Sequence[Generation], attention: str, folder: 
     again = AutoModelForCausalLM.from_pretrained(folder, attn_implementation=attention).eval()
     assert "cai_dist" not in (folder / "config.json").read_text()
     found = [list(row) for row in worker.logprobs(StepShard((tuple(items),)), 1.0).rows]
-    expected = torch.cat([_plain_logprobs(again, s.prompt_ids, s.response_ids) for s in items])
+    expected = torch.cat([_plain_logprobs(again, prompt_of(s), response_of(s)) for s in items])
     _same("exported model", torch.tensor(sum(found, [])), expected)
 
 
@@ -195,12 +196,12 @@ def _serving(engine: HfRolloutEngine, plain: Any) -> list[str]:
     draw = torch.Generator().manual_seed(2)
     prompts = tuple(tuple(torch.randint(3, VOCAB, (n,), generator=draw).tolist()) for n in (11, 3, 1, 3, 6, 1))
     for made in engine.generate(GenerateRequest(prompts, SamplingParams(14, 0.0, 1.0, STOPS), 5)):
-        ids = torch.tensor([made.prompt_ids + made.response_ids])
+        ids = torch.tensor([ids_of(made)])
         best = plain(input_ids=ids, use_cache=False).logits[0, len(made.prompt_ids) - 1 : -1].argmax(-1)
-        if tuple(best.tolist()) != made.response_ids:
-            raise DifferenceError(f"greedy answer {made.response_ids}, but {best.tolist()}")
+        if tuple(best.tolist()) != response_of(made):
+            raise DifferenceError(f"greedy answer {response_of(made)}, but {best.tolist()}")
     for made in engine.generate(GenerateRequest(prompts, SamplingParams(14, T, 1.0, STOPS), 5)):
-        expected = _plain_logprobs(plain, made.prompt_ids, made.response_ids, T)
+        expected = _plain_logprobs(plain, prompt_of(made), response_of(made), T)
         _same("log-probabilities of samples", torch.tensor(made.logprobs), expected)
     labels = ((4,), (5, 6), (5, 7))
     for prompt, found in zip(prompts, engine.score_labels(LabelRequest(prompts, labels)), strict=True):
@@ -226,7 +227,7 @@ def _scalar(source: str, folder: Path, items: Sequence[Generation], attention: s
             continue
         batch = sample_batch(asked)
         found = model(batch.ids, batch.lengths)[batch.last]
-        ids = [torch.tensor([s.prompt_ids + s.response_ids]) for s in asked]
+        ids = [torch.tensor([ids_of(s)]) for s in asked]
         expected = torch.cat([plain(input_ids=one, attention_mask=torch.ones_like(one)).logits[0] for one in ids])
         _same(f"{layout} scores", found, expected)
     return SAME

@@ -17,7 +17,7 @@ FETCH_SECONDS = 120.0
 
 def kept(result: Any) -> Any:
     """What a caller gets: of rows that are to be kept (reference, facts), of anything else itself."""
-    return (ray.put(list(result.rows)), result.facts) if isinstance(result, KeepRemote) else result
+    return (ray.put(result.rows), result.facts) if isinstance(result, KeepRemote) else result
 
 
 def resolve(args: Sequence[Any], phase: str) -> list[Any]:

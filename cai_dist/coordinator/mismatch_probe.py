@@ -5,7 +5,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from operator import sub
+
+import numpy as np
 
 from cai_dist.config.ppo import PpoConfig
 from cai_dist.config.seeds import derive_seed
@@ -67,5 +68,5 @@ class PolicyAnswer:
         """`mismatch_*` (`experience.mismatch`). Raises WorkerError, WorkerTimeout."""
         trainer = roles.fetch(self.trainer.result())
         sampler = [sample.logprobs for sample in roles.fetch([sample.row for sample in self.samples])]
-        differences = [d for ours, theirs in zip(trainer, sampler, strict=True) for d in map(sub, ours, theirs)]
-        return Gaps.of(differences).metrics("mismatch")
+        ours, theirs = (np.concatenate(rows, dtype=np.float64) for rows in (trainer, sampler))
+        return Gaps.of(ours - theirs).metrics("mismatch")

@@ -14,10 +14,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Protocol, TypeVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from cai_dist.types import ScoredPair, TokenSequence, Trajectory
+from cai_dist.types.ragged import Array, Ragged
 
 _STAND_IN = (0, 0)
 Batch = TypeVar("Batch", "TokenBatch", "PairBatch", "TrajectoryBatch")
@@ -27,13 +30,13 @@ class PromptWithResponse(Protocol):
     """A prompt with its response: `Generation` or `Trajectory`."""
 
     @property
-    def prompt_ids(self) -> tuple[int, ...]:
-        """Token ids of the conversation with the answer opened."""
+    def prompt_ids(self) -> NDArray[np.int32]:
+        """[P], token ids of the conversation with the answer opened."""
         ...
 
     @property
-    def response_ids(self) -> tuple[int, ...]:
-        """Token ids of the answer, as they were sampled."""
+    def response_ids(self) -> NDArray[np.int32]:
+        """[R], token ids of the answer, as they were sampled."""
         ...
 
 
@@ -130,18 +133,17 @@ def sequence_positions(lengths: Tensor, tokens: int) -> Tensor:
     return torch.arange(tokens, device=lengths.device) - torch.repeat_interleave(starts, lengths, output_size=tokens)
 
 
-def flatten(sequences: Sequence[tuple[int, ...]]) -> tuple[Tensor, Tensor]:
+def flatten(sequences: Sequence[Sequence[int] | Array]) -> tuple[Tensor, Tensor]:
     """Token ids one after the other.
 
     Returns: ids long [N] and lengths long [B].
 
     Raises: ValueError for no sequence or an empty one.
     """
-    lengths = [len(sequence) for sequence in sequences]
-    if not lengths or min(lengths) == 0:
+    if not sequences or min(map(len, sequences)) == 0:
         raise ValueError("a batch needs at least one sequence and at least one token in each")
-    ids = [token for sequence in sequences for token in sequence]
-    return torch.tensor(ids, dtype=torch.long), torch.tensor(lengths, dtype=torch.long)
+    rows = Ragged.of(sequences, np.int64)
+    return torch.from_numpy(rows.flat), torch.from_numpy(rows.lengths)
 
 
 def sequence_batch(sequences: Sequence[TokenSequence]) -> tuple[TokenBatch, Tensor]:
@@ -172,8 +174,9 @@ def sample_batch(samples: Sequence[PromptWithResponse]) -> TokenBatch:
     """A batch of prompt + response; `prompt_lengths` where the response begins."""
     if not samples:
         return _stand_in()
-    ids, lengths = flatten([sample.prompt_ids + sample.response_ids for sample in samples])
-    return TokenBatch(ids, lengths, torch.tensor([len(sample.prompt_ids) for sample in samples]))
+    rows = Ragged.of([part for sample in samples for part in (sample.prompt_ids, sample.response_ids)], np.int64)
+    prompts, responses = torch.from_numpy(rows.lengths).unflatten(0, (-1, 2)).unbind(1)
+    return TokenBatch(torch.from_numpy(rows.flat), prompts + responses, prompts)
 
 
 def pair_batch(pairs: Sequence[ScoredPair]) -> PairBatch:
@@ -185,50 +188,57 @@ def pair_batch(pairs: Sequence[ScoredPair]) -> PairBatch:
     return PairBatch(TokenBatch(ids, lengths, lengths.clone(), empty=not pairs), targets, valid)
 
 
-def trajectory_batch(trajectories: Sequence[Trajectory]) -> TrajectoryBatch:
-    """A batch for the policy and value losses."""
+def trajectory_batch(trajectories: Sequence[Trajectory], mean: float = 0.0, deviation: float = 1.0) -> TrajectoryBatch:
+    """A batch for the policy and value losses. `mean`, `deviation`: of the advantages of the whole iteration, which
+    become (advantage - mean) / deviation, computed in float64."""
     tokens = sample_batch(trajectories)
+    places = tokens.response_mask.nonzero().squeeze(1)
 
-    def aligned(rows: list[tuple[float, ...]]) -> Tensor:
-        if not any(rows):
+    def aligned(rows: list[Array]) -> Tensor:
+        if not any(map(len, rows)):
             return torch.zeros(tokens.ids.shape, dtype=torch.float32)
-        return align(tokens, rows)
+        return align(tokens, rows, places)
 
+    advantages = Ragged.of([item.advantages for item in trajectories], np.float64)
     return TrajectoryBatch(
         tokens,
         old_logprobs=aligned([item.old_logprobs for item in trajectories]),
         ref_logprobs=aligned([item.ref_logprobs for item in trajectories]),
         old_values=aligned([item.values for item in trajectories]),
-        advantages=aligned([item.advantages for item in trajectories]),
+        advantages=align(tokens, advantages.like((advantages.flat - mean) / deviation), places),
         returns=aligned([item.returns for item in trajectories]),
         weights=aligned([item.weights for item in trajectories]),
     )
 
 
-def align(batch: TokenBatch, rows: Sequence[Sequence[float]]) -> Tensor:
-    """Lists over response tokens -> float32 [N] with each number at its token, 0 elsewhere.
+def align(batch: TokenBatch, rows: Ragged | Sequence[Sequence[float] | Array], places: Tensor | None = None) -> Tensor:
+    """Rows over response tokens -> float32 [N] with each number at its token, 0 elsewhere. `places`: those of the
+    response tokens, long, where they are known.
 
-    Raises: ValueError unless there is one list a real sequence and one number a response token.
+    Raises: ValueError unless there is one row a real sequence and one number a response token.
     """
     if len(rows) != len(batch):
         raise ValueError(f"{len(rows)} lists for {len(batch)} sequences")
-    lengths, prompts = batch.lengths.tolist(), batch.prompt_lengths.tolist()
-    flat: list[float] = []
-    for row, numbers in enumerate(rows):
-        if len(numbers) != lengths[row] - prompts[row]:
-            raise ValueError(
-                f"sequence {row}: {len(numbers)} numbers for {lengths[row] - prompts[row]} response tokens"
-            )
-        flat += [0.0] * prompts[row]
-        flat += numbers
-    return torch.tensor(flat, dtype=torch.float32) if len(batch) else torch.zeros(batch.ids.shape, dtype=torch.float32)
+    ragged = Ragged.of(rows, np.float32)
+    wanted = _response_lengths(batch)
+    for row in np.flatnonzero(ragged.lengths != wanted)[:1]:
+        raise ValueError(f"sequence {row}: {ragged.lengths[row]} numbers for {wanted[row]} response tokens")
+    places = batch.response_mask.nonzero().squeeze(1) if places is None else places
+    flat = torch.zeros(batch.ids.shape, dtype=torch.float32)
+    flat[places] = torch.tensor(ragged.flat)
+    return flat
 
 
-def response_rows(batch: TokenBatch, values: Tensor) -> list[list[float]]:
-    """[N] -> per real sequence the numbers of its response tokens: the inverse of `align`."""
-    numbers, ends = values.tolist(), batch.lengths.cumsum(0).tolist()
-    begins = (batch.starts + batch.prompt_lengths).tolist()
-    return [numbers[begins[row] : ends[row]] for row in range(len(batch))]
+def response_rows(batch: TokenBatch, values: Tensor) -> Ragged:
+    """[N] -> float32, per real sequence the numbers of its response tokens: the inverse of `align`."""
+    flat: Array = values.float().cpu().numpy()[batch.response_mask.cpu().numpy()]
+    return Ragged(flat, _response_lengths(batch))
+
+
+def _response_lengths(batch: TokenBatch) -> NDArray[np.int64]:
+    """[B] of the real sequences."""
+    found: NDArray[np.int64] = (batch.lengths - batch.prompt_lengths)[: len(batch)].cpu().numpy()
+    return found
 
 
 def _stand_in() -> TokenBatch:

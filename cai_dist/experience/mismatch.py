@@ -3,12 +3,10 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
 from dataclasses import dataclass
-from operator import sub
 
-from cai_dist.types import Trajectory
+import numpy as np
+from numpy.typing import NDArray
 
 _MAX_LOG_RATIO = 20.0  # exp() of more would drown every other token
 
@@ -23,13 +21,13 @@ class Gaps:
     k3: float = 0.0
 
     @classmethod
-    def of(cls, differences: Sequence[float]) -> Gaps:
-        """Of some tokens."""
-        if not differences:
+    def of(cls, differences: NDArray[np.float64]) -> Gaps:
+        """Of some tokens [N]."""
+        if not len(differences):
             return cls()
-        sizes = list(map(abs, differences))
-        k3 = math.fsum(math.expm1(min(d, _MAX_LOG_RATIO)) - d for d in differences)
-        return cls(len(sizes), math.fsum(sizes), max(sizes), k3)
+        sizes = np.abs(differences)
+        k3 = np.expm1(np.minimum(differences, _MAX_LOG_RATIO)) - differences
+        return cls(len(sizes), float(sizes.sum()), float(sizes.max()), float(k3.sum()))
 
     def merged(self, other: Gaps) -> Gaps:
         """Of the tokens of both."""
@@ -69,15 +67,15 @@ class Distances:
         return metrics
 
 
-def distances(trajectories: Sequence[Trajectory], version: int) -> Distances:
-    """Of every token, by whether it is of `version`, the trainer's."""
-    same: list[float] = []
-    stale: list[float] = []
-    for item in trajectories:
-        if not item.versions:  # all tokens are of the same weights, as almost always: no look at each
-            kind = same if item.weight_version == version else stale
-            kind.extend(map(sub, item.old_logprobs, item.sampler_logprobs))
-            continue
-        for of_token, ours, theirs in zip(item.versions, item.old_logprobs, item.sampler_logprobs, strict=True):
-            (same if of_token == version else stale).append(ours - theirs)
-    return Distances(Gaps.of(same), Gaps.of(stale))
+def distances(
+    trainer: NDArray[np.float32], sampler: NDArray[np.float32], versions: NDArray[np.int32], version: int
+) -> Distances:
+    """Of every token, by whether it is of `version`, the trainer's.
+
+    Args:
+        trainer, sampler: [N] log-probabilities (nats).
+        versions: [N], of the weights that each token was sampled with.
+    """
+    differences = trainer.astype(np.float64) - sampler
+    same = versions == version
+    return Distances(Gaps.of(differences[same]), Gaps.of(differences[~same]))

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
 
 from cai_dist.types import Trajectory
 
@@ -21,14 +24,14 @@ class Moments:
     squares: float = 0.0
 
     @classmethod
-    def of(cls, numbers: Sequence[float]) -> Moments:
-        """Sums are exact (`math.fsum`), around the first number: `squares` is exactly 0 where all are equal."""
-        if not numbers:
+    def of(cls, numbers: Sequence[float] | NDArray[np.floating]) -> Moments:
+        """Of [N], summed in float64 around the first number: `squares` is exactly 0 where all are equal."""
+        array = np.asarray(numbers, dtype=np.float64)
+        if not len(array):
             return cls()
-        first = numbers[0]
-        moved = [number - first for number in numbers]
-        mean = math.fsum(moved) / len(moved)
-        return cls(len(moved), first + mean, math.fsum([(number - mean) ** 2 for number in moved]))
+        moved = array - array[0]
+        mean = moved.mean()
+        return cls(len(array), float(array[0] + mean), float(((moved - mean) ** 2).sum()))
 
     def merged(self, other: Moments) -> Moments:
         """Of the numbers of both (Chan, Golub, LeVeque 1983)."""
@@ -63,17 +66,20 @@ class Whitening:
         """The mean is not added back."""
         return cls(moments.mean, math.sqrt(moments.variance + EPSILON))
 
-    def apply(self, numbers: Iterable[float]) -> tuple[float, ...]:
-        """(number - mean) / deviation."""
-        mean, deviation = self.mean, self.deviation
-        return tuple([(number - mean) / deviation for number in numbers])
+    def apply(self, numbers: NDArray[np.floating]) -> NDArray[np.float64]:
+        """(number - mean) / deviation of each, in float64."""
+        return (numbers.astype(np.float64) - self.mean) / self.deviation
+
+
+NO_WHITENING = Whitening(0.0, 1.0)
+"""Leaves advantages as they are."""
 
 
 def whitened(items: Sequence[Trajectory], whitening: Whitening | None) -> list[Trajectory]:
     """With whitened advantages; None leaves them as they are."""
     if whitening is None:
         return list(items)
-    return [replace(item, advantages=whitening.apply(item.advantages)) for item in items]
+    return [replace(item, advantages=whitening.apply(item.advantages).astype(np.float32)) for item in items]
 
 
 def explained_variance(returns: Moments, residuals: Moments) -> float:

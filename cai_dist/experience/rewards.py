@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,6 +17,10 @@ from cai_dist.config.ppo import PpoConfig
 from cai_dist.experience.algorithms.protocol import Experience
 from cai_dist.experience.algorithms.registry import ALGORITHMS
 from cai_dist.losses.kl import ESTIMATORS, k1
+from cai_dist.types.ragged import Array, Ragged
+
+Rows = Ragged | Sequence[Sequence[float]]
+"""Per sample, its numbers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,9 +37,9 @@ class Shaped:
 
 
 def shape(
-    logprobs: Sequence[Sequence[float]],
-    reference: Sequence[Sequence[float]],
-    values: Sequence[Sequence[float]] | None,
+    logprobs: Rows,
+    reference: Rows,
+    values: Rows | None,
     scores: Tensor,
     truncated: Sequence[bool],
     config: PpoConfig,
@@ -50,7 +55,8 @@ def shape(
         truncated: per sample, whether it was cut off at the token limit.
         coefficient: of the KL penalty.
     """
-    mask = token_mask([len(row) for row in logprobs])
+    mask = token_mask(Ragged.of(logprobs, np.float64).lengths)
+    before, after = (None, None) if values is None else Ragged.of(values, np.float64).without_last()
     log_ratio = padded(logprobs) - padded(reference)
     penalties = torch.zeros_like(log_ratio)
     if config.kl_where == "reward":
@@ -59,8 +65,8 @@ def shape(
         mask=mask,
         scores=scores,
         penalties=penalties,
-        values=None if values is None else padded([row[:-1] for row in values]),
-        bootstrap=None if values is None else _bootstrap([row[-1] for row in values], truncated, config),
+        values=None if before is None else padded(before),
+        bootstrap=None if after is None else _bootstrap(after.tolist(), truncated, config),
     )
     estimate = ALGORITHMS[config.algorithm](batch, config)
     return Shaped(mask, batch.rewards, estimate.advantages, estimate.returns, k1(log_ratio))
@@ -77,12 +83,13 @@ def _bootstrap(after: Sequence[float], truncated: Sequence[bool], config: PpoCon
     )
 
 
-def token_mask(lengths: Sequence[int]) -> Tensor:
-    """bool [B, N]: true for the tokens of each response."""
-    return torch.arange(max(lengths)).unsqueeze(0) < torch.tensor(lengths).unsqueeze(1)
+def token_mask(lengths: Array) -> Tensor:
+    """bool [B, N]: true for the tokens of each response; `lengths` [B]."""
+    return torch.arange(int(lengths.max())).unsqueeze(0) < torch.from_numpy(lengths).unsqueeze(1)
 
 
-def padded(rows: Sequence[Sequence[float]]) -> Tensor:
-    """Ragged lists -> float64 [B, N], 0 in the padding."""
-    width = max(len(row) for row in rows)
-    return torch.tensor([[*row, *[0.0] * (width - len(row))] for row in rows], dtype=torch.float64)
+def padded(rows: Rows) -> Tensor:
+    """Rows of different lengths -> float64 [B, N], 0 in the padding."""
+    ragged = Ragged.of(rows, np.float64)
+    mask = token_mask(ragged.lengths)
+    return torch.zeros(mask.shape, dtype=torch.float64).masked_scatter(mask, torch.from_numpy(ragged.flat))

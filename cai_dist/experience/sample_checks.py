@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
+
+import numpy as np
 
 from cai_dist.errors import CaiError
 from cai_dist.types import Generation, KeepRemote, RemoteRow, SampleRef
+from cai_dist.types.ragged import Array, Packed, Ragged
 
 
 def kept_samples(
@@ -20,22 +22,23 @@ def kept_samples(
 
     Raises: CaiError (of other prompts, without a token, or with numbers that do not match its tokens).
     """
-    if [sample.prompt_ids for sample in samples] != list(prompts):
+    packed = Packed.of(Generation, samples)
+    if Ragged.of(prompts, np.int32) != packed.rows("prompt_ids"):
         raise CaiError("rollout: the samples do not belong to the prompts that were sent, or not in their order")
-    for number, sample in enumerate(samples, first):
-        if not sample.response_ids:
-            raise CaiError(f"rollout: sample {number} has no token; a response holds at least its stop token")
-        if len(sample.token_versions) != len(sample.response_ids):
-            raise CaiError(f"rollout: sample {number} does not say of which weights each of its tokens is")
-    _check("rollout", samples, [sample.logprobs for sample in samples], first)
-    return KeepRemote(samples, [_facts(sample) for sample in samples])
+    lengths, of_versions = packed.rows("response_ids").lengths, packed.rows("versions").lengths
+    for place in np.flatnonzero(lengths == 0)[:1]:
+        raise CaiError(f"rollout: sample {first + place} has no token; a response holds at least its stop token")
+    for place in np.flatnonzero((of_versions != 0) & (of_versions != lengths))[:1]:
+        raise CaiError(f"rollout: sample {first + place} does not say of which weights each of its tokens is")
+    _check("rollout", samples, packed.rows("logprobs"), first)
+    return KeepRemote(packed, [_facts(sample) for sample in packed])
 
 
 def _facts(sample: Generation) -> tuple[int, int, str, int, int]:
     """The fields of `SampleRef` after the row."""
-    version = sample.weight_version
-    oldest = min(version, *sample.versions) if sample.versions else version
-    newest = max(version, *sample.versions) if sample.versions else version
+    oldest = newest = sample.weight_version
+    if len(sample.versions):
+        oldest, newest = min(oldest, int(sample.versions.min())), max(newest, int(sample.versions.max()))
     return len(sample.prompt_ids), len(sample.response_ids), sample.finish, newest, oldest
 
 
@@ -47,19 +50,19 @@ def samples_of(
 
 
 def kept_rows(
-    role: str, samples: Sequence[Generation], rows: Sequence[Sequence[float]], more: int = 0
-) -> KeepRemote[Sequence[float]]:
-    """Numbers of every response token (and `more`) of each sample, to be kept. Raises CaiError unless they are that,
-    and finite: one NaN would poison the whole batch."""
-    _check(role, samples, rows, 0, more)
-    return KeepRemote(rows)
+    role: str, samples: Sequence[Generation], rows: Ragged | Sequence[Sequence[float]], more: int = 0
+) -> KeepRemote[Array]:
+    """Numbers (float32) of every response token (and `more`) of each sample, to be kept. Raises CaiError unless they
+    are that, and finite: one NaN would poison the whole batch."""
+    ragged = Ragged.of(rows, np.float32)
+    _check(role, samples, ragged, 0, more)
+    return KeepRemote(ragged)
 
 
-def _check(
-    role: str, samples: Sequence[Generation], rows: Sequence[Sequence[float]], first: int, more: int = 0
-) -> None:
-    if [len(row) for row in rows] != [len(sample.response_ids) + more for sample in samples]:
+def _check(role: str, samples: Sequence[Generation], rows: Ragged, first: int, more: int = 0) -> None:
+    if rows.lengths.tolist() != [len(sample.response_ids) + more for sample in samples]:
         raise CaiError(f"{role}: its numbers do not match the response tokens of the samples")
-    for number, row in enumerate(rows, first):
-        if not all(map(math.isfinite, row)):
-            raise CaiError(f"{role}: a number of sample {number} is not finite")
+    bad = np.flatnonzero(~np.isfinite(rows.flat))
+    if len(bad):
+        number = first + int(np.searchsorted(rows.offsets, bad[0], side="right")) - 1
+        raise CaiError(f"{role}: a number of sample {number} is not finite")

@@ -5,9 +5,11 @@ The loss is 1/D sum_t w_t (...), with w_t = aggregation weight x importance weig
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
 
 from cai_dist.config.ppo import PpoConfig
 from cai_dist.types import TrajectoryRef
@@ -15,9 +17,10 @@ from cai_dist.types import TrajectoryRef
 _MAX_LOG_RATIO = 20.0  # exp() of more is no longer a weight, and would soon overflow
 
 
-def aggregation_weight(length: int, config: PpoConfig) -> float:
-    """Weight of each token of a response of `length` tokens: 1, or 1 / length where every sequence counts the same."""
-    return 1.0 / length if config.aggregation == "sequence" else 1.0
+def aggregation_weight(lengths: NDArray[np.int64], config: PpoConfig) -> NDArray[np.float64]:
+    """[B] weight of each token of responses of `lengths` [B] tokens: 1, or 1 / length where every sequence counts the
+    same."""
+    return 1.0 / lengths if config.aggregation == "sequence" else np.ones(len(lengths))
 
 
 def denominator(batch: Sequence[TrajectoryRef], config: PpoConfig) -> float:
@@ -29,30 +32,33 @@ def denominator(batch: Sequence[TrajectoryRef], config: PpoConfig) -> float:
     return float(len(batch) * config.sampling.max_new_tokens)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Importance:
     """p_trainer / p_sampler of every sampled token: 1 where the two agree."""
 
-    ratios: tuple[tuple[float, ...], ...]
-    """Per sample, one number a response token; not capped."""
+    ratios: NDArray[np.float64]
+    """[N]; not capped."""
     cap: float | None
     """None: tokens are not weighted."""
 
     @property
-    def weights(self) -> tuple[tuple[float, ...], ...]:
-        """min(ratio, cap) of every token (truncated importance sampling; Ionides 2008); 1 where there is no cap."""
-        if self.cap is None:
-            return tuple((1.0,) * len(row) for row in self.ratios)
-        cap = self.cap
-        return tuple(tuple(min(ratio, cap) for ratio in row) for row in self.ratios)
+    def weights(self) -> NDArray[np.float64]:
+        """[N] min(ratio, cap) of every token (truncated importance sampling; Ionides 2008); 1 where there is no
+        cap."""
+        return np.ones(len(self.ratios)) if self.cap is None else np.minimum(self.ratios, self.cap)
 
     def sums(self) -> RatioSums:
         """Over all tokens."""
-        ratios = [ratio for row in self.ratios for ratio in row]
-        used = ratios if self.cap is None else [ratio for row in self.weights for ratio in row]
-        capped = 0 if self.cap is None else sum(ratio > self.cap for ratio in ratios)
-        squares = math.fsum(w * w for w in used)
-        return RatioSums(len(ratios), math.fsum(ratios), max(ratios, default=0.0), capped, math.fsum(used), squares)
+        ratios = self.ratios
+        used = ratios if self.cap is None else self.weights
+        return RatioSums(
+            len(ratios),
+            total=float(ratios.sum()),
+            largest=float(ratios.max(initial=0.0)),
+            capped=0 if self.cap is None else int((ratios > self.cap).sum()),
+            used=float(used.sum()),
+            used_squares=float((used**2).sum()),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,15 +95,7 @@ class RatioSums:
         }
 
 
-def importance(trainer: Sequence[Sequence[float]], sampler: Sequence[Sequence[float]], cap: float | None) -> Importance:
-    """Ratios from log-probabilities (nats), per sample one a response token; without gradient, they are numbers."""
-    return Importance(
-        tuple(
-            tuple(
-                math.exp(min(max(ours - theirs, -_MAX_LOG_RATIO), _MAX_LOG_RATIO))
-                for ours, theirs in zip(ours_row, theirs_row, strict=True)
-            )
-            for ours_row, theirs_row in zip(trainer, sampler, strict=True)
-        ),
-        cap,
-    )
+def importance(trainer: NDArray[np.float32], sampler: NDArray[np.float32], cap: float | None) -> Importance:
+    """Ratios from log-probabilities (nats) of [N] tokens each; without gradient, they are numbers."""
+    log_ratio = trainer.astype(np.float64) - sampler
+    return Importance(np.exp(np.clip(log_ratio, -_MAX_LOG_RATIO, _MAX_LOG_RATIO)), cap)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from functools import reduce
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,6 +18,7 @@ from cai_dist.experience.moments import Moments
 from cai_dist.experience.rewards import Shaped, shape
 from cai_dist.experience.token_weights import Importance, RatioSums, aggregation_weight, importance
 from cai_dist.types import KeepRemote, PromptKind, RemoteRow, Trajectory
+from cai_dist.types.ragged import Array, Packed, Ragged
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,66 +128,89 @@ def make_trajectories(request: TrajectoryRequest, config: PpoConfig) -> KeepRemo
 
     Raises ValueError for groups that are not whole.
     """
-    samples, recomputed = request.samples, request.logprobs
-    logprobs = [sample.logprobs for sample in samples] if recomputed is None else recomputed
-    truncated = [sample.finish == "length" for sample in samples]
+    found = _Numbers.of(request)
+    truncated = [sample.finish == "length" for sample in request.samples]
     scores = torch.tensor(request.shaped, dtype=torch.float64)
-    shaped = shape(logprobs, request.reference, request.values, scores, truncated, config, request.coefficient)
-    ratios = importance(logprobs, [sample.logprobs for sample in samples], config.importance_bound)
-    made = _trajectories(request, logprobs, shaped, ratios, config)
-    return KeepRemote(made, _sums(made, shaped, ratios, request.version))
+    shaped = shape(found.logprobs, found.reference, found.values, scores, truncated, config, request.coefficient)
+    ratios = importance(found.logprobs.flat, found.sampler.flat, config.importance_bound)
+    return KeepRemote(_packed(request, found, shaped, ratios, config), _sums(found, shaped, ratios, request.version))
 
 
-def _trajectories(
-    request: TrajectoryRequest,
-    logprobs: Sequence[Sequence[float]],
-    shaped: Shaped,
-    ratios: Importance,
-    config: PpoConfig,
-) -> list[Trajectory]:
-    """Cut the padded rows back to each response's length."""
+@dataclass(frozen=True, slots=True, eq=False)
+class _Numbers:
+    """What is given, one row a sample and one number a response token."""
 
-    def row(tensor: Tensor | None, number: int) -> tuple[float, ...]:
-        return () if tensor is None else tuple(tensor[number, : len(logprobs[number])].tolist())
+    sampler: Ragged
+    logprobs: Ragged
+    """The trainer's, or the sampler's where those are used."""
+    reference: Ragged
+    values: Ragged | None
+    """With the value after the last token."""
+    versions: Ragged
 
-    def weights(of_sample: Sequence[float]) -> tuple[float, ...]:
-        factor = aggregation_weight(len(of_sample), config)
-        return tuple([factor * weight for weight in of_sample])
-
-    return [
-        Trajectory(
-            prompt_ids=sample.prompt_ids,
-            response_ids=sample.response_ids,
-            old_logprobs=tuple(logprobs[number]),
-            ref_logprobs=tuple(request.reference[number]),
-            values=() if request.values is None else tuple(request.values[number][:-1]),
-            rewards=row(shaped.rewards, number),
-            advantages=row(shaped.advantages, number),
-            returns=row(shaped.returns, number),
-            score=request.scores[number],
-            finish=sample.finish,
-            weight_version=sample.weight_version,
-            sampler_logprobs=sample.logprobs,
-            weights=weights(of_sample),
-            prompt_id=request.prompts[number][0],
-            prompt_kind=request.prompts[number][1],
-            versions=sample.versions,
+    @classmethod
+    def of(cls, request: TrajectoryRequest) -> _Numbers:
+        sampler = Ragged.of([sample.logprobs for sample in request.samples], np.float32)
+        return cls(
+            sampler,
+            sampler if request.logprobs is None else Ragged.of(request.logprobs, np.float32),
+            Ragged.of(request.reference, np.float32),
+            None if request.values is None else Ragged.of(request.values, np.float32),
+            Ragged.of([sample.token_versions for sample in request.samples], np.int32),
         )
-        for number, (sample, of_sample) in enumerate(zip(request.samples, ratios.weights, strict=True))
-    ]
 
 
-def _sums(made: Sequence[Trajectory], shaped: Shaped, ratios: Importance, version: int) -> Sums:
-    returns = [number for item in made for number in item.returns]
-    values = [number for item in made for number in item.values]
+def _packed(
+    request: TrajectoryRequest, found: _Numbers, shaped: Shaped, ratios: Importance, config: PpoConfig
+) -> Packed[Trajectory]:
+    """Column by column; what was computed in float64 is rounded to float32 here, which the losses compute in."""
+    samples, lengths = request.samples, found.logprobs.lengths
+    none = Ragged(np.zeros(0, np.float32), np.zeros(len(samples), np.int64))
+
+    def rounded(numbers: Array) -> Ragged:
+        return found.logprobs.like(numbers.astype(np.float32))
+
+    return Packed(
+        Trajectory,
+        {
+            "prompt_ids": Ragged.of([sample.prompt_ids for sample in samples], np.int32),
+            "response_ids": Ragged.of([sample.response_ids for sample in samples], np.int32),
+            "old_logprobs": found.logprobs,
+            "ref_logprobs": found.reference,
+            "values": none if found.values is None else found.values.without_last()[0],
+            "rewards": rounded(_flat(shaped.rewards, shaped)),
+            "advantages": rounded(_flat(shaped.advantages, shaped)),
+            "returns": none if shaped.returns is None else rounded(_flat(shaped.returns, shaped)),
+            "score": request.scores,
+            "finish": [sample.finish for sample in samples],
+            "weight_version": [sample.weight_version for sample in samples],
+            "sampler_logprobs": found.sampler,
+            "weights": rounded(ratios.weights * np.repeat(aggregation_weight(lengths, config), lengths)),
+            "prompt_id": [prompt_id for prompt_id, _ in request.prompts],
+            "prompt_kind": [kind for _, kind in request.prompts],
+            "versions": Ragged.of([sample.versions for sample in samples], np.int32),
+        },
+    )
+
+
+def _flat(padded: Tensor, shaped: Shaped) -> Array:
+    """[B, T] -> [N], the numbers of the response tokens."""
+    return padded.numpy()[shaped.mask.numpy()]
+
+
+def _sums(found: _Numbers, shaped: Shaped, ratios: Importance, version: int) -> Sums:
+    returns, residuals = Moments(), Moments()
+    if shaped.returns is not None and found.values is not None:
+        targets = _flat(shaped.returns, shaped)
+        returns, residuals = Moments.of(targets), Moments.of(targets - found.values.without_last()[0].flat)
     return Sums(
-        tokens=sum(len(item.response_ids) for item in made),
-        rewards=math.fsum(number for item in made for number in item.rewards),
+        tokens=len(found.logprobs.flat),
+        rewards=float(shaped.rewards.sum()),
         kl=float(shaped.kl.sum()),
-        logprobs=math.fsum(number for item in made for number in item.old_logprobs),
-        advantages=Moments.of([number for item in made for number in item.advantages]),
-        returns=Moments.of(returns),
-        residuals=Moments.of([target - value for target, value in zip(returns, values, strict=True)]),
-        distances=distances(made, version),
+        logprobs=float(found.logprobs.flat.sum(dtype=np.float64)),
+        advantages=Moments.of(_flat(shaped.advantages, shaped)),
+        returns=returns,
+        residuals=residuals,
+        distances=distances(found.logprobs.flat, found.sampler.flat, found.versions.flat, version),
         ratios=ratios.sums(),
     )

@@ -146,7 +146,7 @@ def _transcript(path: Path, batch: Sequence[Trajectory], chat: ChatFormat) -> No
             {
                 "prompt_id": t.prompt_id,
                 "kind": t.prompt_kind,
-                "prompt": chat.plain_text(t.prompt_ids),
+                "prompt": chat.plain_text(t.prompt_ids.tolist()),
                 "response": answer,
                 **({"thoughts": thoughts} if thoughts else {}),
                 "score": round(t.score, 4),
@@ -156,6 +156,6 @@ def _transcript(path: Path, batch: Sequence[Trajectory], chat: ChatFormat) -> No
             ensure_ascii=False,
         )
         for t in batch[:8]
-        for thoughts, answer in [chat.thoughts_and_answer(t.response_ids)]
+        for thoughts, answer in [chat.thoughts_and_answer(t.response_ids.tolist())]
     ]
     write_text(path, "\n".join(lines) + "\n")

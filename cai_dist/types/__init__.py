@@ -1,8 +1,8 @@
-"""Typed carriers that cross the borders between rooms. No torch, no ray: only the standard library.
+"""Typed carriers that cross the borders between rooms. No torch, no ray; numpy once there is a sample.
 
-Text-side carriers (`Turn`, `Prompt`, `Demonstration`, `Comparison`) describe data in words; token-side carriers
-(`TokenSequence`, `Generation`, `Trajectory`) hold token ids as plain tuples: they pickle small and compare equal.
-Masks are never stored: they follow from lengths.
+Text-side carriers (`Turn`, `Prompt`, `Demonstration`, `Comparison`) describe data in words. Of the token-side ones,
+`TokenSequence` (training data) holds tuples; `Generation` and `Trajectory` (samples of PPO) hold numpy arrays, and many
+of them travel packed in one flat array a field (`types.ragged`). Masks are never stored: they follow from lengths.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from cai_dist.config.ppo import PpoConfig
@@ -14,13 +15,14 @@ from cai_dist.data.batches import response_rows, sample_batch, trajectory_batch
 from cai_dist.distributed.process_group import listening_store
 from cai_dist.engines.protocols.training import Model
 from cai_dist.errors import WeightTransferError
-from cai_dist.experience.moments import Whitening, whitened
+from cai_dist.experience.moments import NO_WHITENING, Whitening
 from cai_dist.experience.sample_checks import kept_rows
 from cai_dist.experience.trajectories import TrajectoryRequest, make_trajectories
 from cai_dist.losses.policy import PolicyObjective, policy_loss, token_means
 from cai_dist.models.causal import CausalModel
 from cai_dist.models.load import load_causal
 from cai_dist.types import Generation, KeepRemote, RankInfo, StepShard, TensorSpec, Trajectory, WeightPart, WeightPlan
+from cai_dist.types.ragged import Array, Ragged
 from cai_dist.weight_sync.broadcast import Rendezvous, WeightSender
 from cai_dist.weight_sync.segments import SegmentSender, SegmentTicket
 from cai_dist.weight_sync.segments_cuda import collect
@@ -54,34 +56,38 @@ class PolicyWorker(TrainedWorker):
 
         Returns: `loss`, means over the step's response tokens (`losses.policy.token_means`), and what the engine adds.
         """
-        loss = partial(self._loss, kl_coefficient=kl_coefficient)
-        parts = tuple(tuple(whitened(part, whitening)) for part in shard.micro_batches)
-        return token_means(self.engine.step(parts, loss, shard.denominator))
+        loss = partial(self._loss, kl_coefficient=kl_coefficient, whitening=whitening or NO_WHITENING)
+        return token_means(self.engine.step(shard.micro_batches, loss, shard.denominator))
 
     def make_trajectories(self, request: TrajectoryRequest) -> KeepRemote[Trajectory]:
         """What is trained on, of some samples. Not collective."""
         return make_trajectories(request, self._ppo)
 
-    def logprobs(self, shard: StepShard[Generation], temperature: float) -> KeepRemote[Sequence[float]]:
+    def logprobs(self, shard: StepShard[Generation], temperature: float) -> KeepRemote[Array]:
         """Log-probabilities (nats) of the response tokens of each sample of this rank, in order; kept."""
 
-        def rows(model: Model, items: Sequence[Generation]) -> list[list[float]]:
+        def rows(model: Model, items: Sequence[Generation]) -> Ragged:
             batch = sample_batch(items).to(self.engine.device)
             return response_rows(batch, batch_logprobs(model, batch, temperature))
 
         samples = [sample for part in shard.micro_batches for sample in part]
-        found = [row for part in self.engine.infer(shard.micro_batches, rows) for row in part]
+        found = Ragged.joined(self.engine.infer(shard.micro_batches, rows), np.float32)
         return kept_rows(self.info.role, samples, found)
 
-    def reference_logprobs(self, shard: StepShard[Generation], temperature: float) -> KeepRemote[Sequence[float]]:
+    def reference_logprobs(self, shard: StepShard[Generation], temperature: float) -> KeepRemote[Array]:
         """The same under the model that the training started from: this one with its LoRA adapter off."""
         with self.engine.adapters_off():
             return self.logprobs(shard, temperature)
 
     def _loss(
-        self, model: Model, items: Sequence[Trajectory], denominator: float, kl_coefficient: float
+        self,
+        model: Model,
+        items: Sequence[Trajectory],
+        denominator: float,
+        kl_coefficient: float,
+        whitening: Whitening,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        batch = trajectory_batch(items).to(self.engine.device)
+        batch = trajectory_batch(items, whitening.mean, whitening.deviation).to(self.engine.device)
         entropy: Tensor | None = None
         if self._objective.entropy:  # entropies cost a pass over the vocabulary
             logprobs, entropy = batch_logprobs_and_entropy(model, batch.tokens, self._temperature)

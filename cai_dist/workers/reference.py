@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Sequence
+
+import numpy as np
 
 from cai_dist.config.run import TimeoutsConfig
 from cai_dist.config.training import Dtype, HeadDtype, Layout, ShardingConfig
@@ -13,6 +14,7 @@ from cai_dist.engines.training.frozen import build_scoring_engine
 from cai_dist.experience.sample_checks import kept_rows
 from cai_dist.models.load import load_causal
 from cai_dist.types import Generation, KeepRemote, MemoryPart, RankInfo, StepShard
+from cai_dist.types.ragged import Array, Ragged
 from cai_dist.workers.base import Worker
 from cai_dist.workers.forward import batch_logprobs
 
@@ -39,22 +41,23 @@ class ReferenceWorker(Worker):
             built.use_full_head()
         self._engine = build_scoring_engine(built, info, sharding, dtype, timeout)
 
-    def logprobs(self, shard: StepShard[Generation], temperature: float) -> KeepRemote[Sequence[float]]:
+    def logprobs(self, shard: StepShard[Generation], temperature: float) -> KeepRemote[Array]:
         """Log-probabilities (nats) of the response tokens of each sample of this rank, in order; kept."""
         samples = [sample for part in shard.micro_batches for sample in part]
         return kept_rows(self.info.role, samples, self._rows(shard, temperature))
 
     def response_logprobs(self, shard: StepShard[Generation], temperature: float) -> list[float]:
         """Log-probability (nats) of each whole response."""
-        return [math.fsum(row) for row in self._rows(shard, temperature)]
+        found: list[float] = self._rows(shard, temperature).sums().tolist()
+        return found
 
     def keep_on_device(self, parts: Collection[MemoryPart]) -> dict[MemoryPart, float]:
         """As in `Worker`."""
         return self._engine.keep_on_device(parts)
 
-    def _rows(self, shard: StepShard[Generation], temperature: float) -> list[list[float]]:
-        def rows(model: Model, items: Sequence[Generation]) -> list[list[float]]:
+    def _rows(self, shard: StepShard[Generation], temperature: float) -> Ragged:
+        def rows(model: Model, items: Sequence[Generation]) -> Ragged:
             batch = sample_batch(items).to(self._engine.device)
             return response_rows(batch, batch_logprobs(model, batch, temperature))
 
-        return [row for part in self._engine.infer(shard.micro_batches, rows) for row in part]
+        return Ragged.joined(self._engine.infer(shard.micro_batches, rows), np.float32)

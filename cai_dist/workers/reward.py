@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 
+import numpy as np
+
 from cai_dist.config.run import TimeoutsConfig
 from cai_dist.config.training import Dtype, Layout, ShardingConfig
 from cai_dist.data.batches import sample_batch
@@ -57,8 +59,8 @@ class RewardWorker(Worker):
         return scores[: len(items)]
 
     def _closed(self, item: Generation) -> Generation:
-        _, answer = self._thoughts.split(item.response_ids)
-        item = replace(item, response_ids=answer)
-        if item.response_ids[-1:] == (self._end_id,):
-            return item
-        return replace(item, response_ids=(*item.response_ids, self._end_id))
+        thoughts, _ = self._thoughts.split(item.response_ids.tolist())
+        answer = item.response_ids[len(thoughts) :]
+        if not len(answer) or answer[-1] != self._end_id:
+            answer = np.append(answer, np.int32(self._end_id))
+        return replace(item, response_ids=answer)

@@ -23,6 +23,7 @@ from cai_dist.types import (
     WeightPlan,
     WeightTerms,
 )
+from cai_dist.types.ragged import Packed
 from cai_dist.weight_sync.broadcast import Rendezvous, WeightTaker
 from cai_dist.weight_sync.segments import SegmentTaker, SegmentTicket
 from cai_dist.workers.base import Worker
@@ -49,10 +50,10 @@ class RolloutWorker(Worker):
         self._segments: SegmentTaker | None = None
         self._use(model)
 
-    def generate(self, request: GenerateRequest) -> list[Generation]:
+    def generate(self, request: GenerateRequest) -> Packed[Generation]:
         """One response per prompt. Raises StaleEngineError, DataError."""
         self._use(request.model)
-        return self._engine.generate(request)
+        return Packed.of(Generation, self._engine.generate(request))
 
     def sample(self, request: GenerateRequest) -> KeepRemote[Generation]:
         """Samples like those of `generate`, kept here; facts are those of `kept_samples`."""

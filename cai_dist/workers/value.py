@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from cai_dist.config.training import Dtype, Layout
@@ -15,6 +16,7 @@ from cai_dist.losses.value import value_loss
 from cai_dist.models.load import load_scalar
 from cai_dist.models.scalar import ScalarHeadModel
 from cai_dist.types import Generation, KeepRemote, RankInfo, StepShard, Trajectory
+from cai_dist.types.ragged import Array, Ragged
 from cai_dist.workers.base import TrainedWorker
 from cai_dist.workers.forward import batch_values, values_and_last
 
@@ -34,11 +36,11 @@ class ValueWorker(TrainedWorker):
         """One optimiser step; `shard.denominator` is the global number of response tokens."""
         return self.engine.step(shard.micro_batches, self._loss, shard.denominator)
 
-    def values(self, shard: StepShard[Generation]) -> KeepRemote[Sequence[float]]:
+    def values(self, shard: StepShard[Generation]) -> KeepRemote[Array]:
         """V of the state before each response token of each sample of this rank, in order, and, last, of the state
         after them: one number more than tokens; kept."""
         samples = [sample for part in shard.micro_batches for sample in part]
-        found = [row for part in self.engine.infer(shard.micro_batches, self._values) for row in part]
+        found = Ragged.joined(self.engine.infer(shard.micro_batches, self._values), np.float32)
         return kept_rows(self.info.role, samples, found, more=1)
 
     def _loss(self, model: Model, items: Sequence[Trajectory], denominator: float) -> tuple[Tensor, dict[str, Tensor]]:
@@ -47,7 +49,7 @@ class ValueWorker(TrainedWorker):
         mask = batch.tokens.response_mask
         return value_loss(values, batch.old_values, batch.returns, mask, self._clip, denominator)
 
-    def _values(self, model: Model, items: Sequence[Generation]) -> list[list[float]]:
+    def _values(self, model: Model, items: Sequence[Generation]) -> Ragged:
         batch = sample_batch(items).to(self.engine.device)
         before, after = values_and_last(model, batch)
-        return [[*row, last] for row, last in zip(response_rows(batch, before), after.tolist(), strict=False)]
+        return response_rows(batch, before).appended(after[: len(batch)].float().cpu().numpy())

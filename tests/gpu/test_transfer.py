@@ -18,6 +18,7 @@ from cai_dist.losses.policy import PolicyObjective
 from cai_dist.types import GenerateRequest, Generation, SamplingParams, TensorSpec, WorkerSpec
 from cai_dist.weight_sync.segments import SegmentSender
 from tests.gpu.conftest import TIMEOUTS, skip_where_unshared
+from tests.ids import response_of
 from tests.integration.train_bench import OPTIMIZER, TOTAL_STEPS
 from tests.tiny import END, save_llama
 
@@ -79,7 +80,7 @@ def expected(cluster: Cluster, source: str, dtype: Dtype) -> list[tuple[int, ...
     kwargs = {"model": source, "dtype": dtype}
     plain = cluster.launch([GroupSpec("plain", WorkerSpec("rollout", kwargs), 1, 0.1, 1.0)])
     try:
-        return [one.response_ids for one in answers(plain["plain"])[0]]
+        return [response_of(one) for one in answers(plain["plain"])[0]]
     finally:
         close(plain)
 
@@ -107,7 +108,7 @@ class TestOnePair:
         for version in (3, 4):
             run(sending, version)
             (served,) = answers(groups["rollout"])
-            assert [one.response_ids for one in served] == told
+            assert [response_of(one) for one in served] == told
             assert {one.weight_version for one in served} == {version}
 
     def test_nothing_of_a_loan_stays_on_the_gpu(self, groups: dict[str, WorkerGroup]) -> None:
@@ -125,7 +126,7 @@ class TestOnePair:
         found = []
         for version, backend in enumerate((*ON_ONE, *ON_ONE), start=20):
             run(WeightTransfer(groups["policy"], groups["rollout"], backend, 2**24, 20.0), version)
-            found.append([one.response_ids for one in answers(groups["rollout"])[0]])
+            found.append([response_of(one) for one in answers(groups["rollout"])[0]])
         assert all(one == found[0] for one in found)
 
 
@@ -135,7 +136,7 @@ def test_every_zero_stage_lends_its_weights(cluster: Cluster, source: str, other
     made = pair(cluster, source, other, zero=zero, dtype=dtype)
     try:
         run(WeightTransfer(made["policy"], made["rollout"], "cuda_ipc", 20_000, 20.0), 1)
-        assert [one.response_ids for one in answers(made["rollout"])[0]] == answer
+        assert [response_of(one) for one in answers(made["rollout"])[0]] == answer
     finally:
         close(made)
 
@@ -166,7 +167,7 @@ def test_each_engine_takes_its_weights_on_its_own_gpu(
     try:
         run(WeightTransfer(made["policy"], made["rollout"], "cuda_ipc", 20_000, 20.0), 1)
         for served in answers(made["rollout"]):
-            assert [one.response_ids for one in served] == told
+            assert [response_of(one) for one in served] == told
     finally:
         close(made)
 
@@ -178,6 +179,6 @@ def test_a_broadcast_goes_over_nccl(cluster: Cluster, source: str, other: str, t
         sending = WeightTransfer(made["policy"], made["rollout"], "broadcast", 20_000, 20.0)
         for version in (1, 2):
             sending.run(version)
-            assert [one.response_ids for one in answers(made["rollout"])[0]] == told
+            assert [response_of(one) for one in answers(made["rollout"])[0]] == told
     finally:
         close(made)

@@ -10,6 +10,7 @@ import ray
 from cai_dist.cluster.futures import PendingCalls
 from cai_dist.cluster.ppo.groups import PpoGroups
 from cai_dist.types import Generation, SampleRef, SamplingParams, Trajectory, TrajectoryRef, rows_of
+from tests.ids import prompt_of
 
 
 class Sampled:
@@ -53,7 +54,7 @@ class ByValue:
         return self.roles.update_value(refs(batch))
 
     def _held(self, samples: Sequence[Generation]) -> list[SampleRef]:
-        return self.roles.hold([sample.prompt_ids for sample in samples], samples)
+        return self.roles.hold([prompt_of(sample) for sample in samples], samples)
 
 
 def refs(batch: Sequence[Trajectory]) -> list[TrajectoryRef]:

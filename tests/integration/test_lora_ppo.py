@@ -22,6 +22,7 @@ from cai_dist.models.load import load_hf_causal, load_scalar
 from cai_dist.tracking.checkpoints import CheckpointStore
 from cai_dist.types import GenerateRequest, Generation, RankInfo, SamplingParams, Trajectory
 from cai_dist.workers.rollout import RolloutWorker
+from tests.ids import ids_of, prompt_of, response_of
 from tests.integration.by_value import ByValue
 from tests.integration.conftest import TIMEOUTS
 from tests.integration.warm import WarmCluster
@@ -90,7 +91,7 @@ def test_ppo_on_adapters(roles: ByValue, config: PpoConfig, models: PpoModels, t
     assert roles.policy_logprobs(samples, TEMPERATURE).result() == reference, "B = 0: the policy starts as the base"
     net = AutoModelForCausalLM.from_pretrained(models.policy)
     for sample, row in zip(samples, reference, strict=True):
-        tokens = torch.tensor(sample.prompt_ids + sample.response_ids)
+        tokens = torch.tensor(ids_of(sample))
         with torch.no_grad():
             expected = plain_logprobs(net(tokens[None]).logits[0], tokens, TEMPERATURE)[-5:]
         assert row == pytest.approx(expected.tolist(), abs=1e-5)
@@ -119,14 +120,14 @@ def test_ppo_on_adapters(roles: ByValue, config: PpoConfig, models: PpoModels, t
     assert (tmp_path / "model" / "adapter_config.json").is_file() == (config.lora.save == "adapter")
     trained = load_hf_causal(str(tmp_path / "model"), "fp32")
     for sample in greedy:
-        out = trained.generate(torch.tensor([sample.prompt_ids]), max_new_tokens=12, do_sample=False, eos_token_id=END)
-        assert tuple(out[0, len(sample.prompt_ids) :].tolist()) == sample.response_ids
+        out = trained.generate(torch.tensor([prompt_of(sample)]), max_new_tokens=12, do_sample=False, eos_token_id=END)
+        assert tuple(out[0, len(sample.prompt_ids) :].tolist()) == response_of(sample)
     request = GenerateRequest(tuple(ids), GREEDY, 0, str(tmp_path / "model"))
     served = RolloutWorker(RankInfo("evaluate", 0, 1)).generate(request)
-    assert [one.response_ids for one in served] == [one.response_ids for one in greedy]
+    assert [response_of(one) for one in served] == [response_of(one) for one in greedy]
     request = GenerateRequest(tuple(ids), GREEDY, 0, models.policy)
     base = RolloutWorker(RankInfo("evaluate", 0, 1)).generate(request)
-    assert [one.response_ids for one in base] != [one.response_ids for one in greedy], "it has learnt something"
+    assert [response_of(one) for one in base] != [response_of(one) for one in greedy], "it has learnt something"
 
     roles.save(tmp_path / "saved")
     for role in ("policy", "value"):

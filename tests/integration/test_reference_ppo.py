@@ -24,6 +24,7 @@ from cai_dist.coordinator.prompt_cursor import TokenizedPrompt
 from cai_dist.models.load import load_scalar
 from cai_dist.tracking.checkpoints import CheckpointStore
 from cai_dist.types import Trajectory, TrajectoryRef
+from tests.ids import prompt_of, response_of
 from tests.integration.conftest import TIMEOUTS
 from tests.integration.plain_ppo import PlainPpo, Settings
 from tests.integration.warm import WarmCluster
@@ -74,9 +75,9 @@ class Recorded:
         """An update call that also writes down which samples it got."""
 
         def call(batch: list[TrajectoryRef], *args: Any, **kwargs: Any) -> Any:
-            places = {(item.prompt_id, item.response_ids): n for n, item in enumerate(self.samples[-1])}
+            places = {(item.prompt_id, response_of(item)): n for n, item in enumerate(self.samples[-1])}
             items = fetch([ref.row for ref in batch])
-            self.mini_batches[-1].append([places[item.prompt_id, item.response_ids] for item in items])
+            self.mini_batches[-1].append([places[item.prompt_id, response_of(item)] for item in items])
             return update(batch, *args, **kwargs)
 
         return call
@@ -142,7 +143,7 @@ def plain(models: PpoModels, recorded: Recorded) -> PlainPpo:
     )  # fmt: skip
     ppo = PlainPpo(models.policy, models.reference, models.reward, models.value, settings)
     for samples, mini_batches in zip(recorded.samples, recorded.mini_batches, strict=True):
-        ppo.iteration([(item.prompt_ids, item.response_ids) for item in samples], mini_batches)
+        ppo.iteration([(prompt_of(item), response_of(item)) for item in samples], mini_batches)
     return ppo
 
 

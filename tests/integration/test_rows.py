@@ -11,6 +11,7 @@ from cai_dist.cluster.ppo.groups import PpoModels
 from cai_dist.cluster.runtime import Cluster
 from cai_dist.errors import WorkerDied
 from cai_dist.types import SamplingParams
+from tests.ids import prompt_of
 from tests.integration.test_schedules import config_of, groups, models  # noqa: F401
 
 PROMPTS = [(5, 6), (7, 8, 9), (4,)]
@@ -24,7 +25,7 @@ def test_samples_of_a_dead_worker_are_missed_by_its_name(cluster: Cluster, model
         roles.enter("rollout")
         samples = roles.generate(PROMPTS, SamplingParams(6, 1.0, 1.0, (1,)), 3).result()
         made = roles.fetch([sample.row for sample in samples])
-        assert [item.prompt_ids for item in made] == PROMPTS
+        assert [prompt_of(item) for item in made] == PROMPTS
         assert [len(item.response_ids) for item in made] == [sample.response_tokens for sample in samples]
         again = roles.hold(PROMPTS, made)
         assert roles.fetch([sample.row for sample in again]) == made

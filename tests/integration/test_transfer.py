@@ -18,6 +18,7 @@ from cai_dist.config.training import OptimizerConfig, SamplingConfig, ShardingCo
 from cai_dist.errors import WorkerError
 from cai_dist.models.load import load_scalar
 from cai_dist.types import Generation, SamplingParams, Trajectory, WorkerSpec
+from tests.ids import ids_of, prompt_of, response_of
 from tests.integration.by_value import ByValue
 from tests.integration.conftest import TIMEOUTS
 from tests.integration.warm import WarmCluster
@@ -69,19 +70,19 @@ def prompts() -> list[tuple[int, ...]]:
 
 def plain_logprobs(model: str, sample: Generation, temperature: float) -> list[float]:
     net = AutoModelForCausalLM.from_pretrained(model)
-    ids = torch.tensor([sample.prompt_ids + sample.response_ids])
+    ids = torch.tensor([ids_of(sample)])
     with torch.no_grad():
         rows = torch.log_softmax(net(input_ids=ids).logits[0] / temperature, -1)
     start = len(sample.prompt_ids)
-    return [rows[start + i - 1, token].item() for i, token in enumerate(sample.response_ids)]
+    return [rows[start + i - 1, token].item() for i, token in enumerate(response_of(sample))]
 
 
 def trajectories(samples: list[Generation], logprobs: list[list[float]], values: list[list[float]]) -> list[Trajectory]:
     rng = random.Random(1)
     return [
         Trajectory(
-            prompt_ids=s.prompt_ids,
-            response_ids=s.response_ids,
+            prompt_ids=prompt_of(s),
+            response_ids=response_of(s),
             old_logprobs=tuple(lp),
             ref_logprobs=tuple(lp),
             values=tuple(v[:-1]),
@@ -102,7 +103,7 @@ def test_every_role_computes_what_plain_transformers_does(
     roles: ByValue, models: PpoModels, prompts: list[tuple[int, ...]]
 ) -> None:
     samples = roles.generate(prompts, SAMPLING, 3).result()
-    assert [s.prompt_ids for s in samples] == prompts
+    assert [prompt_of(s) for s in samples] == prompts
     assert len({len(s.response_ids) for s in samples}) > 1, "ragged responses are part of this test"
     policy = roles.policy_logprobs(samples, TEMPERATURE)
     reference = roles.reference_logprobs(samples, TEMPERATURE)
@@ -113,7 +114,7 @@ def test_every_role_computes_what_plain_transformers_does(
     ):
         assert mine == pytest.approx(sample.logprobs, abs=1e-5)
         assert theirs == pytest.approx(plain_logprobs(models.reference, sample, TEMPERATURE), abs=1e-5)
-        ids = sample.prompt_ids + sample.response_ids + (() if sample.finish == "stop" else (END,))
+        ids = ids_of(sample) + (() if sample.finish == "stop" else (END,))
         with torch.no_grad():
             hidden = trunk.model(torch.tensor([ids])).last_hidden_state
             heads = trunk.score(hidden)[0, :, 0].tolist()
@@ -139,13 +140,13 @@ def test_updates_reach_the_rollout_workers_only_by_a_transfer(
     report = roles.sync_weights(7)
     roles.export(tmp_path)
     after = roles.generate(prompts, GREEDY, 0).result()
-    assert [s.response_ids for s in after] != [s.response_ids for s in before]
+    assert [response_of(s) for s in after] != [response_of(s) for s in before]
     assert {s.weight_version for s in after} == {7}
     net = AutoModelForCausalLM.from_pretrained(tmp_path)
     assert report["bytes"] == 4 * sum(p.numel() for p in net.parameters())
     for sample in after:
-        out = net.generate(torch.tensor([sample.prompt_ids]), max_new_tokens=12, do_sample=False, eos_token_id=END)
-        assert tuple(out[0, len(sample.prompt_ids) :].tolist()) == sample.response_ids
+        out = net.generate(torch.tensor([prompt_of(sample)]), max_new_tokens=12, do_sample=False, eos_token_id=END)
+        assert tuple(out[0, len(sample.prompt_ids) :].tolist()) == response_of(sample)
 
 
 def test_save_and_load_bring_back_both_engines(roles: ByValue, prompts: list[tuple[int, ...]], tmp_path: Path) -> None:

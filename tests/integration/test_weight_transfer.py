@@ -18,6 +18,7 @@ from cai_dist.errors import WorkerError
 from cai_dist.losses.policy import PolicyObjective
 from cai_dist.types import GenerateRequest, Generation, SamplingParams, WorkerSpec
 from cai_dist.weight_sync.receiver import TransferLedger, whole_tensors
+from tests.ids import response_of
 from tests.integration.conftest import TIMEOUTS
 from tests.integration.train_bench import OPTIMIZER, TOTAL_STEPS, TrainBench
 from tests.tiny import END, save_llama
@@ -116,13 +117,13 @@ def test_all_backends_bring_the_same_model(
     groups: dict[str, WorkerGroup], cluster: Cluster, source: str, backend: TransferBackend
 ) -> None:
     plain = cluster.launch([rollout_spec(source, "plain", require_sync=False)])["plain"]
-    expected = [one.response_ids for one in answers(plain)[0]]
+    expected = [response_of(one) for one in answers(plain)[0]]
     plain.close()
     sending = transfer(groups, backend, 20_000)
     for version in (3, 4):  # the second time the processes have met
         report = sending.run(version)
         for served in answers(groups["rollout"]):
-            assert [one.response_ids for one in served] == expected
+            assert [response_of(one) for one in served] == expected
             assert {one.weight_version for one in served} == {version}
     many, few = report["calls"], transfer(groups, "object_store", 2**24).run(5)["calls"]
     assert few == 3 * 2 + 1 + 4, "ask, begin and finish on two workers, one plan, and one bucket of two parts to two"

@@ -14,6 +14,7 @@ from cai_dist.config.engine import EngineConfig, VllmConfig
 from cai_dist.engines.hf.sampling import sampling_logprobs
 from cai_dist.models.tensors import spec_of, to_numpy
 from cai_dist.types import Generation, TensorPiece, TensorSpec, WeightPart
+from tests.ids import ids_of
 
 VOCAB, END = 64, 2
 VLLM = EngineConfig(backend="vllm", vllm=VllmConfig(kv_cache_gb=0.05))
@@ -71,7 +72,7 @@ def recomputed(folder: str, samples: Sequence[Generation], temperature: float, t
     """Of each sample, the log-probabilities of its response by transformers, one sequence at a time."""
     net = AutoModelForCausalLM.from_pretrained(folder).eval()
     for sample in samples:
-        ids = torch.tensor([sample.prompt_ids + sample.response_ids])
+        ids = torch.tensor([ids_of(sample)])
         with torch.no_grad():
             table = sampling_logprobs(net(input_ids=ids).logits[0], temperature, top_p)
         start = len(sample.prompt_ids)

@@ -13,6 +13,7 @@ from cai_dist.config.engine import EngineConfig
 from cai_dist.engines.factory import build_rollout_engine
 from cai_dist.errors import DataError, StaleEngineError
 from cai_dist.types import GenerateRequest, LabelRequest, SamplingParams
+from tests.ids import prompt_of, response_of
 from tests.vllm.lab import END, VLLM, VOCAB, random_prompts, save_model, transfer, worst
 
 PROMPTS = random_prompts(64)
@@ -54,10 +55,10 @@ def assert_same_as_hf(vllm: Any, folder: str) -> None:
     """Greedy: the same tokens on 95 % of the prompts at least; the same log-probabilities of eight answers."""
     reference = hf(folder)
     expected, found = reference.generate(GREEDY), vllm.generate(GREEDY)
-    same = sum(a.response_ids == b.response_ids for a, b in zip(expected, found, strict=True))
+    same = sum(response_of(a) == response_of(b) for a, b in zip(expected, found, strict=True))
     gaps = []
     for sample in expected[:8]:
-        asked = LabelRequest((sample.prompt_ids,), (sample.response_ids,))
+        asked = LabelRequest((prompt_of(sample),), (response_of(sample),))
         gaps.append(abs(reference.score_labels(asked)[0][0] - vllm.score_labels(asked)[0][0]))
     print(
         f"greedy: {same} of {len(PROMPTS)} the same; log-probability of a response differs by {max(gaps):.1e} at most"
@@ -72,7 +73,7 @@ def test_it_answers_as_hf_does_also_after_a_large_change_of_weights(pair: Pair) 
     before = pair.vllm.generate(GREEDY)
     pair.send(pair.second, 1)
     assert_same_as_hf(pair.vllm, pair.second)
-    changed = sum(a.response_ids != b.response_ids for a, b in zip(before, pair.vllm.generate(GREEDY), strict=True))
+    changed = sum(response_of(a) != response_of(b) for a, b in zip(before, pair.vllm.generate(GREEDY), strict=True))
     assert changed > 0.9 * len(PROMPTS)
     pair.send(pair.first, 2)
     assert pair.vllm.generate(GREEDY)[0].weight_version == pair.vllm.weight_version == 2
@@ -91,14 +92,14 @@ def test_a_response_ends_at_its_first_stop_id_and_at_no_other(pair: Pair) -> Non
     for stops in ((END, 9), (9,), ()):
         samples = pair.vllm.generate(GenerateRequest(PROMPTS, SamplingParams(24, 1.0, 1.0, stops), seed=3))
         for sample in samples:
-            ends = [i for i, token in enumerate(sample.response_ids) if token in stops]
+            ends = [i for i, token in enumerate(response_of(sample)) if token in stops]
             if sample.finish == "stop":
                 assert ends == [len(sample.response_ids) - 1]
             else:
                 assert ends == [] and len(sample.response_ids) == 24
         assert {sample.finish for sample in samples} == ({"stop", "length"} if stops else {"length"})
         if stops == ():
-            assert any(END in sample.response_ids for sample in samples)
+            assert any(END in response_of(sample) for sample in samples)
 
 
 def test_labels_of_one_and_of_several_tokens_score_as_with_hf(pair: Pair) -> None:
@@ -116,14 +117,14 @@ def test_the_request_alone_drives_sampling(pair: Pair) -> None:
     assert pair.vllm.generate(request) == first
     assert pair.vllm.generate(replace(request, seed=12)) != first
     head = pair.vllm.generate(replace(request, prompts=request.prompts[:3]))
-    assert [s.response_ids for s in head] == [s.response_ids for s in first[:3]]
+    assert [response_of(s) for s in head] == [response_of(s) for s in first[:3]]
     tail = pair.vllm.generate(replace(request, prompts=request.prompts[3:9], first=3))
-    assert [s.response_ids for s in tail] == [s.response_ids for s in first[3:9]]
+    assert [response_of(s) for s in tail] == [response_of(s) for s in first[3:9]]
     other = build_rollout_engine(replace_rows(3), "fp32")  # another engine, other batches
     other.load(pair.first)
-    assert [s.response_ids for s in other.generate(request)] == [s.response_ids for s in first]
+    assert [response_of(s) for s in other.generate(request)] == [response_of(s) for s in first]
     twice = pair.vllm.generate(replace(request, prompts=(PROMPTS[0],) * 8))
-    assert len({s.response_ids for s in twice}) > 1  # rows of one prompt are samples of their own
+    assert len({response_of(s) for s in twice}) > 1  # rows of one prompt are samples of their own
 
 
 def replace_rows(rows: int) -> EngineConfig:
@@ -156,8 +157,8 @@ def test_more_tokens_than_one_pass_takes(pair: Pair) -> None:
     half = replace(request, prompts=long[:48])
     found = pair.vllm.generate(request)
     assert [len(sample.response_ids) for sample in found] == [8] * 96
-    assert [sample.response_ids for sample in found[:48]] == [
-        sample.response_ids for sample in pair.vllm.generate(half)
+    assert [response_of(sample) for sample in found[:48]] == [
+        response_of(sample) for sample in pair.vllm.generate(half)
     ]
 
 

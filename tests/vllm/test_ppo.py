@@ -18,6 +18,7 @@ from cai_dist.engines.factory import build_rollout_engine
 from cai_dist.models.load import load_scalar
 from cai_dist.tracking.checkpoints import CheckpointStore
 from cai_dist.types import GenerateRequest, SamplingParams, Trajectory
+from tests.ids import response_of
 from tests.vllm.lab import END, VLLM, VOCAB, random_prompts, save_model
 
 FEW = PlacementConfig(cpus=0.1)
@@ -72,10 +73,10 @@ def test_three_updates_and_transfers(cluster: Any, tmp_path: Path) -> None:
     def hf(folder: str) -> list[tuple[int, ...]]:
         engine = build_rollout_engine(EngineConfig(), "fp32")
         engine.load(folder)
-        return [s.response_ids for s in engine.generate(GenerateRequest(asked, greedy, 0))]
+        return [response_of(s) for s in engine.generate(GenerateRequest(asked, greedy, 0))]
 
     assert {(s.engine, s.weight_version) for s in found} == {("vllm", 9)}
-    same = sum(s.response_ids == expected for s, expected in zip(found, hf(str(tmp_path / "trained")), strict=True))
-    moved = sum(s.response_ids != before for s, before in zip(found, hf(policy), strict=True))
+    same = sum(response_of(s) == expected for s, expected in zip(found, hf(str(tmp_path / "trained")), strict=True))
+    moved = sum(response_of(s) != before for s, before in zip(found, hf(policy), strict=True))
     print(f"greedy after three updates: {same} of 64 the same; {moved} differ from before the updates")
     assert same >= 0.95 * len(asked) and moved > len(asked) / 2

@@ -23,6 +23,8 @@ import time
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+
 from cai_dist.config.ppo import PpoConfig
 from cai_dist.config.seeds import derive_seed
 from cai_dist.coordinator.mismatch_probe import Probe
@@ -112,7 +114,7 @@ class Partial:
         """Put the prompts of all batches before number `batches` into the system."""
         for batch in range(self._batches, batches):
             for place, prompt in enumerate(self._batch(batch)):
-                blank = Generation(prompt.ids, (), (), "length", -1)
+                blank = blank_sample(prompt.ids)
                 self._groups.append(Group(batch, place, [blank] * self._job.config.samples_per_prompt))
         self._batches = max(self._batches, batches)
 
@@ -126,7 +128,7 @@ class Partial:
         places = [(g, i) for g in self._groups for i, sample in enumerate(g.samples) if not self._is_finished(sample)]
         if not places:
             return
-        ids = [(*g.samples[i].prompt_ids, *g.samples[i].response_ids) for g, i in places]
+        ids = [tuple(g.samples[i].ids.tolist()) for g, i in places]
         seed = derive_seed(job.seed, "rollout", self._rounds)
         more = job.roles.generate(ids, sampling_params(job.config, job.stop_ids, self._pause), seed).result()
         check_samples(more, ids, version)
@@ -148,14 +150,20 @@ def staleness(config: PpoConfig) -> int:
     return config.sampling.max_new_tokens // config.pause_after  # type: ignore[operator]
 
 
+def blank_sample(prompt: tuple[int, ...]) -> Generation:
+    """A response of which no token has been sampled."""
+    none = np.zeros(0, np.int32)
+    return Generation(np.array(prompt, np.int32), none, none.astype(np.float32), "length", -1)
+
+
 def joined(before: Generation, part: Generation) -> Generation:
     """A response with its continuation, which was sampled with prompt and response so far as its prompt."""
-    versions = (*(before.token_versions), *part.token_versions)
-    same = set(versions) == {part.weight_version}
+    versions = np.concatenate([before.token_versions, part.token_versions])
+    same = bool((versions == part.weight_version).all())
     return replace(
         part,
         prompt_ids=before.prompt_ids,
-        response_ids=(*before.response_ids, *part.response_ids),
-        logprobs=(*before.logprobs, *part.logprobs),
-        versions=() if same else versions,
+        response_ids=np.concatenate([before.response_ids, part.response_ids]),
+        logprobs=np.concatenate([before.logprobs, part.logprobs]),
+        versions=versions[:0] if same else versions,
     )

@@ -54,11 +54,11 @@ class Schedule(Protocol):
 
 
 def sample_to_dict(sample: Generation) -> dict[str, Any]:
-    """JSON-ready; floats survive JSON exactly."""
-    return {name: getattr(sample, name) for name in Generation.__dataclass_fields__}
+    """JSON-ready: arrays as lists; a float32 survives JSON exactly."""
+    fields = {name: getattr(sample, name) for name in Generation.__dataclass_fields__}
+    return {name: value.tolist() if name in Generation.ARRAYS else value for name, value in fields.items()}
 
 
 def sample_from_dict(fields: dict[str, Any]) -> Generation:
     """The inverse of `sample_to_dict`; raises KeyError, TypeError or ValueError for anything else."""
-    values: dict[str, Any] = {k: tuple(value) if isinstance(value, list) else value for k, value in fields.items()}
-    return Generation(**values)
+    return Generation(**fields)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -42,11 +43,15 @@ class Samples:
 
     def generations(self, weight_version: int) -> list[Generation]:
         """The responses in the order of the request; all must have ended."""
-        columns = (self._tokens, self._logprobs, self._lengths, self._stopped)
-        rows = zip(self._prompts, *(column[: self.spare].tolist() for column in columns), strict=True)
+        ids, scores = (column[: self.spare].cpu().numpy() for column in (self._tokens.int(), self._logprobs))
+        ends = zip(self._lengths[: self.spare].tolist(), self._stopped[: self.spare].tolist(), strict=True)
         return [
             Generation(
-                prompt, tuple(ids[:n]), tuple(scores[:n]), "stop" if ended else "length", weight_version, engine="hf"
+                np.array(prompt, np.int32),
+                ids[row, :n],
+                scores[row, :n],
+                "stop" if stopped else "length",
+                weight_version,
             )
-            for prompt, ids, scores, n, ended in rows
+            for row, (prompt, (n, stopped)) in enumerate(zip(self._prompts, ends, strict=True))
         ]

@@ -8,6 +8,10 @@ from torch import Tensor
 
 BLOCK = 256
 """Tokens that `draw` sums before it looks at any."""
+_PASSED = 2**18
+"""Numbers that are drawn at once where they are not used."""
+_LAST: dict[tuple[int, int], tuple[torch.Generator, int]] = {}
+"""Of the last request, by (seed, tokens): the generator, and the row whose numbers it would draw next."""
 
 
 def sampling_logprobs(logits: Tensor, temperature: float, top_p: float) -> Tensor:
@@ -60,5 +64,18 @@ def _just_below(numbers: Tensor) -> Tensor:
 
 def request_uniforms(seed: int, prompts: int, tokens: int, first: int = 0) -> Tensor:
     """Uniform numbers [prompts, tokens]: row i drives prompt `first` + i of the call alone, however that is cut into
-    requests and these into batches."""
-    return torch.rand(first + prompts, tokens, generator=torch.Generator().manual_seed(seed))[first:]
+    requests and these into batches.
+
+    The rows before `first` are passed over in blocks, and only those that the last request of the same call has not
+    passed: a worker's requests of a call come in rising order as a rule.
+    """
+    generator, row = _LAST.pop((seed, tokens), (None, 0))
+    if generator is None or row > first:
+        generator, row = torch.Generator().manual_seed(seed), 0
+    passed = torch.empty(min(_PASSED, (first - row) * tokens))
+    for start in range(0, (first - row) * tokens, _PASSED):
+        passed[: (first - row) * tokens - start].uniform_(generator=generator)
+    found = torch.rand(prompts, tokens, generator=generator)
+    _LAST.clear()
+    _LAST[seed, tokens] = generator, first + prompts
+    return found

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from vllm import SamplingParams as VllmSampling
 
 from cai_dist.config.engine import EngineConfig
@@ -147,13 +148,14 @@ class VllmRolloutEngine:
         return [output.outputs[0] for output in self._llm.generate(asked, list(params), use_tqdm=False)]
 
     def _generation(self, prompt: tuple[int, ...], output: Any, request: GenerateRequest) -> Generation:
-        ids = tuple(output.token_ids)
+        ids = np.array(output.token_ids, np.int32)
         if request.sampling.temperature == 0:
-            logprobs = (0.0,) * len(ids)  # drawn from the point mass on the likeliest token
+            logprobs = np.zeros(len(ids), np.float32)  # drawn from the point mass on the likeliest token
         else:
-            logprobs = tuple(step[token].logprob for step, token in zip(output.logprobs, ids, strict=True))
+            steps = zip(output.logprobs, output.token_ids, strict=True)
+            logprobs = np.array([step[token].logprob for step, token in steps], np.float32)
         finish: Finish = "stop" if ids[-1] in request.sampling.stop_ids else "length"
-        return Generation(prompt, ids, logprobs, finish, self.weight_version, NAME)
+        return Generation(np.array(prompt, np.int32), ids, logprobs, finish, self.weight_version, NAME)
 
     # ---- weights, through vLLM's own update calls
 

@@ -56,8 +56,9 @@ def said_locally(ctx: RunContext, group: WorkQueue, folder: Path, phase: str, qu
     greedy = SamplingParams(_GOES_ON, 0.0, 1.0, tuple(chat.stop_ids))
     [answer] = _one(group, what, "generate", GenerateRequest((prompt,), greedy, 0, model))
     options = option_tokens(chat, config, ctx.constitution)
-    [found] = _one(group, what, "score_labels", LabelRequest((prompt,), (*options, answer.response_ids[:1]), model))
-    mass, text = option_mass(found[:2]), str(chat.tokenizer.decode(list(answer.response_ids)))
+    said = answer.response_ids.tolist()
+    [found] = _one(group, what, "score_labels", LabelRequest((prompt,), (*options, tuple(said[:1])), model))
+    mass, text = option_mass(found[:2]), str(chat.tokenizer.decode(said))
     seen = f"it goes on with '{escaped(text)}' (the first token has probability {math.exp(found[2]):.2g})"
     if not mass >= config.min_option_mass:
         return low_mass(config, mass, "", seen)

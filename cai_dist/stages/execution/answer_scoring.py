@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from cai_dist.data.chat import ChatFormat
 from cai_dist.stages.context import RunContext
 from cai_dist.stages.execution.worker_groups import reference_group, reward_group
@@ -52,4 +54,5 @@ def _shards(samples: Sequence[Generation]) -> dict[str, StepShard]:
 def as_sample(chat: ChatFormat, turns: Sequence[Turn], answer: str) -> Generation:
     """A given answer in the shape of a finished sample (no sampler made it: no log-probs)."""
     prompt = chat.prompt_ids(turns)
-    return Generation(prompt, chat.example(turns, answer).ids[len(prompt) :], (), "stop", 0)
+    ids = np.array(chat.example(turns, answer).ids, np.int32)
+    return Generation(ids[: len(prompt)], ids[len(prompt) :], np.zeros(0, np.float32), "stop", 0)

@@ -184,11 +184,12 @@ def _prompts(piece: Sequence[Ask], room: int) -> tuple[tuple[int, ...], ...]:
 def _text_row(ask: Ask, generation: Generation | None, chat: ChatFormat) -> dict[str, Any]:
     if generation is None:
         return {"key": ask.key, "text": "", "response_ids": [], "finish": "too_long", "thoughts": ""}
-    thoughts, text = chat.thoughts_and_answer(generation.response_ids)
+    ids = generation.response_ids.tolist()
+    thoughts, text = chat.thoughts_and_answer(ids)
     return {
         "key": ask.key,
         "text": text,
-        "response_ids": list(generation.response_ids),
+        "response_ids": ids,
         "finish": generation.finish,
         "thoughts": thoughts,
     }

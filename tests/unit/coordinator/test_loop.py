@@ -13,6 +13,7 @@ from cai_dist.coordinator.update_phase import mini_batches
 from cai_dist.coordinator.update_phase import run as update
 from cai_dist.types import Trajectory
 from tests.fakes import FakeRoles, stand_for
+from tests.ids import response_of
 from tests.unit.coordinator.small_run import Run, make_config, make_prompts, rollout_of
 
 
@@ -48,28 +49,28 @@ def test_iterations_draw_samples_and_orders_of_their_own(run: Run) -> None:
     config = make_config(iterations=2, value_warmup=1, helpful_fraction=0.5, prompts_per_iteration=4)
     run.go(config, roles, prompts=make_prompts(2, 2))
     first, second = (
-        {item.prompt_id: item.response_ids for item in run.record.trajectories[iteration]} for iteration in (0, 1)
+        {item.prompt_id: response_of(item) for item in run.record.trajectories[iteration]} for iteration in (0, 1)
     )
     assert first.keys() == second.keys()
     assert all(first[prompt_id] != second[prompt_id] for prompt_id in first)
     places = []
     for iteration in (0, 1):
-        items = [(item.prompt_id, item.response_ids) for item in run.record.trajectories[iteration]]
+        items = [(item.prompt_id, response_of(item)) for item in run.record.trajectories[iteration]]
         batches = [batch for role, batch in roles.updates if role == "value"][4 * iteration : 4 * iteration + 4]
-        places.append([items.index((item.prompt_id, item.response_ids)) for batch in batches for item in batch])
+        places.append([items.index((item.prompt_id, response_of(item))) for batch in batches for item in batch])
     assert sorted(places[0]) == sorted(places[1]) and places[0] != places[1]
 
 
 def test_the_policy_learns_from_whitened_advantages_and_the_value_model_from_the_same_returns(run: Run) -> None:
     roles = FakeRoles()
     run.go(make_config(iterations=1, value_warmup=0, epochs=1), roles)
-    seen = {(item.prompt_id, item.response_ids): item for item in run.record.trajectories[0]}
+    seen = {(item.prompt_id, response_of(item)): item for item in run.record.trajectories[0]}
     assert sum(item.advantages[0] for item in seen.values()) != 0
     for role, batch in roles.updates:
         for item in batch:
-            as_told = seen[item.prompt_id, item.response_ids]
-            assert item.returns == as_told.returns
-            assert (item.advantages == as_told.advantages) == (role == "policy")
+            as_told = seen[item.prompt_id, response_of(item)]
+            assert item.returns.tolist() == as_told.returns.tolist()
+            assert (item.advantages.tolist() == as_told.advantages.tolist()) == (role == "policy")
 
 
 def test_every_sample_is_used_once_an_epoch_in_a_new_order() -> None:
@@ -159,7 +160,10 @@ def test_metrics_name_their_role_and_average_over_steps(run: Run) -> None:
     metrics = run.record.metrics[1]
     assert metrics["policy_ratio"] == 1.0
     signals = [
-        sum((sum(i.advantages) + sum(i.returns) + i.score) / place for place, i in enumerate(batch, start=1))
+        sum(
+            (sum(i.advantages.tolist()) + sum(i.returns.tolist()) + i.score) / place
+            for place, i in enumerate(batch, start=1)
+        )
         for role, batch in roles.updates
         if role == "value"
     ]

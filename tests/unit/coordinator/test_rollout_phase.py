@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from statistics import fmean, pstdev
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -20,6 +21,7 @@ from cai_dist.errors import CaiError, StaleEngineError
 from cai_dist.experience.rewards import Shaped, shape
 from cai_dist.types import Generation, SamplingParams
 from tests.fakes import FakeParts, FakePending, FakeRoles, collect
+from tests.ids import response_of
 from tests.unit.coordinator.small_run import STOP, make_config, make_prompts
 
 finite = st.floats(-5, 5)
@@ -94,7 +96,7 @@ def test_a_score_of_zero_is_a_score() -> None:
 def test_advantages_are_whitened_over_all_samples_and_returns_are_not() -> None:
     plain = collected(config=make_config(whiten_advantages=False)).trajectories
     whitened = collected().trajectories
-    assert [item.returns for item in plain] == [item.returns for item in whitened]
+    assert [item.returns.tolist() for item in plain] == [item.returns.tolist() for item in whitened]
     before = [number for item in plain for number in item.advantages]
     after = [number for item in whitened for number in item.advantages]
     mean, deviation = fmean(before), pstdev(before)
@@ -133,13 +135,13 @@ def test_trajectories_carry_what_was_sampled() -> None:
     for item in rollout.trajectories:
         assert len(item.response_ids) == len(item.rewards) == len(item.advantages) == len(item.returns)
         assert item.weight_version == 0
-        assert (item.finish == "stop") == (item.response_ids[-1] == STOP)
-        assert item.score == sum(item.response_ids) % 7 / 2 - 1
+        assert (item.finish == "stop") == (response_of(item)[-1] == STOP)
+        assert item.score == sum(response_of(item)) % 7 / 2 - 1
         assert item.prompt_id.startswith(item.prompt_kind)
     # Two samples of each prompt, side by side and not the same.
     ids = [item.prompt_id for item in rollout.trajectories]
     assert ids[::2] == ids[1::2] and len(set(ids)) == 4
-    responses = [item.response_ids for item in rollout.trajectories]
+    responses = [response_of(item) for item in rollout.trajectories]
     assert responses[::2] != responses[1::2]
 
 
@@ -148,14 +150,14 @@ def test_metrics_by_another_way() -> None:
     roles.reference = 0.0  # apart from the policy, so that there is a KL
     rollout = collected(roles)
     items, metrics = rollout.trajectories, rollout.metrics
-    kl = [sum(item.old_logprobs) - sum(item.ref_logprobs) for item in items]
+    kl = [math.fsum(item.old_logprobs) - math.fsum(item.ref_logprobs) for item in items]
     tokens = sum(len(item.response_ids) for item in items)
     assert metrics["kl_per_response"] == pytest.approx(fmean(kl)) and metrics["kl_per_response"] != 0
     assert metrics["kl_per_token"] == pytest.approx(sum(kl) / tokens)
     assert metrics["score"] == pytest.approx(fmean(item.score for item in items))
     assert metrics["score_helpful"] == pytest.approx(fmean(i.score for i in items if i.prompt_kind == "helpful"))
     assert metrics["score_red_team"] == pytest.approx(fmean(i.score for i in items if i.prompt_kind == "red_team"))
-    assert metrics["entropy"] == pytest.approx(-sum(sum(i.old_logprobs) for i in items) / tokens)
+    assert metrics["entropy"] == pytest.approx(-sum(math.fsum(i.old_logprobs) for i in items) / tokens)
     assert metrics["response_length"] == tokens / 8
     assert metrics["truncated"] == sum(i.finish == "length" for i in items) / 8
     assert metrics["kl_coefficient"] == 0.1
@@ -169,7 +171,7 @@ def test_a_mismatch_between_sampler_and_trainer_shows() -> None:
     config = make_config()
     rollout = collect(roles, make_prompts(7, 3), config, (STOP,), PpoState.start(config), 3)
     # 0.1 x 0.5 x (token + 1), token 0..9.
-    worst = max(token for item in rollout.trajectories for token in item.response_ids)
+    worst = max(token for item in rollout.trajectories for token in response_of(item))
     assert rollout.metrics["mismatch_max"] == pytest.approx(0.05 * (worst + 1))
     assert 0 < rollout.metrics["mismatch_mean"] < rollout.metrics["mismatch_max"]
 
@@ -181,7 +183,8 @@ def test_sampler_logprobs_spare_the_policy() -> None:
     config = make_config(old_logprobs="sampler")
     rollout = collect(roles, make_prompts(7, 3), config, (STOP,), PpoState.start(config), 3)
     assert "start policy_logprobs" not in roles.calls
-    assert rollout.trajectories[0].old_logprobs[0] == -1 - 0.1 * 0.5 * (rollout.trajectories[0].response_ids[0] + 1)
+    first = rollout.trajectories[0]
+    assert first.old_logprobs[0] == np.float32(-1 - 0.1 * 0.5 * (response_of(first)[0] + 1))
 
 
 def test_policy_and_reference_are_asked_at_the_temperature_of_the_sampler() -> None:
@@ -221,7 +224,7 @@ def test_the_loss_weighs_tokens_by_aggregation_and_importance() -> None:
     rollout = collect(roles, make_prompts(7, 3), config, (STOP,), PpoState.start(config), 3)
     ratios = []
     for item in rollout.trajectories:
-        ours = [math.exp(-0.05 * (token + 1)) for token in item.response_ids]
+        ours = [math.exp(-0.05 * (token + 1)) for token in response_of(item)]
         assert item.weights == pytest.approx([min(ratio, 0.8) / len(ours) for ratio in ours])
         ratios += ours
     assert rollout.metrics["importance_mean"] == pytest.approx(fmean(ratios))
@@ -242,7 +245,7 @@ def test_without_a_value_model_none_is_asked(algorithm: str) -> None:
     roles = FakeRoles()
     rollout = collected(roles, make_config(algorithm=algorithm, value_warmup=0))
     assert "start values" not in roles.calls
-    assert all(item.values == item.returns == () for item in rollout.trajectories)
+    assert all(len(item.values) == len(item.returns) == 0 for item in rollout.trajectories)
     assert all(len(item.advantages) == len(item.response_ids) for item in rollout.trajectories)
 
 

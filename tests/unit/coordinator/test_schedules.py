@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -23,6 +24,7 @@ from cai_dist.coordinator.schedules.protocol import sample_from_dict, sample_to_
 from cai_dist.errors import CheckpointError, Interrupted, StaleEngineError, WorkerError
 from cai_dist.types import Generation, SamplingParams
 from tests.fakes import FakeParts, FakePending, FakeRoles
+from tests.ids import prompt_of, response_of
 from tests.unit.coordinator.small_run import STOP, Run, make_config, make_prompts
 
 ONE_OFF = {"schedule": "one_step_off", "value_warmup": 0}
@@ -34,7 +36,7 @@ def config_of(kind: dict[str, object], **changes: object) -> PpoConfig:
 
 
 def versions_of(run: Run, iteration: int) -> set[int]:
-    return {v for t in run.record.trajectories[iteration] for v in t.versions or (t.weight_version,)}
+    return {v for t in run.record.trajectories[iteration] for v in t.token_versions.tolist()}
 
 
 # ---- one step off
@@ -206,17 +208,17 @@ def test_partial_keeps_its_promises(
     for iteration, items in run.record.trajectories.items():
         assert len(items) == prompts * samples
         for start in range(0, len(items), samples):
-            assert len({item.prompt_ids for item in items[start : start + samples]}) == 1
+            assert len({prompt_of(item) for item in items[start : start + samples]}) == 1
         for item in items:
-            versions = item.versions or (item.weight_version,) * len(item.response_ids)
+            versions = item.token_versions.tolist()
             assert len(versions) == len(item.response_ids) <= pause[1]
             assert all(iteration - staleness(config) <= version <= iteration for version in versions)
             assert list(versions) == sorted(versions) and versions[-1] == item.weight_version
-            assert item.finish == ("stop" if item.response_ids[-1] == STOP else "length")
-            assert STOP not in item.response_ids[:-1]
+            assert item.finish == ("stop" if response_of(item)[-1] == STOP else "length")
+            assert STOP not in response_of(item)[:-1]
             assert item.finish == "stop" or len(item.response_ids) == pause[1]
-            expected = [-1 - 0.1 * weights[v] * (t + 1) for t, v in zip(item.response_ids, versions, strict=True)]
-            assert list(item.sampler_logprobs) == expected
+            expected = [-1 - 0.1 * weights[v] * (t + 1) for t, v in zip(response_of(item), versions, strict=True)]
+            assert item.sampler_logprobs.tolist() == np.float32(expected).tolist()
     of_all = [Counter(t.prompt_id for items in r.record.trajectories.values() for t in items) for r in (run, plain)]
     assert of_all[0] == of_all[1], "over the run, the prompts of sync"
 
@@ -225,7 +227,7 @@ def test_long_responses_go_on_under_new_weights_and_short_ones_do_not_wait(run: 
     config = config_of(PARTIAL, pause_after=1, sampling=SamplingConfig(max_new_tokens=6))
     run.go(config)
     items = [item for batch in run.record.trajectories.values() for item in batch]
-    assert any(len(set(item.versions)) > 1 for item in items), "some response was paused across an update"
+    assert any(len(set(item.versions.tolist())) > 1 for item in items), "some response was paused across an update"
     assert any(metrics["rounds"] < 6 for metrics in run.record.metrics.values())
     last = run.record.metrics[6]
     assert last["carried_groups"] == 0 and run.record.metrics[3]["carried_groups"] == 4
@@ -239,9 +241,9 @@ def test_a_response_and_its_continuation() -> None:
     whole = joined(before, part)
     assert whole == Generation((1, 2), (3, 4, 6), (-0.1, -0.2, -0.3), "stop", 7, versions=(5, 5, 7))
     again = joined(whole, Generation((1, 2, 3, 4, 6), (8, 9), (-0.4, -0.5), "length", 7))
-    assert again.token_versions == (5, 5, 7, 7, 7)
+    assert again.token_versions.tolist() == [5, 5, 7, 7, 7]
     same = joined(before, replace(part, weight_version=5))
-    assert same.versions == () and same.token_versions == (5, 5, 5)
+    assert len(same.versions) == 0 and same.token_versions.tolist() == [5, 5, 5]
 
 
 @given(
@@ -359,5 +361,5 @@ def test_a_response_goes_on_from_its_prompt_and_all_its_tokens(run: Run) -> None
 
     run.go(config_of(PARTIAL), Spy())
     items = [item for batch in run.record.trajectories.values() for item in batch]
-    assert sent == {(*t.prompt_ids, *t.response_ids[:n]) for t in items for n in range(0, len(t.response_ids), 2)}
-    assert {t.prompt_ids for t in items} <= {prompt.ids for prompt in make_prompts(7, 3)}
+    assert sent == {(*prompt_of(t), *response_of(t)[:n]) for t in items for n in range(0, len(t.response_ids), 2)}
+    assert {prompt_of(t) for t in items} <= {prompt.ids for prompt in make_prompts(7, 3)}

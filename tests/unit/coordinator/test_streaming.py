@@ -14,6 +14,7 @@ from cai_dist.coordinator.state import PpoState
 from cai_dist.errors import CaiError
 from cai_dist.types import SampleRef, SamplingParams
 from tests.fakes import FakeParts, FakePending, FakeRoles, collect
+from tests.ids import response_of
 from tests.unit.coordinator.small_run import STOP, make_config, make_prompts
 
 
@@ -33,7 +34,7 @@ def test_streamed_numbers_do_not_depend_on_the_order_of_completion(order: list[i
 
         class Spy(FakeRoles):
             def scores(self, samples: list[SampleRef]) -> FakePending[list[float]]:
-                asked.append(("scores", tuple(s.response_ids for s in self.fetch([sample.row for sample in samples]))))
+                asked.append(("scores", tuple(response_of(s) for s in self.fetch([sample.row for sample in samples]))))
                 return super().scores(samples)
 
         roles = Spy()

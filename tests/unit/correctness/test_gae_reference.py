@@ -3,6 +3,7 @@ against the definitions."""
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Sequence
 from statistics import fmean, stdev
@@ -13,6 +14,7 @@ import pytest
 from cai_dist.coordinator.state import PpoState
 from cai_dist.types import Generation, SampleRef, Trajectory
 from tests.fakes import FakePending, FakeRoles, collect
+from tests.ids import prompt_of, response_of
 from tests.unit.coordinator.small_run import STOP, make_config, make_prompts
 from tests.unit.correctness.references import groups, quadratic_gae, returns_to_go, rewards_of, whitened
 
@@ -22,7 +24,7 @@ GROUP = 4
 
 def drawn(what: str, sample: Generation, count: int) -> list[float]:
     """Numbers that depend on the sample alone; at times a whole 0."""
-    rng = random.Random(f"{what}/{sample.prompt_ids}/{sample.response_ids}")
+    rng = random.Random(f"{what}/{prompt_of(sample)}/{response_of(sample)}")
     return [rng.choice([0.0, rng.gauss(0, 1), rng.gauss(0, 1)]) for _ in range(count)]
 
 
@@ -57,13 +59,13 @@ def rollout(seed: int, **settings: object) -> list[Trajectory]:
 
 
 def rewards(item: Trajectory) -> list[float]:
-    kl = [ours - theirs for ours, theirs in zip(item.old_logprobs, item.ref_logprobs, strict=True)]
+    kl = [ours - theirs for ours, theirs in zip(item.old_logprobs.tolist(), item.ref_logprobs.tolist(), strict=True)]
     return rewards_of(kl, item.score, BETA)
 
 
 def after(item: Trajectory) -> float:
     """The value model's number for the state after the last token."""
-    sample = Generation(item.prompt_ids, item.response_ids, (), item.finish, 0)
+    sample = Generation(prompt_of(item), response_of(item), (), item.finish, 0)
     return drawn("value", sample, len(item.response_ids) + 1)[-1]
 
 
@@ -84,21 +86,24 @@ def test_gae_by_its_definition(seed: int, gamma: float, lam: float, whiten: bool
     advantages = []
     for item in items:
         last = after(item) if bootstrap and item.finish == "length" else 0.0
-        advantages.append(quadratic_gae(rewards(item), item.values, last, gamma, lam))
-    same([item.rewards for item in items], [rewards(item) for item in items])
+        advantages.append(quadratic_gae(rewards(item), item.values.tolist(), last, gamma, lam))
+    same([item.rewards.tolist() for item in items], [rewards(item) for item in items])
     same(
-        [item.returns for item in items],
-        [[a + v for a, v in zip(row, item.values, strict=True)] for row, item in zip(advantages, items, strict=True)],
+        [item.returns.tolist() for item in items],
+        [
+            [a + v for a, v in zip(row, item.values.tolist(), strict=True)]
+            for row, item in zip(advantages, items, strict=True)
+        ],
     )
-    same([item.advantages for item in items], whitened(advantages) if whiten else advantages)
+    same([item.advantages.tolist() for item in items], whitened(advantages) if whiten else advantages)
 
 
 def test_a_score_of_zero_counts_and_total_reward_is_conserved() -> None:
     items = rollout(0, whiten_advantages=False)
     assert any(item.score == 0.0 for item in items) and any(item.score != 0.0 for item in items)
     for item in items:
-        kl = sum(item.old_logprobs) - sum(item.ref_logprobs)
-        assert sum(item.rewards) == pytest.approx(item.score - BETA * kl)
+        kl = math.fsum(item.old_logprobs) - math.fsum(item.ref_logprobs)
+        assert math.fsum(item.rewards) == pytest.approx(item.score - BETA * kl)
 
 
 def expected_advantages(algorithm: str, items: Sequence[Trajectory], gamma: float) -> list[list[float]]:
@@ -108,7 +113,7 @@ def expected_advantages(algorithm: str, items: Sequence[Trajectory], gamma: floa
         return [returns_to_go(rewards(item), gamma) for item in items]
     if algorithm == "reinforce++-group":
         centred = [score - fmean([score, *others]) for score, others in groups([i.score for i in items], GROUP)]
-        kls = [[a - b for a, b in zip(i.old_logprobs, i.ref_logprobs, strict=True)] for i in items]
+        kls = [[a - b for a, b in zip(i.old_logprobs.tolist(), i.ref_logprobs.tolist(), strict=True)] for i in items]
         return [returns_to_go(rewards_of(kl, score, BETA), gamma) for kl, score in zip(kls, centred, strict=True)]
     one_each = {
         "rloo": lambda total, others: total - fmean(others),
@@ -125,6 +130,6 @@ def test_the_other_algorithms_by_their_definitions(algorithm: str, whiten: bool)
     gamma = 0.9 if algorithm.startswith("reinforce") else 1.0
     kl = {"coefficient": BETA, "where": "reward", "estimator": "k1"}
     items = rollout(1, algorithm=algorithm, whiten_advantages=whiten, gamma=gamma, kl=kl, value_warmup=0)
-    assert all(item.values == () and item.returns == () for item in items)
+    assert all(len(item.values) == len(item.returns) == 0 for item in items)
     expected = expected_advantages(algorithm, items, gamma)
-    same([item.advantages for item in items], whitened(expected) if whiten else expected)
+    same([item.advantages.tolist() for item in items], whitened(expected) if whiten else expected)

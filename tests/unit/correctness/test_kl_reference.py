@@ -102,13 +102,13 @@ def test_estimators_summed_over_tokens_average_to_the_kl(estimator: Callable[[Te
 
 def test_the_mean_reward_is_the_mean_score_minus_beta_times_the_kl() -> None:
     rollout = collected()
-    totals = [sum(item.rewards) for item in rollout.trajectories]
+    totals = [math.fsum(item.rewards) for item in rollout.trajectories]
     assert mean(totals) == pytest.approx(mean(SCORES.tolist()) - BETA * float(kl_between(POLICY, REFERENCE)))
 
 
 def test_learning_from_the_reward_follows_the_gradient_of_score_minus_beta_times_kl() -> None:
     """Sum over all sequences of p x grad log p x reward, as a policy gradient without baseline."""
-    totals = torch.tensor([sum(item.rewards) for item in collected().trajectories], dtype=torch.float64)
+    totals = torch.tensor([math.fsum(item.rewards) for item in collected().trajectories], dtype=torch.float64)
     table = POLICY.clone().requires_grad_()
     p = token_logprobs(table).sum(1)
     (found,) = torch.autograd.grad((p.exp().detach() * totals * p).sum(), table, retain_graph=True)

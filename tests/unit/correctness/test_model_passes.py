@@ -19,6 +19,7 @@ from cai_dist.models.load import load_causal, load_scalar
 from cai_dist.types import GenerateRequest, Generation, RankInfo, SamplingParams, ScoredPair, StepShard, TokenSequence
 from cai_dist.workers.forward import batch_logprobs, batch_logprobs_and_entropy, batch_values, last_token_scores
 from cai_dist.workers.reward import RewardWorker
+from tests.ids import prompt_of, response_of
 from tests.tiny import END, VOCAB, save_llama
 
 LAYOUTS: list[Layout] = ["packed", "padded"]
@@ -55,7 +56,7 @@ def scalar(causal: str, tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def ids_of(item: Generation) -> list[int]:
-    return [*item.prompt_ids, *item.response_ids]
+    return [*prompt_of(item), *response_of(item)]
 
 
 @torch.no_grad()
@@ -96,7 +97,7 @@ def test_logprobs_and_entropies_are_those_of_the_sequence_alone(causal: str, lay
 def test_the_sampler_reports_what_a_pass_at_its_temperature_finds(causal: str, layout: Layout) -> None:
     engine = HfRolloutEngine("fp32", EngineConfig())
     engine.load(causal)
-    prompts = tuple(item.prompt_ids for item in ragged(2))
+    prompts = tuple(prompt_of(item) for item in ragged(2))
     made = engine.generate(GenerateRequest(prompts, SamplingParams(9, T, 1.0, (END,)), seed=5))
     batch, model = sample_batch(made), load_causal(causal, "fp32", layout)
     with torch.no_grad():
@@ -130,7 +131,7 @@ def score_padded(folder: str, ids: list[int], left: int, right: int) -> float:
 
 
 def test_a_score_does_not_depend_on_where_padding_stands(scalar: str, layout: Layout) -> None:
-    items = [sample(item.prompt_ids, (*item.response_ids[:-1], END)) for item in ragged(4)]
+    items = [sample(prompt_of(item), (*response_of(item)[:-1], END)) for item in ragged(4)]
     worker = RewardWorker(RankInfo("reward", 0, 1), model=scalar, dtype="fp32", end_id=END, layout=layout)
     found = worker.scores(StepShard((tuple(items),)))
     for left, right in ((0, 0), (3, 0), (0, 4)):

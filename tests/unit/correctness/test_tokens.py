@@ -15,6 +15,7 @@ from cai_dist.data.batches import sample_batch, trajectory_batch
 from cai_dist.types import Generation, SampleRef, SamplingParams
 from cai_dist.world.tokenizer import build_tokenizer
 from tests.fakes import FakeParts, FakePending, FakeRoles, collect
+from tests.ids import prompt_of, response_of
 from tests.unit.coordinator.small_run import make_config
 
 TOKENIZER = build_tokenizer()
@@ -45,7 +46,7 @@ class Watched(FakeRoles):
 
     def note(self, name: str, samples: Sequence[SampleRef]) -> None:
         items = self.fetch([sample.row for sample in samples])
-        self.asked.setdefault(name, []).extend((item.prompt_ids, item.response_ids) for item in items)
+        self.asked.setdefault(name, []).extend((prompt_of(item), response_of(item)) for item in items)
 
     def policy_logprobs(self, samples: Sequence[SampleRef], temperature: float) -> FakePending[list[Any]]:
         self.note("policy", samples)
@@ -78,22 +79,22 @@ def test_every_role_gets_the_ids_that_were_sampled(old: str) -> None:
     )
     roles = Watched()
     rollout = collect(roles, PROMPTS, config, (STOP,), PpoState.start(config), 1)
-    chosen = [item.prompt_ids for item in rollout.trajectories]
+    chosen = [prompt_of(item) for item in rollout.trajectories]
     expected = list(zip(chosen, RESPONSES, strict=True))
     assert sorted(chosen) == sorted(prompt.ids for prompt in PROMPTS)
     assert set(roles.asked) == {"reference", "value", "reward"} | ({"policy"} if old == "trainer" else set())
     assert all(asked == expected for asked in roles.asked.values())
-    assert [item.response_ids for item in rollout.trajectories] == RESPONSES
-    assert all(item.sampler_logprobs == (-1.0,) * len(item.response_ids) for item in rollout.trajectories)
+    assert [response_of(item) for item in rollout.trajectories] == RESPONSES
+    assert all(item.sampler_logprobs.tolist() == [-1.0] * len(item.response_ids) for item in rollout.trajectories)
     update(roles, rollout, config, PpoState.start(config), 1)
-    trained = [(item.prompt_ids, item.response_ids) for role, batch in roles.updates for item in batch]
+    trained = [(prompt_of(item), response_of(item)) for role, batch in roles.updates for item in batch]
     assert sorted(trained) == sorted(expected * 2)
 
 
 def test_a_batch_holds_the_ids_as_they_are() -> None:
     config = make_config(samples_per_prompt=1, helpful_fraction=0.0)
     items = collect(Watched(), PROMPTS, config, (STOP,), PpoState.start(config), 1).trajectories[:]
-    flat = [token for item in items for token in (*item.prompt_ids, *item.response_ids)]
+    flat = [token for item in items for token in (*prompt_of(item), *response_of(item))]
     assert trajectory_batch(items).tokens.ids.tolist() == sample_batch(items).ids.tolist() == flat
     mask = sample_batch(items).response_mask
     assert sample_batch(items).ids[mask].tolist() == [token for ids in RESPONSES for token in ids]

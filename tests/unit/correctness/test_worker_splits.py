@@ -38,6 +38,7 @@ from cai_dist.workers.policy import PolicyWorker
 from cai_dist.workers.preference import PreferenceWorker
 from cai_dist.workers.rating import RatingWorker
 from cai_dist.workers.value import ValueWorker
+from tests.ids import prompt_of, response_of
 from tests.tiny import END, VOCAB, save_llama
 
 Gradients = dict[str, Tensor]
@@ -237,7 +238,7 @@ def test_the_policy_is_trained_at_the_temperature_that_it_is_asked_at(cases: dic
     """At the log-probabilities that it reports itself the ratio is 1. Entropies are worked out in the first case."""
     worker: Any = cases[name].worker
     items = trajectories(random.Random(2), 5)
-    samples = [Generation(i.prompt_ids, i.response_ids, i.sampler_logprobs, "stop", 0) for i in items]
+    samples = [Generation(prompt_of(i), response_of(i), i.sampler_logprobs, "stop", 0) for i in items]
     for temperature, is_one in ((0.7, True), (1.0, False)):
         rows = worker.logprobs(StepShard((tuple(samples),)), temperature).rows
         same = [replace(item, old_logprobs=tuple(row)) for item, row in zip(items, rows, strict=True)]
@@ -251,7 +252,7 @@ def test_the_policy_loss_is_the_sum_by_hand_of_what_the_trajectories_say(cases: 
     place."""
     worker: Any = cases["policy with k2"].worker
     items = trajectories(random.Random(5), 4)
-    samples = [Generation(i.prompt_ids, i.response_ids, i.sampler_logprobs, "stop", 0) for i in items]
+    samples = [Generation(prompt_of(i), response_of(i), i.sampler_logprobs, "stop", 0) for i in items]
     expected = 0.0
     for item, row in zip(items, worker.logprobs(StepShard((tuple(samples),)), 0.7).rows, strict=True):
         columns = (row, item.old_logprobs, item.ref_logprobs, item.advantages, item.weights)

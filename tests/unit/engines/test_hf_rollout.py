@@ -13,6 +13,7 @@ from cai_dist.config.engine import EngineConfig
 from cai_dist.engines.hf.rollout import HfRolloutEngine
 from cai_dist.errors import DataError, StaleEngineError
 from cai_dist.types import GenerateRequest, LabelRequest, SamplingParams
+from tests.ids import ids_of, prompt_of, response_of
 from tests.tiny import END, VOCAB, plain_logprobs, save_llama
 
 
@@ -42,7 +43,7 @@ def test_recomputed_logprobs_equal_the_samplers(
 ) -> None:
     net = AutoModelForCausalLM.from_pretrained(folder)
     for sample in engine.generate(request_):
-        ids = torch.tensor([sample.prompt_ids + sample.response_ids])
+        ids = torch.tensor([ids_of(sample)])
         with torch.no_grad():
             found = plain_logprobs(net(input_ids=ids).logits[0], ids[0], 0.7)[len(sample.prompt_ids) :]
         assert sample.logprobs == pytest.approx(found.tolist(), abs=1e-5)
@@ -52,7 +53,7 @@ def test_a_response_ends_at_its_first_stop_id(engine: HfRolloutEngine, request_:
     samples = engine.generate(request_)
     assert {sample.finish for sample in samples} == {"stop", "length"}
     for sample in samples:
-        stops = [i for i, token in enumerate(sample.response_ids) if token in (END, 9)]
+        stops = [i for i, token in enumerate(response_of(sample)) if token in (END, 9)]
         if sample.finish == "stop":
             assert stops == [len(sample.response_ids) - 1]
         else:
@@ -66,28 +67,28 @@ def test_the_seed_alone_drives_sampling(engine: HfRolloutEngine, folder: str, re
     assert engine.generate(request_) == first
     cut = HfRolloutEngine("fp32", EngineConfig(max_rows=3))  # other batches, other padding
     cut.load(folder)
-    assert [s.response_ids for s in cut.generate(request_)] == [s.response_ids for s in first]
+    assert [response_of(s) for s in cut.generate(request_)] == [response_of(s) for s in first]
     assert engine.generate(replace(request_, seed=12)) != first
 
 
 def test_a_prompt_is_answered_whatever_its_neighbours_are(engine: HfRolloutEngine, request_: GenerateRequest) -> None:
     whole = engine.generate(request_)
     head = engine.generate(replace(request_, prompts=request_.prompts[:2]))
-    assert [s.response_ids for s in head] == [s.response_ids for s in whole[:2]]
-    assert [s.prompt_ids for s in whole] == list(request_.prompts)
+    assert [response_of(s) for s in head] == [response_of(s) for s in whole[:2]]
+    assert [prompt_of(s) for s in whole] == list(request_.prompts)
 
 
 def test_greedy_is_an_argmax_loop(engine: HfRolloutEngine, folder: str, request_: GenerateRequest) -> None:
     net = AutoModelForCausalLM.from_pretrained(folder)
     greedy = replace(request_, sampling=SamplingParams(10, 0.0, 1.0, (END,)))
     for sample in engine.generate(greedy):
-        ids = list(sample.prompt_ids)
+        ids = list(prompt_of(sample))
         for _ in range(10):
             with torch.no_grad():
                 ids.append(int(net(input_ids=torch.tensor([ids])).logits[0, -1].argmax()))
             if ids[-1] == END:
                 break
-        assert tuple(ids[len(sample.prompt_ids) :]) == sample.response_ids
+        assert tuple(ids[len(sample.prompt_ids) :]) == response_of(sample)
         assert set(sample.logprobs) == {0.0}
 
 
@@ -95,7 +96,7 @@ def test_top_p_logprobs_are_those_of_the_nucleus(engine: HfRolloutEngine, reques
     # With the same uniforms the first draws may differ, but every log-prob must be at least that of the full softmax.
     sampling = SamplingParams(1, 1.0, 0.5, ())
     for sample in engine.generate(replace(request_, sampling=sampling)):
-        full = engine.score_labels(LabelRequest((sample.prompt_ids,), (sample.response_ids,)))[0][0]
+        full = engine.score_labels(LabelRequest((prompt_of(sample),), (response_of(sample),)))[0][0]
         assert full < sample.logprobs[0] <= 0
         assert sample.logprobs[0] <= full - torch.log(torch.tensor(0.5)).item() + 1e-5
 

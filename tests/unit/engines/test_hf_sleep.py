@@ -14,6 +14,7 @@ from cai_dist.errors import StaleEngineError, WeightTransferError
 from cai_dist.models.load import load_hf_causal
 from cai_dist.models.tensors import spec_of, to_numpy
 from cai_dist.types import GenerateRequest, LabelRequest, SamplingParams, TensorPiece, TensorSpec, WeightPart
+from tests.ids import response_of
 from tests.tiny import save_llama
 
 REQUEST = GenerateRequest(((5, 6, 7), (8,)), SamplingParams(8, 0.0), 0)
@@ -57,7 +58,7 @@ def test_sleep_gives_the_memory_up_and_a_transfer_brings_the_model_back(engine: 
     assert all(torch.equal(buffer, buffers[name]) for name, buffer in engine._model.named_buffers())
     transfer(engine, folder)
     assert (engine.status(), engine.weight_version) == ("ready", 4)
-    assert [s.response_ids for s in engine.generate(REQUEST)] == [s.response_ids for s in before]
+    assert [response_of(s) for s in engine.generate(REQUEST)] == [response_of(s) for s in before]
     model = engine._model
     assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
 

@@ -18,6 +18,7 @@ from cai_dist.engines.hf.kv_cache import RoomyLayer
 from cai_dist.engines.hf.prefill_batches import cut_by_cost, longest_first
 from cai_dist.engines.hf.rollout import HfRolloutEngine
 from cai_dist.types import GenerateRequest, Generation, LabelRequest, SamplingParams
+from tests.ids import ids_of, prompt_of
 from tests.tiny import END, VOCAB, plain_logprobs, save_llama
 
 NEW = 20
@@ -72,7 +73,7 @@ def test_taking_each_others_place_changes_no_token(
     request = request_of(lengths, seed)
     expected = limited(engine, max_rows=1).generate(request)
     same(limited(engine, max_rows=rows, max_tokens=tokens).generate(request), expected)
-    assert [s.prompt_ids for s in expected] == list(request.prompts)
+    assert [prompt_of(s) for s in expected] == list(request.prompts)
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
@@ -92,7 +93,7 @@ def test_logprobs_are_those_of_a_pass_over_the_whole_sequence(engine: HfRolloutE
     net = AutoModelForCausalLM.from_pretrained(folder)
     request = request_of([rng.randint(1, 30) for _ in range(30)], 5, replace(SAMPLING, temperature=0.7))
     for sample in limited(engine, max_rows=4).generate(request):
-        ids = torch.tensor([sample.prompt_ids + sample.response_ids])
+        ids = torch.tensor([ids_of(sample)])
         with torch.no_grad():
             found = plain_logprobs(net(input_ids=ids).logits[0], ids[0], 0.7)[len(sample.prompt_ids) :]
         assert sample.logprobs == pytest.approx(found.tolist(), abs=1e-4)
@@ -151,7 +152,7 @@ def test_layers_that_slide_are_served_without_refill(
         same(limited(sliding, **limits).generate(request), expected)
     assert not seen
     net = AutoModelForCausalLM.from_pretrained(folder)
-    ids = torch.tensor([expected[3].prompt_ids + expected[3].response_ids])
+    ids = torch.tensor([ids_of(expected[3])])
     with torch.no_grad():
         found = plain_logprobs(net(input_ids=ids).logits[0], ids[0])[len(expected[3].prompt_ids) :]
     assert expected[3].logprobs == pytest.approx(found.tolist(), abs=1e-4)

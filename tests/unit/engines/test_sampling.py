@@ -95,3 +95,12 @@ def test_a_call_has_the_same_uniform_numbers_however_it_is_cut_into_requests() -
     parts = [request_uniforms(7, min(size, 500 - first), 33, first) for size in (70,) for first in range(0, 500, size)]
     assert torch.equal(torch.cat(parts), whole)
     assert len({tuple(row) for row in whole.tolist()}) == 500
+
+
+def test_requests_in_any_order_and_of_several_calls_have_their_own_uniform_numbers() -> None:
+    whole, other = request_uniforms(7, 60, 5), request_uniforms(8, 60, 5)
+    for first in (40, 10, 50, 50, 0, 20):
+        assert torch.equal(request_uniforms(7, 10, 5, first), whole[first : first + 10])
+        assert torch.equal(request_uniforms(8, 10, 5, first), other[first : first + 10])
+    many = request_uniforms(7, 3, 50, 9000)  # more numbers to pass over than are drawn at once
+    assert torch.equal(many, torch.rand(9003, 50, generator=torch.Generator().manual_seed(7))[9000:])

@@ -26,6 +26,7 @@ from cai_dist.types import (
 from cai_dist.weight_sync import receiver as receiving
 from cai_dist.weight_sync.protocol import buckets
 from cai_dist.weight_sync.receiver import whole_tensors
+from tests.ids import response_of
 from tests.tiny import save_llama
 
 REQUEST = GenerateRequest(((5, 6, 7), (8,)), SamplingParams(8, 0.0), 0)
@@ -68,7 +69,7 @@ def parts_of(weights: dict[str, Any], ranks: int = 2) -> list[WeightPart]:
 
 def answers(engine: HfRolloutEngine) -> list[tuple[int, ...]]:
     found: list[Generation] = engine.generate(REQUEST)
-    return [generation.response_ids for generation in found]
+    return [response_of(generation) for generation in found]
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])

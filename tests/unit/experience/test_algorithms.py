@@ -47,7 +47,7 @@ def shaped(
         return found
     whitening = Whitening.by(Moments.of(found.advantages[found.mask].tolist()))
     advantages = torch.zeros_like(found.advantages)
-    advantages[found.mask] = torch.tensor(whitening.apply(found.advantages[found.mask].tolist()), dtype=torch.float64)
+    advantages[found.mask] = torch.from_numpy(whitening.apply(found.advantages[found.mask].numpy()))
     return replace(found, advantages=advantages)
 
 

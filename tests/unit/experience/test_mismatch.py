@@ -4,28 +4,23 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 
-from cai_dist.experience.mismatch import distances
-from cai_dist.types import Trajectory
+from cai_dist.experience import mismatch
+from cai_dist.experience.mismatch import Distances
 
 
-def trajectory(trainer: list[float], sampler: list[float], version: int, versions: tuple[int, ...] = ()) -> Trajectory:
-    zeros = (0.0,) * len(trainer)
-    return Trajectory(
-        (1,), (2,) * len(trainer), tuple(trainer), zeros, (), zeros, zeros, (), 0.0, "stop", version, tuple(sampler),
-        zeros, versions=versions,
-    )  # fmt: skip
+def distances(trainer: list[float], sampler: list[float], versions: list[int], version: int) -> Distances:
+    return mismatch.distances(np.float32(trainer), np.float32(sampler), np.int32(versions), version)
 
 
 def test_by_hand() -> None:
     # Of version 5: log ratios 0.5 and -1; of older ones: log 2 and 0.
-    items = [
-        trajectory([-1.0, -3.0, -1.0], [-1.0 - math.log(2), -3.5, 0.0], 5, (4, 5, 5)),
-        trajectory([-2.0], [-2.0], 3),
-    ]
-    halves = distances(items[:1], 5).merged(distances(items[1:], 5))
-    assert halves == distances(items, 5)
+    trainer, sampler = [-1.0, -3.0, -1.0, -2.0], [-1.0 - math.log(2), -3.5, 0.0, -2.0]
+    versions = [4, 5, 5, 3]
+    halves = distances(trainer[:3], sampler[:3], versions[:3], 5).merged(distances([-2.0], [-2.0], [3], 5))
+    assert halves == distances(trainer, sampler, versions, 5)
     assert halves.metrics() == pytest.approx(
         {
             "mismatch_mean": 0.75,
@@ -40,14 +35,14 @@ def test_by_hand() -> None:
 
 
 def test_what_there_is_no_token_for_is_left_out() -> None:
-    assert set(distances([trajectory([-1.0], [-1.0], 5)], 5).metrics()) == {
+    assert set(distances([-1.0], [-1.0], [5], 5).metrics()) == {
         "mismatch_mean",
         "mismatch_max",
         "mismatch_kl",
     }
-    assert "mismatch_mean" not in distances([trajectory([-1.0], [-1.0], 4)], 5).metrics()
+    assert "mismatch_mean" not in distances([-1.0], [-1.0], [4], 5).metrics()
 
 
 def test_far_apart_stays_finite() -> None:
-    found = distances([trajectory([0.0, -2000.0], [-2000.0, 0.0], 5)], 5).metrics()
+    found = distances([0.0, -2000.0], [-2000.0, 0.0], [5, 5], 5).metrics()
     assert all(map(math.isfinite, found.values()))

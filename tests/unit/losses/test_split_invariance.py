@@ -16,6 +16,7 @@ from cai_dist.losses.policy import PolicyObjective, policy_loss
 from cai_dist.losses.preference import soft_preference_loss
 from cai_dist.losses.value import value_loss
 from cai_dist.types import ScoredPair, TokenSequence, Trajectory
+from tests.ids import ids_of, response_of
 
 VOCABULARY = 7
 Loss = tuple[Tensor, dict[str, Tensor]]
@@ -105,14 +106,14 @@ def sequences() -> list[TokenSequence]:
     made = []
     for item in trajectories():
         weights = (0.0,) * len(item.prompt_ids) + (1.0,) * len(item.response_ids)
-        made.append(TokenSequence(item.prompt_ids + item.response_ids, weights))
+        made.append(TokenSequence(ids_of(item), weights))
     return made
 
 
 def pairs() -> list[ScoredPair]:
     items = trajectories()
     return [
-        ScoredPair(a.prompt_ids + a.response_ids, b.response_ids, 0.1 + 0.15 * n)
+        ScoredPair(ids_of(a), response_of(b), 0.1 + 0.15 * n)
         for n, (a, b) in enumerate(zip(items, reversed(items), strict=True))
     ]
 

@@ -27,6 +27,7 @@ from cai_dist.models.packed_attention import Packing, packed_attention
 from cai_dist.models.probe import probe_causal, probe_scalar
 from cai_dist.types import GenerateRequest, LabelRequest, SamplingParams
 from tests.architectures import ARCHITECTURES
+from tests.ids import ids_of
 
 BY_NAME = {one.name: one for one in ARCHITECTURES}
 
@@ -90,7 +91,7 @@ def test_rollouts_and_labels_have_the_soft_cap(tmp_path: Path) -> None:
     plain.set_attn_implementation("eager")
     prompts = ((3, 4, 5, 6, 7), (8, 9))
     for made in engine.generate(GenerateRequest(prompts, SamplingParams(6, 1.0, 1.0, ()), 0)):
-        ids = made.prompt_ids + made.response_ids
+        ids = ids_of(made)
         right = alone(plain, ids)[-6:]
         torch.testing.assert_close(torch.tensor(made.logprobs), right, rtol=0, atol=3e-5)
         assert (alone(ignored, ids)[-6:] - right).abs().max() > 1e-3

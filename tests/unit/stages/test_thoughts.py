@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -144,8 +145,9 @@ def test_transcripts_of_ppo_show_thoughts_apart(tmp_path: Path) -> None:
     chat = chat_of()
     batch = [
         SimpleNamespace(
-            prompt_id="p", prompt_kind="red_team", prompt_ids=chat.prompt_ids(PROMPT.turns), score=1.0, finish="stop",
-            response_ids=ids_of(chat, said), weight_version=0,
+            prompt_id="p", prompt_kind="red_team", prompt_ids=np.array(chat.prompt_ids(PROMPT.turns)), score=1.0,
+            finish="stop",
+            response_ids=np.array(ids_of(chat, said)), weight_version=0,
         )
         for said in ("<think>a</think>b", "c")
     ]  # fmt: skip

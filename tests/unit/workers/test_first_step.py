@@ -30,6 +30,7 @@ from cai_dist.workers.policy import PolicyWorker
 from cai_dist.workers.preference import PreferenceWorker
 from cai_dist.workers.rating import RatingWorker
 from cai_dist.workers.value import ValueWorker
+from tests.ids import ids_of, prompt_of, response_of
 from tests.inprocess import build_worker
 
 VOCAB = 64
@@ -84,7 +85,7 @@ def trajectories(items: Sequence[Generation], old: Sequence[Sequence[float]]) ->
         ones = (1.0,) * len(row)
         made.append(
             Trajectory(
-                prompt_ids=item.prompt_ids, response_ids=item.response_ids, old_logprobs=tuple(row),
+                prompt_ids=prompt_of(item), response_ids=response_of(item), old_logprobs=tuple(row),
                 ref_logprobs=tuple(row), values=ones, rewards=ones, advantages=ones, returns=ones, score=1.0,
                 finish="stop", weight_version=0, sampler_logprobs=tuple(row), weights=ones,
             )
@@ -120,14 +121,11 @@ def test_an_adapters_dropout_is_a_setting_of_its_own(folders: dict[str, str]) ->
 
 
 def sequences() -> list[TokenSequence]:
-    return [
-        TokenSequence(s.prompt_ids + s.response_ids, (0.0,) * len(s.prompt_ids) + (1.0,) * len(s.response_ids))
-        for s in samples()
-    ]
+    return [TokenSequence(ids_of(s), (0.0,) * len(s.prompt_ids) + (1.0,) * len(s.response_ids)) for s in samples()]
 
 
 def pairs() -> list[ScoredPair]:
-    whole = [s.prompt_ids + s.response_ids for s in samples(6)]
+    whole = [ids_of(s) for s in samples(6)]
     return [ScoredPair(a, b, 0.8) for a, b in zip(whole[::2], whole[1::2], strict=True)]
 
 

@@ -85,7 +85,7 @@ class ChatModel:
                 found.append(Answer(ask.key, "", "too_long"))
                 continue
             sample = next(made)
-            thoughts, text = chat.thoughts_and_answer(sample.response_ids)
+            thoughts, text = chat.thoughts_and_answer(sample.response_ids.tolist())
             found.append(Answer(ask.key, text, sample.finish, thoughts))
         return found
 

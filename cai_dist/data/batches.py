@@ -192,12 +192,12 @@ def trajectory_batch(trajectories: Sequence[Trajectory], mean: float = 0.0, devi
     """A batch for the policy and value losses. `mean`, `deviation`: of the advantages of the whole iteration, which
     become (advantage - mean) / deviation, computed in float64."""
     tokens = sample_batch(trajectories)
-    places = tokens.response_mask.nonzero().squeeze(1)
+    mask = tokens.response_mask.numpy()
 
     def aligned(rows: list[Array]) -> Tensor:
         if not any(map(len, rows)):
             return torch.zeros(tokens.ids.shape, dtype=torch.float32)
-        return align(tokens, rows, places)
+        return align(tokens, rows, mask)
 
     advantages = Ragged.of([item.advantages for item in trajectories], np.float64)
     return TrajectoryBatch(
@@ -205,15 +205,17 @@ def trajectory_batch(trajectories: Sequence[Trajectory], mean: float = 0.0, devi
         old_logprobs=aligned([item.old_logprobs for item in trajectories]),
         ref_logprobs=aligned([item.ref_logprobs for item in trajectories]),
         old_values=aligned([item.values for item in trajectories]),
-        advantages=align(tokens, advantages.like((advantages.flat - mean) / deviation), places),
+        advantages=align(tokens, advantages.like((advantages.flat - mean) / deviation), mask),
         returns=aligned([item.returns for item in trajectories]),
         weights=aligned([item.weights for item in trajectories]),
     )
 
 
-def align(batch: TokenBatch, rows: Ragged | Sequence[Sequence[float] | Array], places: Tensor | None = None) -> Tensor:
-    """Rows over response tokens -> float32 [N] with each number at its token, 0 elsewhere. `places`: those of the
-    response tokens, long, where they are known.
+def align(
+    batch: TokenBatch, rows: Ragged | Sequence[Sequence[float] | Array], mask: NDArray[np.bool_] | None = None
+) -> Tensor:
+    """Rows over response tokens -> float32 [N] with each number at its token, 0 elsewhere. `mask`: bool [N], of the
+    response tokens, where it is known.
 
     Raises: ValueError unless there is one row a real sequence and one number a response token.
     """
@@ -223,10 +225,9 @@ def align(batch: TokenBatch, rows: Ragged | Sequence[Sequence[float] | Array], p
     wanted = _response_lengths(batch)
     for row in np.flatnonzero(ragged.lengths != wanted)[:1]:
         raise ValueError(f"sequence {row}: {ragged.lengths[row]} numbers for {wanted[row]} response tokens")
-    places = batch.response_mask.nonzero().squeeze(1) if places is None else places
-    flat = torch.zeros(batch.ids.shape, dtype=torch.float32)
-    flat[places] = torch.tensor(ragged.flat)
-    return flat
+    flat = np.zeros(batch.ids.shape, np.float32)
+    flat[batch.response_mask.cpu().numpy() if mask is None else mask] = ragged.flat
+    return torch.from_numpy(flat)
 
 
 def response_rows(batch: TokenBatch, values: Tensor) -> Ragged:

@@ -92,4 +92,6 @@ def padded(rows: Rows) -> Tensor:
     """Rows of different lengths -> float64 [B, N], 0 in the padding."""
     ragged = Ragged.of(rows, np.float64)
     mask = token_mask(ragged.lengths)
-    return torch.zeros(mask.shape, dtype=torch.float64).masked_scatter(mask, torch.from_numpy(ragged.flat))
+    filled = np.zeros(mask.shape)
+    filled[mask.numpy()] = ragged.flat
+    return torch.from_numpy(filled)

@@ -13,11 +13,11 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
-from cai_dist.config.base import Section
+from cai_dist.config.base import Section, StrategyPath
 from cai_dist.config.loading.yaml_text import dump_text
 from cai_dist.config.run import RunConfig
 
@@ -229,6 +229,8 @@ def _kind(annotation: Any, bounds: str = "") -> str:
     if annotation in names:
         return names[annotation]
     origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return "`package.module:object`" if annotation == StrategyPath else _kind(arguments[0])
     if origin is Literal:
         return ", ".join(f"`{_yaml(value)}`" for value in arguments)
     if origin in (Union, UnionType):

@@ -5,13 +5,22 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from cai_dist.config.algorithms import DEFAULTS, Aggregation, AlgorithmDefaults, AlgorithmName, KlEstimator, KlWhere
-from cai_dist.config.base import Section
+from cai_dist.config.algorithms import (
+    SYNONYMS,
+    Aggregation,
+    AlgorithmDefaults,
+    AlgorithmName,
+    KlEstimator,
+    KlWhere,
+    defaults_of,
+)
+from cai_dist.config.base import Section, StrategyPath
 from cai_dist.config.training import LoraConfig, OptimizerConfig, SamplingConfig, ShardingConfig
+from cai_dist.registry import is_path
 
 
 class KlConfig(Section):
@@ -67,8 +76,9 @@ class RoleShards(Section):
 class PpoConfig(Section):
     """Stage 5: PPO on Ray (as in 2204.05862), or another algorithm in its place."""
 
-    algorithm: AlgorithmName = "gae"
-    """Where advantages come from: `gae` is PPO with a value model; the others need none."""
+    algorithm: AlgorithmName | StrategyPath = "ppo"
+    """Where advantages come from: `ppo` (GAE over a value model; `gae` is a synonym); the others need no value
+    model; `package.module:object`: an algorithm of one's own (docs/extending.md)."""
     iterations: int = Field(20, ge=1)
     prompts_per_iteration: int = Field(64, ge=1)
     samples_per_prompt: int = Field(1, ge=1)
@@ -159,7 +169,12 @@ class PpoConfig(Section):
     @property
     def defaults(self) -> AlgorithmDefaults:
         """What the algorithm needs, and its meaning of `auto`."""
-        return DEFAULTS[self.algorithm]
+        return defaults_of(self.algorithm)
+
+    @property
+    def algorithm_mark(self) -> str:
+        """The algorithm as fingerprints and checkpoints name it: `ppo` by the name that it had in the first ones."""
+        return "gae" if self.algorithm == "ppo" else self.algorithm
 
     def snapshot_due(self, iteration: int) -> bool:
         """Whether the policy is kept after `iteration` iterations."""
@@ -246,8 +261,15 @@ class PpoConfig(Section):
         """`whiten_advantages` without `auto`."""
         return self.defaults.whiten if self.whiten_advantages == "auto" else self.whiten_advantages
 
+    @field_validator("algorithm", mode="before")
+    @classmethod
+    def _synonym(cls, value: Any) -> Any:
+        return SYNONYMS.get(value, value) if isinstance(value, str) else value
+
     @model_validator(mode="after")
     def _group(self) -> PpoConfig:
+        if is_path(self.algorithm):
+            return self  # what it needs is known once it is imported: `config.checks.ppo`
         if self.defaults.needs_group and self.samples_per_prompt < 2:
             raise ValueError(
                 f"samples_per_prompt={self.samples_per_prompt}: must be at least 2 for algorithm={self.algorithm}, "

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from cai_dist.config.ppo import PpoConfig
 from cai_dist.experience.algorithms.protocol import Experience
-from cai_dist.experience.algorithms.registry import ALGORITHMS
+from cai_dist.experience.algorithms.registry import estimate
 from cai_dist.losses.kl import ESTIMATORS, k1
 
 
@@ -62,8 +62,8 @@ def shape(
         values=None if values is None else padded([row[:-1] for row in values]),
         bootstrap=None if values is None else _bootstrap([row[-1] for row in values], truncated, config),
     )
-    estimate = ALGORITHMS[config.algorithm](batch, config)
-    return Shaped(mask, batch.rewards, estimate.advantages, estimate.returns, k1(log_ratio))
+    found = estimate(batch, config)
+    return Shaped(mask, batch.rewards, found.advantages, found.returns, k1(log_ratio))
 
 
 def _bootstrap(after: Sequence[float], truncated: Sequence[bool], config: PpoConfig) -> Tensor:

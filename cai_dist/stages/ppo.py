@@ -14,6 +14,7 @@ from cai_dist.coordinator import loop
 from cai_dist.coordinator.prompt_cursor import TokenizedPrompt
 from cai_dist.data.chat import ChatFormat
 from cai_dist.errors import DataError
+from cai_dist.registry import source_notes
 from cai_dist.stages.context import RunContext, model_settings, stable_seed
 from cai_dist.stages.execution.chat_format import chat_format
 from cai_dist.stages.execution.ppo_placement import shown_placement
@@ -32,12 +33,14 @@ MISMATCH_ALARM: dict[Dtype, float] = {"fp32": 0.01, "bf16": 0.2}
 
 def settings(config: RunConfig) -> dict[str, Any]:
     """What decides the result of this stage."""
+    ppo = config.ppo.model_dump(
+        mode="json",
+        exclude={"placement", "checkpoint_every", "transfer", "transfer_bucket_mb", "mismatch_alarm"},
+    )
     return {
-        "ppo": config.ppo.model_dump(
-            mode="json",
-            exclude={"placement", "checkpoint_every", "transfer", "transfer_bucket_mb", "mismatch_alarm"},
-        ),
+        "ppo": ppo | {"algorithm": config.ppo.algorithm_mark},
         **model_settings(config),
+        **source_notes({"ppo.algorithm": config.ppo.algorithm}),
     }
 
 

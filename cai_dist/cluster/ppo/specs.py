@@ -75,6 +75,7 @@ def _policy_kwargs(ppo: PpoConfig, models: PpoModels, steps: int) -> dict[str, A
             dual_clip=ppo.dual_clip,
             kl=ppo.kl_estimator if ppo.kl_where == "loss" else None,
             entropy=ppo.entropy_bonus,
+            ratio=ppo.defaults.ratio,
         ),
         "temperature": ppo.sampling.temperature,
     }

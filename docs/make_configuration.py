@@ -164,7 +164,11 @@ def _rows(
             )
         elif not only_values:
             explained = meaning(model, name) or _one_line(inner.__doc__)
-            default, allowed = ("`null`", "section or null") if field.default is None else ("", "section")
+            default, allowed = (
+                ("`null`", "section or null")
+                if field.default is None
+                else ("", "list of sections" if isinstance(field.default, tuple) else "section")
+            )
             if explained:
                 yield f"`{prefix}{name}`", default, allowed, _cell(explained)
             yield from _rows(inner, f"{prefix}{name}.", shared, only_values)

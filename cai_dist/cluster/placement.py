@@ -78,10 +78,13 @@ class Placement:
 def needed_cpus(config: RunConfig) -> float:
     """Logical CPUs of the stage of a run that asks for most of them: all roles of PPO, or one group of another."""
     ppo = config.ppo
-    together = sum(
-        (getattr(ppo, role).ranks if role in ppo.trained_roles else getattr(ppo.placement, role).workers)
-        * getattr(ppo.placement, role).cpus
-        for role in ppo.roles
+    together = (
+        sum(
+            (getattr(ppo, role).ranks if role in ppo.trained_roles else getattr(ppo.placement, role).workers)
+            * getattr(ppo.placement, role).cpus
+            for role in ppo.roles
+        )
+        + ppo.term_cpus
     )
     workers = max(
         config.expand.workers if "expand" in config.stages else 1,

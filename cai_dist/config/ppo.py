@@ -19,6 +19,7 @@ from cai_dist.config.algorithms import (
     defaults_of,
 )
 from cai_dist.config.base import Section, StrategyPath
+from cai_dist.config.rewards import MODEL, RewardTerm
 from cai_dist.config.training import LoraConfig, OptimizerConfig, SamplingConfig, ShardingConfig
 from cai_dist.registry import is_path
 
@@ -71,6 +72,8 @@ class RoleShards(Section):
     reference: PlacementConfig = PlacementConfig()
     reward: PlacementConfig = PlacementConfig()
     rollout: PlacementConfig = PlacementConfig(workers=2)
+    reward_terms: PlacementConfig = PlacementConfig()
+    """Of the workers that call the terms of `ppo.rewards` that are one's own; they share GPUs with nobody."""
 
 
 class PpoConfig(Section):
@@ -126,6 +129,9 @@ class PpoConfig(Section):
     bootstrap_truncated: bool = False
     """A response cut off at the token limit is followed by the value model's estimate of what would have come; default:
     it is over, like a finished one."""
+    rewards: tuple[RewardTerm, ...] = (RewardTerm(),)
+    """What the score of a response is the weighted sum of, such as [{use: preference_model, weight: 1}, {use:
+    mypkg.rewards:length_penalty, weight: 0.1, args: {per_token: 0.01}}]; default: the preference model alone."""
     score_length: Literal["raw", "residual"] = "raw"
     """`residual`: the least-squares slope of score on response length is taken out, over each iteration."""
     score_normalization: Literal["none", "running", "batch"] = "none"
@@ -183,10 +189,27 @@ class PpoConfig(Section):
 
     @property
     def roles(self) -> tuple[str, ...]:
-        """The roles that are started."""
+        """The roles with a model of the run that are started."""
         value = ("value",) if self.defaults.needs_value else ()
         reference = ("reference",) if self.lora is None else ()
-        return ("policy", *value, *reference, "reward", "rollout")
+        reward = ("reward",) if self.rewards_model else ()
+        return ("policy", *value, *reference, *reward, "rollout")
+
+    @property
+    def rewards_model(self) -> bool:
+        """Whether the preference model is a term of the score."""
+        return any(term.use == MODEL for term in self.rewards)
+
+    @property
+    def term_cpus(self) -> float:
+        """Logical CPUs of the workers that call reward terms of one's own."""
+        place = self.placement.reward_terms
+        return place.workers * place.cpus if any(term.own for term in self.rewards) else 0.0
+
+    @property
+    def plain_rewards(self) -> bool:
+        """Whether the score is the preference model's alone, as it is."""
+        return len(self.rewards) == 1 and self.rewards_model and self.rewards[0].weight == 1.0
 
     @property
     def trained_roles(self) -> tuple[str, ...]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cai_dist.config.run import RunConfig
 from cai_dist.config.training import Dtype
@@ -26,6 +27,9 @@ from cai_dist.tracking.checkpoints import CheckpointStore
 from cai_dist.tracking.timeline import Timeline
 from cai_dist.types import Trajectory
 
+if TYPE_CHECKING:
+    from cai_dist.workers.reward_terms import PromptTable
+
 NAME = "ppo"
 MISMATCH_ALARM: dict[Dtype, float] = {"fp32": 0.01, "bf16": 0.2}
 """Default of `ppo.mismatch_alarm`, nats per token."""
@@ -35,12 +39,17 @@ def settings(config: RunConfig) -> dict[str, Any]:
     """What decides the result of this stage."""
     ppo = config.ppo.model_dump(
         mode="json",
-        exclude={"placement", "checkpoint_every", "transfer", "transfer_bucket_mb", "mismatch_alarm"},
+        exclude={"placement", "checkpoint_every", "transfer", "transfer_bucket_mb", "mismatch_alarm", "rewards"},
     )
+    rewards = [term.model_dump(mode="json", exclude={"timeout"}) for term in config.ppo.rewards]
+    named = {"ppo.algorithm": config.ppo.algorithm}
+    named |= {f"ppo.rewards.{term.shown}": term.use for term in config.ppo.rewards}
     return {
-        "ppo": ppo | {"algorithm": config.ppo.algorithm_mark},
+        "ppo": ppo
+        | {"algorithm": config.ppo.algorithm_mark}
+        | ({} if config.ppo.plain_rewards else {"rewards": rewards}),
         **model_settings(config),
-        **source_notes({"ppo.algorithm": config.ppo.algorithm}),
+        **source_notes(named),
     }
 
 
@@ -73,6 +82,7 @@ def snapshots(ctx: RunContext) -> dict[int, Path]:
 
 def _train(ctx: RunContext, folder: Path, target: Path) -> None:
     policy = str(ctx.run_dir / "sft" / "model")
+    preference = str(ctx.run_dir / "preference" / "model")
     chat = chat_format(ctx, policy)
     prompts = token_prompts(ctx, chat)
     checkpoints = CheckpointStore(folder / "checkpoints")
@@ -81,14 +91,16 @@ def _train(ctx: RunContext, folder: Path, target: Path) -> None:
     ctx.tracker.rewind(NAME, done)
     timeline = Timeline(folder / "timeline.json", done)
     with (
-        ppo_roles(ctx, policy, str(ctx.run_dir / "preference" / "model"), chat.eos_id, chat.thought_ids) as roles,
+        ppo_roles(
+            ctx, policy, preference, chat.eos_id, chat.thought_ids, partial(prompt_table, ctx, chat, policy)
+        ) as roles,
         shown_placement(ctx, folder, roles),
         ctx.console.task(NAME, total=ctx.config.ppo.iterations, unit="iterations") as task,
     ):
         task.advance(done)
 
         def log(step: int, **numbers: float) -> None:
-            ctx.log(NAME, step, **numbers, **roles.memory())
+            ctx.log(NAME, step, **numbers, **roles.memory(), **roles.reward_metrics())
             if alarm := mismatch_alarm(ctx.config, step, numbers):
                 ctx.console.warn(alarm)
             task.advance(1, score=numbers["score"], kl=numbers["kl_per_response"])
@@ -142,6 +154,22 @@ def token_prompts(ctx: RunContext, chat: ChatFormat) -> list[TokenizedPrompt]:
     if not kept:
         raise DataError(f"ppo: no prompt leaves room for {ctx.config.ppo.sampling.max_new_tokens} new tokens")
     return kept
+
+
+def prompt_table(ctx: RunContext, chat: ChatFormat, policy: str) -> PromptTable:
+    """The training prompts in words, by their token ids, for reward terms of one's own."""
+    from cai_dist.workers.reward_terms import PromptTable  # with torch
+
+    models = ctx.config.models
+    prompts = training_prompts(ctx, "red_team", rl=True) + training_prompts(ctx, "helpful", rl=True)
+    return PromptTable(
+        prompts={chat.prompt_ids(prompt.turns): prompt for prompt in reversed(prompts)},
+        model=policy,
+        chat=models.chat,
+        labels=ctx.constitution.templates.labels,
+        arguments=models.chat_arguments,
+        day=models.chat_date or ctx.manifest.date,
+    )
 
 
 def _transcript(folder: Path, iteration: int, batch: Sequence[Trajectory], chat: ChatFormat) -> None:

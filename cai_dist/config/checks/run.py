@@ -24,6 +24,7 @@ from cai_dist.config.data import DataSource
 from cai_dist.config.ds_config import build_ds_config
 from cai_dist.config.engine import missing_backend
 from cai_dist.config.preference import DpoConfig
+from cai_dist.config.rewards import reward_problems
 from cai_dist.config.run import RunConfig
 from cai_dist.config.training import Dtype, OptimizerConfig, ShardingConfig
 from cai_dist.errors import ConfigError
@@ -107,6 +108,7 @@ def _contradictions(config: RunConfig) -> Iterator[str]:
     if config.data.ranked_answers.source == "world" and not _world_prompts(config):
         yield "data.ranked_answers.source=world: the micro-world's answers beside prompts from files; name a file"
     yield from ppo_problems(config.ppo)
+    yield from reward_problems(config.ppo.rewards, config.cluster.timeouts.call)
     yield from evaluate_problems(config)
     yield from _token_cap_problems(config)
     yield from _placement_problems(config)
@@ -121,10 +123,13 @@ def _placement_problems(config: RunConfig) -> Iterator[str]:
             yield f"ppo.placement.{role}.workers={workers}: leave it out; the ranks come from ppo.{role}.ranks={ranks}"
     if cluster.address != "local" or cluster.num_cpus is None:
         return
-    wanted = sum(
-        (getattr(ppo, role).ranks if role in ppo.trained_roles else getattr(ppo.placement, role).workers)
-        * getattr(ppo.placement, role).cpus
-        for role in ppo.roles
+    wanted = (
+        sum(
+            (getattr(ppo, role).ranks if role in ppo.trained_roles else getattr(ppo.placement, role).workers)
+            * getattr(ppo.placement, role).cpus
+            for role in ppo.roles
+        )
+        + ppo.term_cpus
     )
     if "ppo" in config.stages and wanted > cluster.num_cpus:
         yield f"cluster.num_cpus={cluster.num_cpus:g}: must be at least {wanted:g}, what ppo.placement adds up to"

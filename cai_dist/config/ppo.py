@@ -140,10 +140,11 @@ class PpoConfig(Section):
     """Clip scores to +- this; default: no clip."""
     missing_eos_penalty: float = Field(0.0, ge=0)
     """Taken off the score of a response that was cut off at the token limit."""
-    schedule: ScheduleName = "sync"
+    schedule: ScheduleName | StrategyPath = "sync"
     """`sync`: generate, score, update, transfer, one after the other. `one_step_off`: the next samples are generated,
     with the weights of one update ago, while the update goes on. `partial`: a response that is not finished after
-    `pause_after` tokens waits for the next iteration and goes on with its weights."""
+    `pause_after` tokens waits for the next iteration and goes on with its weights. `package.module:object`: a schedule
+    of one's own."""
     pause_after: int | None = Field(None, ge=1)
     """With `schedule: partial`: new tokens of one response in one round of generation, of which an iteration has as
     few as it takes; divides `sampling.max_new_tokens`."""
@@ -158,11 +159,11 @@ class PpoConfig(Section):
     old_logprobs: Literal["trainer", "sampler"] = "trainer"
     """Where the ratio's denominator comes from: recomputed by the policy ranks, or as the sampler gave it."""
     sampling: SamplingConfig = SamplingConfig()
-    transfer: TransferBackend = "object_store"
+    transfer: TransferBackend | StrategyPath = "object_store"
     """How weights reach the rollout workers: through Ray's shared memory (`object_store`), from the policy ranks by
     `broadcast` in a process group of their own (NCCL on GPUs, gloo on CPUs), or (`shared_memory`, the fastest where all
     of both are on one node) through segments of /dev/shm that are kept from one transfer to the next; `cuda_ipc`: from
-    process to process on the GPU that policy and rollout share."""
+    process to process on the GPU that policy and rollout share. `package.module:object`: a way of one's own."""
     transfer_bucket_mb: float = Field(64.0, gt=0)
     checkpoint_every: int = Field(5, ge=1)
     """Iterations between checkpoints."""

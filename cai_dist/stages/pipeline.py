@@ -22,6 +22,7 @@ from cai_dist.stages import dpo, evaluate, expand, feedback, ppo, preference, pr
 from cai_dist.stages.context import RunContext
 from cai_dist.stages.evaluation.gate import enforce
 from cai_dist.stages.execution.ppo_placement import check_placement, on_gpus
+from cai_dist.stages.preflight.strategies import check_strategies
 from cai_dist.stages.summaries import GATES, TELL, StageSummary
 from cai_dist.tracking.atomic import sha256_json, write_text
 from cai_dist.tracking.console import Console
@@ -181,6 +182,7 @@ def _set_aside(ctx: RunContext, stage: Stage, fingerprint: str) -> None:
 def _open(
     config: RunConfig, console: Console, should_stop: Callable[[], bool], on_cluster_start: Callable[[], None]
 ) -> Iterator[RunContext]:
+    check_strategies(config)
     constitution = run_constitution(config)
     # Absolute: the workers of a cluster that was there before have another current directory.
     run_dir = (Path(config.runs_dir) / config.name).absolute()

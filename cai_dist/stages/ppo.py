@@ -25,7 +25,7 @@ from cai_dist.stages.tables.prompts import prompt_files, training_prompts
 from cai_dist.tracking.atomic import write_text
 from cai_dist.tracking.checkpoints import CheckpointStore
 from cai_dist.tracking.timeline import Timeline
-from cai_dist.types import Trajectory
+from cai_dist.types import Prompt, Trajectory
 
 if TYPE_CHECKING:
     from cai_dist.workers.reward_terms import PromptTable
@@ -42,7 +42,7 @@ def settings(config: RunConfig) -> dict[str, Any]:
         exclude={"placement", "checkpoint_every", "transfer", "transfer_bucket_mb", "mismatch_alarm", "rewards"},
     )
     rewards = [term.model_dump(mode="json", exclude={"timeout"}) for term in config.ppo.rewards]
-    named = {"ppo.algorithm": config.ppo.algorithm}
+    named = {"ppo.algorithm": config.ppo.algorithm, "ppo.schedule": config.ppo.schedule}
     named |= {f"ppo.rewards.{term.shown}": term.use for term in config.ppo.rewards}
     return {
         "ppo": ppo
@@ -146,7 +146,7 @@ def mismatch_alarm(config: RunConfig, step: int, numbers: Mapping[str, float]) -
 def token_prompts(ctx: RunContext, chat: ChatFormat) -> list[TokenizedPrompt]:
     """Training prompts of both kinds as token ids; those without room for an answer are left out and counted."""
     room = ctx.config.models.context - ctx.config.ppo.sampling.max_new_tokens
-    prompts = training_prompts(ctx, "red_team", rl=True) + training_prompts(ctx, "helpful", rl=True)
+    prompts = _prompts(ctx)
     made = [TokenizedPrompt(p.id, p.kind, chat.prompt_ids(p.turns)) for p in prompts]
     kept = [p for p in made if len(p.ids) <= room]
     ctx.tracker.rewind(f"{NAME}_data", -1)
@@ -156,12 +156,16 @@ def token_prompts(ctx: RunContext, chat: ChatFormat) -> list[TokenizedPrompt]:
     return kept
 
 
+def _prompts(ctx: RunContext) -> list[Prompt]:
+    return training_prompts(ctx, "red_team", rl=True) + training_prompts(ctx, "helpful", rl=True)
+
+
 def prompt_table(ctx: RunContext, chat: ChatFormat, policy: str) -> PromptTable:
     """The training prompts in words, by their token ids, for reward terms of one's own."""
     from cai_dist.workers.reward_terms import PromptTable  # with torch
 
     models = ctx.config.models
-    prompts = training_prompts(ctx, "red_team", rl=True) + training_prompts(ctx, "helpful", rl=True)
+    prompts = _prompts(ctx)
     return PromptTable(
         prompts={chat.prompt_ids(prompt.turns): prompt for prompt in reversed(prompts)},
         model=policy,

@@ -19,7 +19,7 @@ from cai_dist.data.comparisons import load_comparison_set
 from cai_dist.data.prompts import load_prompt_set, opening
 from cai_dist.data.ranked import check_labels, load_ranked_set
 from cai_dist.data.reading import ReadReport
-from cai_dist.data.sources import hub_settings, source_files
+from cai_dist.data.sources import hub_settings, rows_settings, source_files
 from cai_dist.errors import ConfigError
 from cai_dist.models.cache import cache_root
 from cai_dist.models.load import load_config
@@ -50,6 +50,7 @@ def settings(config: RunConfig) -> dict[str, Any]:
         **({"uses": uses(config)} if set(config.own_models.values()) - {"world"} else {}),
         "data": config.data.model_dump(mode="json"),
         **hub_settings({name: getattr(config.data, name).source for name in SOURCES}),
+        **rows_settings({name: getattr(config.data, name).source for name in SOURCES}),
         "world": _world_settings(config) if config.uses_world else None,
     }
 

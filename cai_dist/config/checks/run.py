@@ -28,6 +28,7 @@ from cai_dist.config.rewards import reward_problems
 from cai_dist.config.run import RunConfig
 from cai_dist.config.training import Dtype, OptimizerConfig, ShardingConfig
 from cai_dist.errors import ConfigError
+from cai_dist.registry import is_path
 
 BUILT_IN_MODELS = ("world", "smollm2")
 PACKAGED_DS_CONFIGS = ("zero0", "zero1", "zero2", "zero3", "zero3_offload")
@@ -177,6 +178,8 @@ def _source_problems(name: str, source: str | DataSource) -> Iterator[str]:
     path = source if isinstance(source, str) else source.path
     if path is None or (isinstance(source, str) and source in words.split(", ")):
         return
+    if is_path(path) and not Path(path).exists():
+        return  # a callable of one's own
     if not Path(path).exists() and not (glob.has_magic(path) and glob.glob(path, recursive=True)):
         key = f"data.{name}.source" if isinstance(source, str) else f"data.{name}.source.path"
         yield (

@@ -60,6 +60,7 @@ def trained_model(
         "seed": stable_seed(ctx.config.seed, role) % 2**31,
         "threads": ctx.config.cluster.threads,
         "timeouts": ctx.config.cluster.timeouts,
+        "training": ctx.config.engine.training,
         **settings,
     }
     target = {

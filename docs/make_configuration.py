@@ -171,7 +171,8 @@ def _rows(
             )
             if explained:
                 yield f"`{prefix}{name}`", default, allowed, _cell(explained)
-            yield from _rows(inner, f"{prefix}{name}.", shared, only_values)
+            each = "[]" if isinstance(field.default, tuple) else ""
+            yield from _rows(inner, f"{prefix}{name}{each}.", shared, only_values)
 
 
 def meaning(model: type[Section], name: str) -> str:

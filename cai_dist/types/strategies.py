@@ -25,7 +25,7 @@ class Reward(Protocol):
         ...
 
 
-class FeedbackModel(Protocol):
+class FeedbackScorer(Protocol):
     """What compares two answers: a function, or a class that is made once without arguments and then called."""
 
     def __call__(

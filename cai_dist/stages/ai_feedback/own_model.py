@@ -10,13 +10,13 @@ from cai_dist.errors import CaiError, ConfigError
 from cai_dist.registry import Signature, find_object
 from cai_dist.stages.ai_feedback.questions import Question, Reply, Unanswered
 from cai_dist.stages.context import RunContext
-from cai_dist.types import FeedbackModel
+from cai_dist.types import FeedbackScorer
 
 KEY = "feedback.model"
 SIGNATURE = Signature(("questions", "options"))
 
 
-def own_model(path: str) -> FeedbackModel:
+def own_model(path: str) -> FeedbackScorer:
     """The object that `path` names; of a class, one that is made without arguments. Raises ConfigError."""
     found = find_object(path, KEY)
     if isinstance(found, type):
@@ -27,7 +27,7 @@ def own_model(path: str) -> FeedbackModel:
             raise ConfigError(f"{KEY}={path}: cannot be made without arguments: {line}") from error
     if problem := SIGNATURE.problem(found):
         raise ConfigError(f"{KEY}={path}: {problem}")
-    model: FeedbackModel = found
+    model: FeedbackScorer = found
     return model
 
 

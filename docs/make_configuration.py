@@ -13,11 +13,11 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
-from cai_dist.config.base import Section
+from cai_dist.config.base import Section, StrategyPath
 from cai_dist.config.loading.yaml_text import dump_text
 from cai_dist.config.run import RunConfig
 
@@ -164,10 +164,15 @@ def _rows(
             )
         elif not only_values:
             explained = meaning(model, name) or _one_line(inner.__doc__)
-            default, allowed = ("`null`", "section or null") if field.default is None else ("", "section")
+            default, allowed = (
+                ("`null`", "section or null")
+                if field.default is None
+                else ("", "list of sections" if isinstance(field.default, tuple) else "section")
+            )
             if explained:
                 yield f"`{prefix}{name}`", default, allowed, _cell(explained)
-            yield from _rows(inner, f"{prefix}{name}.", shared, only_values)
+            each = "[]" if isinstance(field.default, tuple) else ""
+            yield from _rows(inner, f"{prefix}{name}{each}.", shared, only_values)
 
 
 def meaning(model: type[Section], name: str) -> str:
@@ -229,6 +234,8 @@ def _kind(annotation: Any, bounds: str = "") -> str:
     if annotation in names:
         return names[annotation]
     origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return "`package.module:object`" if annotation == StrategyPath else _kind(arguments[0])
     if origin is Literal:
         return ", ".join(f"`{_yaml(value)}`" for value in arguments)
     if origin in (Union, UnionType):

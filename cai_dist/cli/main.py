@@ -162,8 +162,10 @@ def _load(arguments: argparse.Namespace, ready: bool) -> RunConfig:
     from cai_dist.config.checks.run import check_run
     from cai_dist.config.loading.load import load_run
     from cai_dist.constitution.check import check_constitution
+    from cai_dist.stages.preflight.strategies import check_strategies
 
     config = load_run(arguments.file, arguments.overrides)
+    check_strategies(config)
     check_run(config, ready=ready)
     check_constitution(config)
     return config

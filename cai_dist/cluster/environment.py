@@ -26,6 +26,9 @@ def worker_environment(threads: int, loopback: bool) -> dict[str, str]:
         # Copies of weights are of some MB: past the caches from 1 MiB on they take two thirds of the time.
         "GLIBC_TUNABLES": os.environ.get("GLIBC_TUNABLES", f"glibc.cpu.x86_non_temporal_threshold={2**20}"),
     }
+    if not loopback and os.environ.get("PYTHONPATH"):  # strategies of one's own; a local cluster inherits it
+        folders = [os.path.abspath(folder) for folder in os.environ["PYTHONPATH"].split(os.pathsep) if folder]
+        env["PYTHONPATH"] = os.pathsep.join([*folders, "${PYTHONPATH}"])
     if not loopback:
         env |= {name: os.environ[name] for name in network_interface.VARIABLES if name in os.environ}
     elif os.path.exists("/sys/class/net/lo"):

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from cai_dist.registry import PATH_PATTERN
+
+StrategyPath = Annotated[str, Field(pattern=PATH_PATTERN)]
+"""`package.module:object`, a strategy of one's own (docs/extending.md)."""
 
 
 class Section(BaseModel):

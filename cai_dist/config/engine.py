@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from cai_dist.config.base import Section
+from cai_dist.config.base import Section, StrategyPath
 
 Backend = Literal["hf", "vllm"]
 VLLM_INSTALL = (
@@ -31,8 +31,11 @@ class VllmConfig(Section):
 class EngineConfig(Section):
     """One kind of engine for all stages that generate, PPO's rollouts included."""
 
-    backend: Backend = "hf"
-    """`hf`: transformers with a loop of our own; `vllm`: vLLM (its own environment, docs/engines.md)."""
+    backend: Backend | StrategyPath = "hf"
+    """`hf`: transformers with a loop of our own; `vllm`: vLLM (its own environment, docs/engines.md);
+    `package.module:object`: a rollout engine of one's own (docs/extending.md)."""
+    training: Literal["deepspeed"] | StrategyPath = "deepspeed"
+    """What trains, in every stage: DeepSpeed, or a training engine of one's own."""
     max_rows: int = Field(128, ge=1)
     """Sequences that one engine decodes at a time."""
     max_tokens: int | None = Field(None, ge=1)

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from cai_dist.config.base import Section
+from cai_dist.config.base import Section, StrategyPath
 from cai_dist.config.training import SamplingConfig
 
 
@@ -151,6 +151,9 @@ class FeedbackConfig(Section):
     pretrained model."""
     endpoint: EndpointConfig | None = None
     """Ask a server in place of `models.feedback`. Default: a model of this run's own workers."""
+    model: StrategyPath | None = None
+    """A feedback model of one's own (docs/extending.md) in place of `models.feedback`, as `package.module:object`.
+    Default: none."""
     prefill: str = ""
     """Text that opens the feedback model's answer before the option label, such as "("."""
     option_labels: tuple[str, str] = ("(A)", "(B)")
@@ -165,3 +168,9 @@ class FeedbackConfig(Section):
     sampling: SamplingConfig = SamplingConfig()
     shard_size: int = Field(128, ge=1)
     workers: int = Field(2, ge=1)
+
+    @property
+    def elsewhere(self) -> bool:
+        """Whether something other than a model of this run's own workers answers: a server, or an object of one's
+        own."""
+        return self.endpoint is not None or self.model is not None

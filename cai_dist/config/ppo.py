@@ -5,13 +5,23 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from cai_dist.config.algorithms import DEFAULTS, Aggregation, AlgorithmDefaults, AlgorithmName, KlEstimator, KlWhere
-from cai_dist.config.base import Section
+from cai_dist.config.algorithms import (
+    SYNONYMS,
+    Aggregation,
+    AlgorithmDefaults,
+    AlgorithmName,
+    KlEstimator,
+    KlWhere,
+    defaults_of,
+)
+from cai_dist.config.base import Section, StrategyPath
+from cai_dist.config.rewards import MODEL, RewardTerm
 from cai_dist.config.training import LoraConfig, OptimizerConfig, SamplingConfig, ShardingConfig
+from cai_dist.registry import is_path
 
 
 class KlConfig(Section):
@@ -62,13 +72,16 @@ class RoleShards(Section):
     reference: PlacementConfig = PlacementConfig()
     reward: PlacementConfig = PlacementConfig()
     rollout: PlacementConfig = PlacementConfig(workers=2)
+    reward_terms: PlacementConfig = PlacementConfig()
+    """Of the workers that call the terms of `ppo.rewards` that are one's own; they share GPUs with nobody."""
 
 
 class PpoConfig(Section):
     """Stage 5: PPO on Ray (as in 2204.05862), or another algorithm in its place."""
 
-    algorithm: AlgorithmName = "gae"
-    """Where advantages come from: `gae` is PPO with a value model; the others need none."""
+    algorithm: AlgorithmName | StrategyPath = "ppo"
+    """Where advantages come from: `ppo` (GAE over a value model; `gae` is a synonym); the others need no value
+    model; `package.module:object`: an algorithm of one's own (docs/extending.md)."""
     iterations: int = Field(20, ge=1)
     prompts_per_iteration: int = Field(64, ge=1)
     samples_per_prompt: int = Field(1, ge=1)
@@ -116,6 +129,9 @@ class PpoConfig(Section):
     bootstrap_truncated: bool = False
     """A response cut off at the token limit is followed by the value model's estimate of what would have come; default:
     it is over, like a finished one."""
+    rewards: tuple[RewardTerm, ...] = (RewardTerm(),)
+    """What the score of a response is the weighted sum of, such as [{use: preference_model, weight: 1}, {use:
+    mypkg.rewards:length_penalty, weight: 0.1, args: {per_token: 0.01}}]; default: the preference model alone."""
     score_length: Literal["raw", "residual"] = "raw"
     """`residual`: the least-squares slope of score on response length is taken out, over each iteration."""
     score_normalization: Literal["none", "running", "batch"] = "none"
@@ -124,10 +140,11 @@ class PpoConfig(Section):
     """Clip scores to +- this; default: no clip."""
     missing_eos_penalty: float = Field(0.0, ge=0)
     """Taken off the score of a response that was cut off at the token limit."""
-    schedule: ScheduleName = "sync"
+    schedule: ScheduleName | StrategyPath = "sync"
     """`sync`: generate, score, update, transfer, one after the other. `one_step_off`: the next samples are generated,
     with the weights of one update ago, while the update goes on. `partial`: a response that is not finished after
-    `pause_after` tokens waits for the next iteration and goes on with its weights."""
+    `pause_after` tokens waits for the next iteration and goes on with its weights. `package.module:object`: a schedule
+    of one's own."""
     pause_after: int | None = Field(None, ge=1)
     """With `schedule: partial`: new tokens of one response in one round of generation, of which an iteration has as
     few as it takes; divides `sampling.max_new_tokens`."""
@@ -142,11 +159,11 @@ class PpoConfig(Section):
     old_logprobs: Literal["trainer", "sampler"] = "trainer"
     """Where the ratio's denominator comes from: recomputed by the policy ranks, or as the sampler gave it."""
     sampling: SamplingConfig = SamplingConfig()
-    transfer: TransferBackend = "object_store"
+    transfer: TransferBackend | StrategyPath = "object_store"
     """How weights reach the rollout workers: through Ray's shared memory (`object_store`), from the policy ranks by
     `broadcast` in a process group of their own (NCCL on GPUs, gloo on CPUs), or (`shared_memory`, the fastest where all
     of both are on one node) through segments of /dev/shm that are kept from one transfer to the next; `cuda_ipc`: from
-    process to process on the GPU that policy and rollout share."""
+    process to process on the GPU that policy and rollout share. `package.module:object`: a way of one's own."""
     transfer_bucket_mb: float = Field(64.0, gt=0)
     checkpoint_every: int = Field(5, ge=1)
     """Iterations between checkpoints."""
@@ -159,7 +176,12 @@ class PpoConfig(Section):
     @property
     def defaults(self) -> AlgorithmDefaults:
         """What the algorithm needs, and its meaning of `auto`."""
-        return DEFAULTS[self.algorithm]
+        return defaults_of(self.algorithm)
+
+    @property
+    def algorithm_mark(self) -> str:
+        """The algorithm as fingerprints and checkpoints name it: `ppo` by the name that it had in the first ones."""
+        return "gae" if self.algorithm == "ppo" else self.algorithm
 
     def snapshot_due(self, iteration: int) -> bool:
         """Whether the policy is kept after `iteration` iterations."""
@@ -168,10 +190,27 @@ class PpoConfig(Section):
 
     @property
     def roles(self) -> tuple[str, ...]:
-        """The roles that are started."""
+        """The roles with a model of the run that are started."""
         value = ("value",) if self.defaults.needs_value else ()
         reference = ("reference",) if self.lora is None else ()
-        return ("policy", *value, *reference, "reward", "rollout")
+        reward = ("reward",) if self.rewards_model else ()
+        return ("policy", *value, *reference, *reward, "rollout")
+
+    @property
+    def rewards_model(self) -> bool:
+        """Whether the preference model is a term of the score."""
+        return any(term.use == MODEL for term in self.rewards)
+
+    @property
+    def term_cpus(self) -> float:
+        """Logical CPUs of the workers that call reward terms of one's own."""
+        place = self.placement.reward_terms
+        return place.workers * place.cpus if any(term.own for term in self.rewards) else 0.0
+
+    @property
+    def plain_rewards(self) -> bool:
+        """Whether the score is the preference model's alone, as it is."""
+        return len(self.rewards) == 1 and self.rewards_model and self.rewards[0].weight == 1.0
 
     @property
     def trained_roles(self) -> tuple[str, ...]:
@@ -256,8 +295,15 @@ class PpoConfig(Section):
         """`whiten_advantages` without `auto`."""
         return self.defaults.whiten if self.whiten_advantages == "auto" else self.whiten_advantages
 
+    @field_validator("algorithm", mode="before")
+    @classmethod
+    def _synonym(cls, value: Any) -> Any:
+        return SYNONYMS.get(value, value) if isinstance(value, str) else value
+
     @model_validator(mode="after")
     def _group(self) -> PpoConfig:
+        if is_path(self.algorithm):
+            return self  # what it needs is known once it is imported: `config.checks.ppo`
         if self.defaults.needs_group and self.samples_per_prompt < 2:
             raise ValueError(
                 f"samples_per_prompt={self.samples_per_prompt}: must be at least 2 for algorithm={self.algorithm}, "

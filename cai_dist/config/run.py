@@ -193,12 +193,13 @@ class RunConfig(Section):
     @property
     def feedback_is_sl(self) -> bool:
         """Whether the run's own SL-CAI model compares answers."""
-        return self.models.feedback == "sl" and self.feedback.endpoint is None
+        return self.models.feedback == "sl" and not self.feedback.elsewhere
 
     @property
     def own_models(self) -> dict[str, str]:
-        """Source of each model that this run is given, by its role; no `feedback` where SL-CAI or a server compares."""
+        """Source of each model that this run is given, by its role; no `feedback` where SL-CAI, a server or an object
+        of one's own compares."""
         roles = {role: str(getattr(self.models, role)) for role in ("assistant", "pretrained", "feedback")}
-        if self.models.feedback == "sl" or self.feedback.endpoint is not None:
+        if self.models.feedback == "sl" or self.feedback.elsewhere:
             del roles["feedback"]
         return roles

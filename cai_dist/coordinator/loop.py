@@ -53,7 +53,7 @@ def train(
         WorkerTimeout.
     """
     schedule = make_schedule(ScheduleContext(roles, prompts, config, stop_ids, seed))
-    identity: dict[str, int | str] = {"algorithm": config.algorithm, "schedule": config.schedule}
+    identity: dict[str, int | str] = {"algorithm": config.algorithm_mark, "schedule": config.schedule}
     identity |= {"seed": seed, "prompts": digest(prompts)}
     keeper = Keeper(checkpoints, roles, schedule, identity)
     state = keeper.restore(PpoState.start(config))

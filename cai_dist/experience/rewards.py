@@ -15,7 +15,7 @@ from torch import Tensor
 
 from cai_dist.config.ppo import PpoConfig
 from cai_dist.experience.algorithms.protocol import Experience
-from cai_dist.experience.algorithms.registry import ALGORITHMS
+from cai_dist.experience.algorithms.registry import estimate
 from cai_dist.losses.kl import ESTIMATORS, k1
 from cai_dist.types.ragged import Array, Ragged
 
@@ -68,8 +68,8 @@ def shape(
         values=None if before is None else padded(before),
         bootstrap=None if after is None else _bootstrap(after.tolist(), truncated, config),
     )
-    estimate = ALGORITHMS[config.algorithm](batch, config)
-    return Shaped(mask, batch.rewards, estimate.advantages, estimate.returns, k1(log_ratio))
+    found = estimate(batch, config)
+    return Shaped(mask, batch.rewards, found.advantages, found.returns, k1(log_ratio))
 
 
 def _bootstrap(after: Sequence[float], truncated: Sequence[bool], config: PpoConfig) -> Tensor:

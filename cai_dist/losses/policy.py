@@ -6,6 +6,9 @@ With w_t the token's weight, rho_t = p(x_t) / p_old(x_t), A_t its advantage and 
     J_t = min(rho_t A_t, clip(rho_t, 1 - clip, 1 + clip_high) A_t)   (Schulman et al. 2017, 1707.06347, equation 7)
     J_t = max(J_t, dual_clip * A_t) where A_t < 0                    (Ye et al. 2020, 1912.09729, equation 5)
 
+A ratio per sequence (`PolicyObjective.ratio`) puts s = exp(mean over its tokens of log rho_t) in the place of every
+rho_t of a sequence (GSPO, Zheng et al. 2025, 2507.18071, equations 5 and 7).
+
 Weights and denominator say what the loss is a mean over (tokens, sequences, a constant); both are given, neither is
 counted here, so that neither micro-batches nor ranks change the gradient.
 """
@@ -43,6 +46,8 @@ class PolicyObjective:
     """
     entropy: float = 0.0
     """Weight of the entropy, nats per token."""
+    ratio: Literal["token", "sequence"] = "token"
+    """What is clipped: the ratio of each token, or that of its whole sequence."""
 
 
 def policy_loss(
@@ -57,6 +62,7 @@ def policy_loss(
     ref_logprobs: Tensor | None = None,
     kl_coefficient: float = 0.0,
     entropy: Tensor | None = None,
+    lengths: Tensor | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The loss above, over the tokens of one micro-batch.
 
@@ -70,6 +76,8 @@ def policy_loss(
         ref_logprobs: nats under the reference; needed for a KL term.
         kl_coefficient: beta, of this update (an adaptive controller moves it).
         entropy: nats, of the distribution that each token was drawn from; needed for an entropy bonus.
+        lengths: long [B], tokens of each of the sequences that the others, flat [N], are made of; needed for a ratio
+            per sequence.
 
     Returns: the scalar loss and its metrics. `loss` is it again, a part of the whole step's. The others are sums over
         the mask, `tokens` their count: `clip_fraction` (tokens whose gradient a clip cut off), `approx_kl` (k3 estimate
@@ -82,7 +90,13 @@ def policy_loss(
     # The input is masked, not only the sum: 0 * NaN on the way back would be NaN.
     logprobs = logprobs.masked_fill(~mask, 0.0)
     log_ratio = logprobs - old_logprobs
-    ratio = _ratio(log_ratio)
+    if objective.ratio == "sequence":
+        if lengths is None:
+            raise ValueError("lengths is missing: the objective has a ratio per sequence")
+        # Masked: a token outside would reach its whole sequence on the way back.
+        ratio = _ratio(sequence_means(log_ratio, mask, lengths)).masked_fill(~mask, 1.0)
+    else:
+        ratio = _ratio(log_ratio)
     surrogate, cut = _surrogate(ratio, advantages, objective)
     per_token = -surrogate
     sums = {
@@ -112,6 +126,24 @@ def token_means(metrics: dict[str, float]) -> dict[str, float]:
     tokens = max(metrics["tokens"], 1.0)
     sums = {"clip_fraction", "approx_kl", "ratio", "ratio_deviation", "kl", "entropy"}
     return {name: value / tokens if name in sums else value for name, value in metrics.items() if name != "tokens"}
+
+
+def sequence_means(values: Tensor, mask: Tensor, lengths: Tensor) -> Tensor:
+    """The mean of `values` over the mask of each sequence, on all of its tokens: [N] -> [N]; 0 where the mask is empty.
+
+    Args:
+        values, mask: [N], the sequences one after the other.
+        lengths: long [B], their sum is N.
+
+    Raises: ValueError if the shapes do not fit.
+    """
+    same_shape(values=values, mask=mask)
+    if values.dim() != 1 or int(lengths.sum()) != len(values):
+        raise ValueError(f"values {list(values.shape)} must be [N], N the sum of the lengths {int(lengths.sum())}")
+    rows = torch.repeat_interleave(torch.arange(len(lengths), device=lengths.device), lengths)
+    sums = values.new_zeros(len(lengths)).index_add(0, rows, values.masked_fill(~mask, 0.0))
+    counts = values.new_zeros(len(lengths)).index_add(0, rows, mask.to(values.dtype))
+    return (sums / counts.clamp(min=1.0))[rows]
 
 
 def _ratio(log_ratio: Tensor) -> Tensor:

@@ -15,7 +15,6 @@ from statistics import median
 from typing import Any, Literal
 
 from cai_dist.config.loading.load import load_run
-from cai_dist.config.ppo import ScheduleName
 from cai_dist.config.run import RunConfig
 from cai_dist.config.stages import PPO
 from cai_dist.errors import ConfigError, DataError
@@ -74,7 +73,7 @@ class Seconds:
     transfer: float
     source: str
 
-    def total(self, schedule: ScheduleName) -> float:
+    def total(self, schedule: str) -> float:
         """One phase after the other; with `one_step_off` sampling goes on beside scoring and update. `partial` counts
         as `sync`: what it saves is in how much lengths differ, which is not known."""
         beside = self.score + self.update

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from cai_dist.config.run import RunConfig
 from cai_dist.constitution import Constitution
 from cai_dist.errors import Interrupted
+from cai_dist.registry import source_notes
 from cai_dist.tracking.atomic import write_json
 from cai_dist.tracking.console import Console
 from cai_dist.tracking.manifest import Manifest
@@ -87,7 +88,9 @@ def model_settings(config: RunConfig) -> dict[str, Any]:
     """The settings that affect the result of every stage that runs a model; engines draw their samples each in its own
     way."""
     models = config.models.model_dump(mode="json", include={"chat", "context", "dtype", "head_dtype"})
-    return models | chat_settings(config) | {"engine": config.engine.backend}
+    own = source_notes({"engine.backend": config.engine.backend, "engine.training": config.engine.training})
+    engines = {"engines": own["strategies"]} if own else {}
+    return models | chat_settings(config) | {"engine": config.engine.backend} | engines
 
 
 CHAT_KEYS = frozenset({"chat_arguments", "chat_date"})

@@ -16,7 +16,7 @@ from cai_dist.config.stages import DPO, EVALUATE, PPO, PREFERENCE
 from cai_dist.config.training import SamplingConfig
 from cai_dist.data.choices import load_choice_set
 from cai_dist.data.ratings import load_rating_set
-from cai_dist.data.sources import hub_settings, source_files
+from cai_dist.data.sources import hub_settings, rows_settings, source_files
 from cai_dist.errors import DataError
 from cai_dist.stages.ai_feedback import labelling
 from cai_dist.stages.comparisons.pairs import heldout
@@ -75,6 +75,7 @@ def settings(config: RunConfig) -> dict[str, Any]:
         "world": config.world_seed if config.uses_world else None,
         "ratings": config.data.harm_ratings.model_dump(mode="json"),
         **hub_settings({"harm_ratings": config.data.harm_ratings.source}),
+        **rows_settings({"harm_ratings": config.data.harm_ratings.source}),
         **labelling.settings(config),
         # The judge of DPO measures rewards in units of beta.
         **({"beta": config.dpo.beta} if config.aligned.learner == DPO else {}),

@@ -45,7 +45,7 @@ BETWEEN_IDS = "+"
 def settings(config: RunConfig) -> dict[str, Any]:
     """What decides the result of this stage."""
     return {
-        "feedback": config.feedback.model_dump(mode="json", exclude={"workers", "endpoint", "gate"}),
+        "feedback": config.feedback.model_dump(mode="json", exclude={"workers", "endpoint", "model", "gate"}),
         **labelling.settings(config),
     }
 
@@ -60,9 +60,9 @@ def execute(ctx: RunContext) -> list[Path]:
     """Write `feedback/comparisons.parquet` (train and held-out prompts, marked by `split`)."""
     folder = ctx.folder(NAME)
     ctx.tracker.rewind(NAME, -1)
-    server = ctx.config.feedback.endpoint is not None
+    elsewhere = ctx.config.feedback.elsewhere
     # Stage prepare looks at it too, but is not done anew for another server or other labels.
-    check_feedback(ctx, "" if server else model_path(ctx, "feedback"))
+    check_feedback(ctx, "" if elsewhere else model_path(ctx, "feedback"))
     prompts = training_prompts(ctx, "red_team") + [p for p in heldout_prompts(ctx) if p.kind == "red_team"]
     with rollout_group(ctx, NAME, ctx.config.feedback.workers) as group:
         if needs_check(ctx):

@@ -23,6 +23,7 @@ from cai_dist.stages import dpo, evaluate, expand, feedback, ppo, preference, pr
 from cai_dist.stages.context import RunContext
 from cai_dist.stages.evaluation.gate import enforce
 from cai_dist.stages.execution.ppo_placement import check_placement, on_gpus
+from cai_dist.stages.preflight.strategies import check_strategies
 from cai_dist.stages.summaries import (
     StageSummary,
     gate_feedback,
@@ -213,6 +214,7 @@ def _set_aside(ctx: RunContext, stage: StageSpec, fingerprint: str) -> None:
 def _open(
     config: RunConfig, console: Console, should_stop: Callable[[], bool], on_cluster_start: Callable[[], None]
 ) -> Iterator[RunContext]:
+    check_strategies(config)
     constitution = run_constitution(config)
     # Absolute: the workers of a cluster that was there before have another current directory.
     run_dir = (Path(config.runs_dir) / config.name).absolute()

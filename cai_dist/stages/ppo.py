@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from cai_dist.config.run import RunConfig
 from cai_dist.config.seeds import stable_seed
@@ -16,6 +17,7 @@ from cai_dist.coordinator import loop
 from cai_dist.coordinator.prompt_cursor import TokenizedPrompt
 from cai_dist.data.chat import ChatFormat
 from cai_dist.errors import DataError
+from cai_dist.registry import source_notes
 from cai_dist.stages.context import RunContext, model_settings
 from cai_dist.stages.execution.chat_format import chat_format
 from cai_dist.stages.execution.model_paths import snapshots
@@ -26,7 +28,10 @@ from cai_dist.stages.tables.prompts import prompt_files, training_prompts
 from cai_dist.tracking.atomic import write_text
 from cai_dist.tracking.checkpoints import CheckpointStore
 from cai_dist.tracking.timeline import Timeline
-from cai_dist.types import Trajectory
+from cai_dist.types import Prompt, Trajectory
+
+if TYPE_CHECKING:
+    from cai_dist.workers.reward_terms import PromptTable
 
 NAME: Final = PPO
 MISMATCH_ALARM: dict[Dtype, float] = {"fp32": 0.01, "bf16": 0.2}
@@ -35,12 +40,19 @@ MISMATCH_ALARM: dict[Dtype, float] = {"fp32": 0.01, "bf16": 0.2}
 
 def settings(config: RunConfig) -> dict[str, Any]:
     """What decides the result of this stage."""
+    ppo = config.ppo.model_dump(
+        mode="json",
+        exclude={"placement", "checkpoint_every", "transfer", "transfer_bucket_mb", "mismatch_alarm", "rewards"},
+    )
+    rewards = [term.model_dump(mode="json", exclude={"timeout"}) for term in config.ppo.rewards]
+    named = {"ppo.algorithm": config.ppo.algorithm, "ppo.schedule": config.ppo.schedule}
+    named |= {f"ppo.rewards.{term.shown}": term.use for term in config.ppo.rewards}
     return {
-        "ppo": config.ppo.model_dump(
-            mode="json",
-            exclude={"placement", "checkpoint_every", "transfer", "transfer_bucket_mb", "mismatch_alarm"},
-        ),
+        "ppo": ppo
+        | {"algorithm": config.ppo.algorithm_mark}
+        | ({} if config.ppo.plain_rewards else {"rewards": rewards}),
         **model_settings(config),
+        **source_notes(named),
     }
 
 
@@ -75,14 +87,21 @@ def _train(ctx: RunContext, target: Path) -> None:
     ctx.tracker.rewind(NAME, done)
     timeline = Timeline(ctx.paths.timeline, done)
     with (
-        ppo_roles(ctx, policy, str(ctx.paths.preference_model), chat.eos_id, chat.thought_ids) as roles,
+        ppo_roles(
+            ctx,
+            policy,
+            str(ctx.paths.preference_model),
+            chat.eos_id,
+            chat.thought_ids,
+            partial(prompt_table, ctx, chat, policy),
+        ) as roles,
         shown_placement(ctx, roles),
         ctx.console.task(NAME, total=ctx.config.ppo.iterations, unit="iterations") as task,
     ):
         task.advance(done)
 
         def log(step: int, **numbers: float) -> None:
-            ctx.log(NAME, step, **numbers, **roles.memory())
+            ctx.log(NAME, step, **numbers, **roles.memory(), **roles.reward_metrics())
             if alarm := mismatch_alarm(ctx.config, step, numbers):
                 ctx.console.warn(alarm)
             task.advance(1, score=numbers["score"], kl=numbers["kl_per_response"])
@@ -128,7 +147,7 @@ def mismatch_alarm(config: RunConfig, step: int, numbers: Mapping[str, float]) -
 def token_prompts(ctx: RunContext, chat: ChatFormat) -> list[TokenizedPrompt]:
     """Training prompts of both kinds as token ids; those without room for an answer are left out and counted."""
     room = ctx.config.models.context - ctx.config.ppo.sampling.max_new_tokens
-    prompts = training_prompts(ctx, "red_team", rl=True) + training_prompts(ctx, "helpful", rl=True)
+    prompts = _prompts(ctx)
     made = [TokenizedPrompt(p.id, p.kind, chat.prompt_ids(p.turns)) for p in prompts]
     kept = [p for p in made if len(p.ids) <= room]
     ctx.tracker.rewind(f"{NAME}_data", -1)
@@ -136,6 +155,26 @@ def token_prompts(ctx: RunContext, chat: ChatFormat) -> list[TokenizedPrompt]:
     if not kept:
         raise DataError(f"ppo: no prompt leaves room for {ctx.config.ppo.sampling.max_new_tokens} new tokens")
     return kept
+
+
+def _prompts(ctx: RunContext) -> list[Prompt]:
+    return training_prompts(ctx, "red_team", rl=True) + training_prompts(ctx, "helpful", rl=True)
+
+
+def prompt_table(ctx: RunContext, chat: ChatFormat, policy: str) -> PromptTable:
+    """The training prompts in words, by their token ids, for reward terms of one's own."""
+    from cai_dist.workers.reward_terms import PromptTable  # with torch
+
+    models = ctx.config.models
+    prompts = _prompts(ctx)
+    return PromptTable(
+        prompts={chat.prompt_ids(prompt.turns): prompt for prompt in reversed(prompts)},
+        model=policy,
+        chat=models.chat,
+        labels=ctx.constitution.templates.labels,
+        arguments=models.chat_arguments,
+        day=models.chat_date or ctx.manifest.date,
+    )
 
 
 def _transcript(path: Path, batch: Sequence[Trajectory], chat: ChatFormat) -> None:

@@ -21,7 +21,7 @@ from cai_dist.data.held_out import held_out_openings, without_held_out
 from cai_dist.data.prompts import load_prompt_set, opening
 from cai_dist.data.ranked import load_ranked_set
 from cai_dist.data.reading import ReadReport
-from cai_dist.data.sources import hub_settings, source_files
+from cai_dist.data.sources import hub_settings, rows_settings, source_files
 from cai_dist.errors import ConfigError
 from cai_dist.models.cache import cache_root
 from cai_dist.models.load import load_config
@@ -55,6 +55,7 @@ def settings(config: RunConfig) -> dict[str, Any]:
         **({"uses": uses(config)} if set(config.own_models.values()) - {"world"} else {}),
         "data": config.data.model_dump(mode="json"),
         **hub_settings({name: getattr(config.data, name).source for name in SOURCES}),
+        **rows_settings({name: getattr(config.data, name).source for name in SOURCES}),
         "world": _world_settings(config) if config.uses_world else None,
     }
 

@@ -15,7 +15,7 @@ from typing import Any
 from cai_dist.tracking.atomic import write_bytes
 from cai_dist.types import Span
 
-ROLES = ("coordinator", "rollout", "policy", "value", "reference", "reward")
+ROLES = ("coordinator", "rollout", "policy", "value", "reference", "reward", "reward_terms")
 """The number of a role is its process in the trace."""
 MAX_BYTES = 32 * 2**20
 _END = b"\n]\n"

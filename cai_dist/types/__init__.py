@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from cai_dist.types.refs import HasRemoteRows, KeepRemote, RemoteBlock, RemoteRow, SampleRef, TrajectoryRef, rows_of
 from cai_dist.types.samples import Finish, Generation, SamplingParams, Trajectory
+from cai_dist.types.strategies import DataRows, FeedbackScorer, Reward
 from cai_dist.types.text import (
     ChoiceQuestion,
     Comparison,
@@ -44,8 +45,10 @@ __all__ = [
     "RemoteBlock",
     "ChoiceQuestion",
     "Comparison",
+    "DataRows",
     "Demonstration",
     "DpoPair",
+    "FeedbackScorer",
     "Finish",
     "GenerateRequest",
     "Generation",
@@ -65,6 +68,7 @@ __all__ = [
     "RatedSequence",
     "Speaker",
     "RemoteRow",
+    "Reward",
     "SampleRef",
     "SamplingParams",
     "ScoredPair",

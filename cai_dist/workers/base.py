@@ -13,6 +13,7 @@ import torch
 from cai_dist.config.run import TimeoutsConfig
 from cai_dist.config.training import Dtype, HeadDtype, Layout, LoraConfig, OptimizerConfig, ShardingConfig
 from cai_dist.distributed.process_group import init_process_group, prepare_device
+from cai_dist.engines.factory import build_train_engine
 from cai_dist.engines.protocols.training import TrainEngine
 from cai_dist.models.causal import CausalModel
 from cai_dist.models.load import copy_tokenizer
@@ -52,8 +53,9 @@ class Worker:
 
 
 class TrainedWorker(Worker, ABC):
-    """A worker with a DeepSpeed engine; subclasses say which model and which loss. With `lora` it trains adapters (and
-    a scalar head) instead of all weights. `dropout`: with the model's own dropout in training passes.
+    """A worker with a training engine (`training`: as `engine.training`); subclasses say which model and which loss.
+    With `lora` it trains adapters (and a scalar head) instead of all weights. `dropout`: with the model's own dropout
+    in training passes.
 
     All its methods but `keep_on_device` and those of `Worker` are collective over the ranks of the group.
     """
@@ -73,13 +75,12 @@ class TrainedWorker(Worker, ABC):
         head_dtype: HeadDtype = "model",
         lora: LoraConfig | None = None,
         dropout: bool = False,
+        training: str = "deepspeed",
         seed: int = 0,
         timeouts: TimeoutsConfig | None = None,
         threads: int = 1,
     ) -> None:
         super().__init__(info, threads=threads, seed=seed)
-        from cai_dist.engines.training.deepspeed_engine import DeepSpeedEngine
-
         timeout = (timeouts or TimeoutsConfig()).collective
         init_process_group(info, timeout)
         self.source = model
@@ -89,7 +90,7 @@ class TrainedWorker(Worker, ABC):
         if lora is not None:
             add_lora(built, lora, seed)
         self._adapter_only = lora is not None and lora.save == "adapter"
-        self.engine = DeepSpeedEngine(built, optimizer, sharding, dtype, total_steps, timeout, dropout)
+        self.engine = build_train_engine(training, built, optimizer, sharding, dtype, total_steps, timeout, dropout)
 
     @abstractmethod
     def build(self, source: str, dtype: Dtype, seed: int, layout: Layout) -> CausalModel | ScalarHeadModel:

@@ -104,6 +104,7 @@ class PolicyWorker(TrainedWorker):
             ref_logprobs=batch.ref_logprobs,
             kl_coefficient=kl_coefficient,
             entropy=entropy,
+            lengths=batch.tokens.lengths,
         )
 
     # ---- weight transfer, sending side: a plan, then its buckets

@@ -105,7 +105,7 @@ EVERYTHING = {
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-@pytest.mark.parametrize("algorithm", ["gae", "reinforce++", "grpo"])
+@pytest.mark.parametrize("algorithm", ["ppo", "reinforce++", "grpo"])
 def test_every_kind_of_algorithm_trains_under_zero_2(
     algorithm: str, warm: WarmCluster, models: PpoModels, tmp_path: Path
 ) -> None:
@@ -117,7 +117,7 @@ def test_every_kind_of_algorithm_trains_under_zero_2(
     assert all(not torch.equal(weights[name], start[name]) for name in start), "every tensor must have moved"
     assert all(map(math.isfinite, metrics.values()))
     assert metrics["policy_steps"] == 2 and metrics["policy_ratio"] == pytest.approx(1.0, abs=0.2)
-    assert ("value_loss" in metrics) == (algorithm == "gae")
+    assert ("value_loss" in metrics) == (algorithm == "ppo")
     assert ("policy_kl" in metrics) == (algorithm == "grpo")
     assert metrics["policy_entropy"] > 0 and metrics["importance_ess"] == pytest.approx(1.0, abs=1e-4)
     if algorithm != "grpo":

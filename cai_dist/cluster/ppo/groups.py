@@ -16,6 +16,7 @@ from cai_dist.cluster.group import WorkerGroup
 from cai_dist.cluster.object_refs import fetched, kept
 from cai_dist.cluster.ppo.memory_log import MemoryLog
 from cai_dist.cluster.ppo.offload_plan import OffloadPlan
+from cai_dist.cluster.ppo.reward_terms import ROLE, CombinedScores, RewardTerms, reward_terms_spec
 from cai_dist.cluster.ppo.specs import PpoModels, ppo_specs
 from cai_dist.cluster.ppo.weight_transfer import WeightTransfer
 from cai_dist.cluster.runtime import Cluster
@@ -41,6 +42,7 @@ from cai_dist.types import (
     TrajectoryRef,
     rows_of,
 )
+from cai_dist.workers.reward_terms import PromptTable
 
 __all__ = ["PpoGroups", "PpoModels"]
 
@@ -49,7 +51,7 @@ class PpoGroups:
     """Starts the groups that the algorithm needs on `cluster`; a context manager that closes them.
 
     `end_id`: the token that closes an answer in the preference model's training data. `thoughts`: how what is not
-    scored before an answer opens and closes. `threads`: CPU threads a worker.
+    scored before an answer opens and closes. `prompts`: for reward terms of one's own. `threads`: CPU threads a worker.
     `policy_steps` and `value_steps`: lengths of the two learning-rate schedules.
 
     Raises: ConfigError for a greedy sampler (there is nothing to learn from) and what `Cluster.launch` raises.
@@ -72,6 +74,7 @@ class PpoGroups:
         timeouts: TimeoutsConfig,
         threads: int = 1,
         engine: EngineConfig | None = None,
+        prompts: PromptTable | None = None,
     ) -> None:
         if ppo.sampling.temperature == 0:
             raise ConfigError("ppo.sampling.temperature=0: PPO learns from sampled answers; set it above 0")
@@ -93,7 +96,9 @@ class PpoGroups:
             threads=threads,
             engine=engine,
         )
+        specs += reward_terms_spec(ppo, prompts, threads)
         self._groups: dict[str, WorkerGroup] = cluster.launch(specs)
+        self._terms = RewardTerms(ppo.rewards, self._groups.get(ROLE))
         self.seats = cluster.seats
         """Where every worker is."""
         self._offload_plan = OffloadPlan(self._groups, ppo.shared_groups)
@@ -132,6 +137,10 @@ class PpoGroups:
     def memory(self) -> dict[str, float]:
         """`memory_<role>_mb`: peaks of the workers since this was last asked, as far as they are known by now."""
         return self._memory.recent()
+
+    def reward_metrics(self) -> dict[str, float]:
+        """`reward_NAME` and `reward_NAME_seconds` of each term since this was last asked, where there are several."""
+        return self._terms.metrics()
 
     @property
     def memory_peaks(self) -> dict[str, dict[str, float]]:
@@ -200,10 +209,10 @@ class PpoGroups:
         """Per sample, V of the state before each response token and, last, of the state after them."""
         return self._score_kept("value", "values", "values", samples)
 
-    def scores(self, samples: Sequence[SampleRef]) -> PendingCalls[list[float]]:
-        """Per sample, the raw score (logits) of the preference model."""
-        plan = self._plan("reward", samples)
-        return self._start("reward", "scores", "scores", plan, samples).then(plan.restore)
+    def scores(self, samples: Sequence[SampleRef]) -> PendingCalls[list[float]] | CombinedScores:
+        """Per sample, its raw score: that (logits) of the preference model, or the sum of `ppo.rewards`."""
+        model = self._model_scores(samples) if self._ppo.rewards_model else None
+        return model if model is not None and self._ppo.plain_rewards else self._terms.scores(samples, model)
 
     def make_trajectories(self, request: TrajectoryRequest) -> PendingCalls[tuple[list[RemoteRow[Any]], list[Sums]]]:
         """What is trained on, made by the policy ranks; each takes the samples of some prompts."""
@@ -281,6 +290,10 @@ class PpoGroups:
         """`method` on every rank, about its part of the items; they travel as rows."""
         shards = [StepShard(part, **more) for part in plan.split([item.row for item in items])]
         return self._groups[role].start(phase, method, shards, *args)
+
+    def _model_scores(self, samples: Sequence[SampleRef]) -> PendingCalls[list[float]]:
+        plan = self._plan("reward", samples)
+        return self._start("reward", "scores", "scores", plan, samples).then(plan.restore)
 
     def _score_kept(
         self, role: str, phase: str, method: str, samples: Sequence[SampleRef], *args: Any

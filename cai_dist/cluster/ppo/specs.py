@@ -50,7 +50,7 @@ def ppo_specs(
     common = {"dtype": dtype, "threads": threads}
     scoring = common | {"layout": layout, "timeouts": timeouts}
     head = {"head_dtype": head_dtype}
-    trained = scoring | {"seed": seed}
+    trained = scoring | {"seed": seed, "training": engine.training}
     kwargs: dict[str, dict[str, Any]] = {
         "policy": trained | head | _policy_kwargs(ppo, models, policy_steps),
         "value": trained | _value_kwargs(ppo, models, value_steps),
@@ -75,6 +75,7 @@ def _policy_kwargs(ppo: PpoConfig, models: PpoModels, steps: int) -> dict[str, A
             dual_clip=ppo.dual_clip,
             kl=ppo.kl_estimator if ppo.kl_where == "loss" else None,
             entropy=ppo.entropy_bonus,
+            ratio=ppo.defaults.ratio,
         ),
         "temperature": ppo.sampling.temperature,
     }

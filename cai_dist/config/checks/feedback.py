@@ -21,6 +21,10 @@ def feedback_problems(config: RunConfig) -> Iterator[str]:
         yield from _reasoning_problems(config)
     if feedback.endpoint is not None:
         yield from _endpoint_problems(config)
+    if feedback.model is not None and feedback.endpoint is not None:
+        yield f"feedback.model={feedback.model}: beside feedback.endpoint; leave one of them out"
+    if feedback.model is not None and feedback.reasoning is not None:
+        yield f"feedback.reasoning: leave it out; feedback.model={feedback.model} answers as it likes"
 
 
 def _reasoning_problems(config: RunConfig) -> Iterator[str]:

@@ -32,6 +32,11 @@ def ppo_problems(ppo: PpoConfig) -> Iterator[str]:
             f"ppo.kl.coefficient=0: must be greater than 0 with ppo.kl.target={ppo.kl.target:g}; the controller "
             "multiplies the coefficient, and 0 stays 0"
         )
+    if ppo.defaults.needs_group and ppo.samples_per_prompt < 2:  # of one's own: the others are refused before
+        yield (
+            f"ppo.samples_per_prompt={ppo.samples_per_prompt}: must be at least 2 for algorithm={ppo.algorithm}, whose "
+            "baseline is the other samples of the same prompt"
+        )
     yield from _schedule_problems(ppo)
     yield from sharing_problems(ppo)
     yield from _unused(ppo)
@@ -102,6 +107,11 @@ def _unused(ppo: PpoConfig) -> Iterator[str]:
 def ppo_warnings(ppo: PpoConfig) -> Iterator[str]:
     """One line for each setting that runs and does something other than its name suggests."""
     yield from _misplaced_estimator(ppo)
+    if ppo.defaults.ratio == "sequence" and ppo.clip >= 0.05:
+        yield (
+            f"ppo.clip={ppo.clip:g}: hardly ever clips with ppo.algorithm={ppo.algorithm}, whose ratio is a mean over "
+            "a whole response; its paper has ppo.clip=0.0003 and ppo.clip_high=0.0004"
+        )
     samples = ppo.prompts_per_iteration * ppo.samples_per_prompt
     if ppo.target_kl is not None and ppo.epochs * samples == ppo.mini_batch:
         yield (

@@ -24,10 +24,12 @@ from cai_dist.config.data import DataSource
 from cai_dist.config.ds_config import build_ds_config
 from cai_dist.config.engine import missing_backend
 from cai_dist.config.preference import DpoConfig
+from cai_dist.config.rewards import reward_problems
 from cai_dist.config.run import RunConfig
 from cai_dist.config.stages import GENERATING, PPO, PREFERENCE, SUPERVISED
 from cai_dist.config.training import Dtype, OptimizerConfig, ShardingConfig
 from cai_dist.errors import ConfigError
+from cai_dist.registry import is_path
 
 BUILT_IN_MODELS = ("world", "smollm2")
 PACKAGED_DS_CONFIGS = ("zero0", "zero1", "zero2", "zero3", "zero3_offload")
@@ -108,6 +110,7 @@ def _contradictions(config: RunConfig) -> Iterator[str]:
     if config.data.ranked_answers.source == "world" and not _world_prompts(config):
         yield "data.ranked_answers.source=world: the micro-world's answers beside prompts from files; name a file"
     yield from ppo_problems(config.ppo)
+    yield from reward_problems(config.ppo.rewards, config.cluster.timeouts.call)
     yield from evaluate_problems(config)
     yield from _token_cap_problems(config)
     yield from _placement_problems(config)
@@ -122,7 +125,7 @@ def _placement_problems(config: RunConfig) -> Iterator[str]:
             yield f"ppo.placement.{role}.workers={workers}: leave it out; the ranks come from ppo.{role}.ranks={ranks}"
     if cluster.address != "local" or cluster.num_cpus is None:
         return
-    wanted = ppo.cpus
+    wanted = ppo.cpus + ppo.term_cpus
     if PPO in config.stages and wanted > cluster.num_cpus:
         yield f"cluster.num_cpus={cluster.num_cpus:g}: must be at least {wanted:g}, what ppo.placement adds up to"
     for key, workers in _stage_workers(config):
@@ -168,6 +171,8 @@ def _source_problems(name: str, source: str | DataSource) -> Iterator[str]:
     path = source if isinstance(source, str) else source.path
     if path is None or (isinstance(source, str) and source in words.split(", ")):
         return
+    if is_path(path) and not Path(path).exists():
+        return  # a callable of one's own
     if not Path(path).exists() and not (glob.has_magic(path) and glob.glob(path, recursive=True)):
         key = f"data.{name}.source" if isinstance(source, str) else f"data.{name}.source.path"
         yield (

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from cai_dist.config.base import Section
 from cai_dist.config.loading.yaml_text import Key
 from cai_dist.config.run import RunConfig
+from cai_dist.registry import PATH_PATTERN
 
 _TYPES = {
     "int_type": "a whole number",
@@ -93,6 +94,8 @@ def _allowed(item: Any) -> str:
     if kind == "literal_error":
         expected = str(context["expected"])
         return f"one of {expected}" if " or " in expected or "," in expected else expected
+    if kind == "string_pattern_mismatch" and context["pattern"] == PATH_PATTERN:
+        return "package.module:object"
     if kind == "string_pattern_mismatch":
         return f"text that matches {context['pattern']}"
     if kind in ("too_long", "too_short"):

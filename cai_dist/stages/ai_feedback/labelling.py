@@ -18,8 +18,10 @@ from cai_dist.config.run import RunConfig
 from cai_dist.config.seeds import stable_seed
 from cai_dist.constitution import ComparisonPrinciple, Constitution, comparison_turns, reasoning_turns
 from cai_dist.errors import ConfigError
+from cai_dist.registry import source_note
 from cai_dist.stages.ai_feedback.local_check import said_locally
 from cai_dist.stages.ai_feedback.local_model import ask_workers
+from cai_dist.stages.ai_feedback.own_model import KEY, ask_own
 from cai_dist.stages.ai_feedback.questions import LogProbs, Question, Reply, Unanswered, option_mass, with_mass
 from cai_dist.stages.ai_feedback.server_model import ask_server, seen_at_server
 from cai_dist.stages.context import RunContext, model_settings
@@ -73,6 +75,8 @@ def settings(config: RunConfig) -> dict[str, Any]:
     if (server := config.feedback.endpoint) is not None:
         deciding = {"url", "model", "top_logprobs", "min_temperature", "api_version", "extra_body"}
         found["endpoint"] = server.model_dump(mode="json", include=deciding)
+    if (model := config.feedback.model) is not None:
+        found["model"] = source_note(model, KEY)
     return {"labelling": found, **model_settings(config)}
 
 
@@ -146,7 +150,9 @@ def refuse_noise(
     replies = [with_mass(r, config.min_option_mass) for r in _ask(ctx, group, folder, "first-labels", questions)]
     unnamed = [q for q, r in zip(questions, replies, strict=True) if r is Unanswered.NO_LABEL]
     if unnamed and len(unnamed) >= NEARLY_ALL * len(questions):
-        if group is None or config.endpoint is not None:
+        if config.model is not None:
+            said = f"feedback.model={config.model} answers None, or gives both options too little probability"
+        elif group is None or config.endpoint is not None:
             said = seen_at_server(ctx, "first-labels", unnamed[0])
         else:
             model = model_path(ctx, "feedback")
@@ -268,6 +274,8 @@ def _ask(
 ) -> list[Reply]:
     if ctx.config.feedback.endpoint is not None:
         return ask_server(ctx, phase, questions)
+    if ctx.config.feedback.model is not None:
+        return ask_own(ctx, questions)
     if group is None:
         raise ValueError("label_pairs needs workers unless feedback.endpoint is set")
     return ask_workers(ctx, group, folder, phase, questions, model_path(ctx, "feedback"))

@@ -31,7 +31,7 @@ def needs_check(ctx: RunContext) -> bool:
     words; nor where any mass will do (`feedback.min_option_mass` 0)."""
     models = ctx.config.models
     source = models.pretrained if models.feedback == "sl" else models.feedback
-    return ctx.config.feedback.endpoint is None and source != "world" and ctx.config.feedback.min_option_mass > 0
+    return not ctx.config.feedback.elsewhere and source != "world" and ctx.config.feedback.min_option_mass > 0
 
 
 def check_workers(ctx: RunContext, group: WorkQueue, folder: Path, model: str) -> None:

@@ -9,6 +9,7 @@ from cai_dist.config.feedback import FeedbackConfig
 from cai_dist.constitution import Constitution
 from cai_dist.data.chat import ChatFormat
 from cai_dist.errors import ConfigError
+from cai_dist.stages.ai_feedback.own_model import own_model
 from cai_dist.stages.ai_feedback.server_model import check_server
 from cai_dist.stages.context import RunContext
 from cai_dist.stages.execution.chat_format import chat_format
@@ -60,6 +61,8 @@ def check_feedback(ctx: RunContext, model: str) -> None:
     labels. Raises ConfigError, EndpointError."""
     if ctx.config.feedback.endpoint is not None:
         check_server(ctx)
+    elif ctx.config.feedback.model is not None:
+        own_model(ctx.config.feedback.model)
     else:
         check_tokens(ctx, model)
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from cai_dist.cluster.ppo.groups import PpoGroups
     from cai_dist.cluster.work_queue import Loss, WorkQueue
     from cai_dist.stages.context import RunContext
+    from cai_dist.workers.reward_terms import PromptTable
 
 
 @contextmanager
@@ -60,6 +61,7 @@ def trained_model(
         "seed": stable_seed(ctx.config.seed, role) % 2**31,
         "threads": ctx.config.cluster.threads,
         "timeouts": ctx.config.cluster.timeouts,
+        "training": ctx.config.engine.training,
         **settings,
     }
     with _group(ctx, role, WorkerSpec(kind, kwargs), config.sharding.ranks, distributed=True) as group:
@@ -143,9 +145,16 @@ def _group(ctx: RunContext, role: str, spec: WorkerSpec, workers: int, *, distri
 
 
 @contextmanager
-def ppo_roles(ctx: RunContext, policy: str, preference: str, end_id: int, thoughts: ThoughtIds) -> Iterator[PpoGroups]:
+def ppo_roles(
+    ctx: RunContext,
+    policy: str,
+    preference: str,
+    end_id: int,
+    thoughts: ThoughtIds,
+    prompts: Callable[[], PromptTable] | None = None,
+) -> Iterator[PpoGroups]:
     """The roles that PPO's algorithm needs, up and loaded: policy and reference from `policy`, reward from
-    `preference`."""
+    `preference`. `prompts`: what reward terms of one's own are told, asked for where there are some."""
     from cai_dist.cluster.ppo.groups import PpoGroups, PpoModels
 
     config, ppo = ctx.config, ctx.config.ppo
@@ -167,5 +176,6 @@ def ppo_roles(ctx: RunContext, policy: str, preference: str, end_id: int, though
         timeouts=config.cluster.timeouts,
         threads=config.cluster.threads,
         engine=config.engine,
+        prompts=prompts() if prompts is not None and any(term.own for term in ppo.rewards) else None,
     ) as roles:
         yield roles

@@ -37,7 +37,7 @@ def check_models(config: RunConfig, console: Console) -> Rehearsal:
         try:
             tried = rehearse(run, paths)
             says = paths.get("pretrained" if config.feedback_is_sl else "feedback")
-            if config.feedback.endpoint is None and says is not None and not tried.problems:
+            if not config.feedback.elsewhere and says is not None and not tried.problems:
                 tried.attempt(
                     f"models.{'feedback' if 'feedback' in paths else 'pretrained'}", lambda: check_tokens(run, says)
                 )

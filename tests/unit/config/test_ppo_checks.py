@@ -61,7 +61,7 @@ def test_a_group_of_one_is_refused_in_one_line(algorithm: str, tmp_path: Path) -
     load_run(path, ["ppo.samples_per_prompt=2"])
 
 
-@pytest.mark.parametrize("algorithm", ["gae", "reinforce++"])
+@pytest.mark.parametrize("algorithm", ["ppo", "reinforce++"])
 def test_one_sample_a_prompt_is_enough_for_a_baseline_over_the_batch(algorithm: str) -> None:
     check_run(run_of(algorithm=algorithm))
 
@@ -103,9 +103,15 @@ def test_a_discount_is_refused_where_nothing_is_discounted(algorithm: str) -> No
 
 @pytest.mark.parametrize("algorithm", list(DEFAULTS))
 def test_defaults_raise_no_warning(algorithm: str) -> None:
-    config = run_of(algorithm=algorithm, samples_per_prompt=2)
+    clip = {"clip": 3e-4, "clip_high": 4e-4} if algorithm == "gspo" else {}
+    config = run_of(algorithm=algorithm, samples_per_prompt=2, **clip)
     check_run(config)
     assert list(ppo_warnings(config.ppo)) == []
+
+
+def test_a_wide_clip_of_a_ratio_per_response_is_warned_of() -> None:
+    (line,) = ppo_warnings(run_of(algorithm="gspo", samples_per_prompt=2).ppo)
+    assert "ppo.clip=0.2: hardly ever clips with ppo.algorithm=gspo" in line
 
 
 @pytest.mark.parametrize(
@@ -157,7 +163,7 @@ def test_an_early_stop_of_a_single_step_runs_with_a_warning(
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("ppo.algorithm=ppo", "ppo.algorithm='ppo': must be one of 'gae', 'rloo'"),
+        ("ppo.algorithm=a2c", "ppo.algorithm='a2c': must be one of 'ppo', 'rloo'"),
         ("ppo.whiten_advantages=maybe", "ppo.whiten_advantages='maybe': must be 'auto' or true or false"),
         ("ppo.aggregate=mean", "ppo.aggregate='mean': must be 'auto' or one of 'token', 'sequence' or 'constant'"),
         ("ppo.dual_clip=1.0", "ppo.dual_clip=1.0: must be greater than 1"),

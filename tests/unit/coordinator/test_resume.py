@@ -74,7 +74,7 @@ def test_killed_in_the_middle_of_an_update(
         {"algorithm": "reinforce++-group", "score_normalization": "running", "missing_eos_penalty": 0.5},
         {"algorithm": "grpo", "score_length": "residual"},
         {"algorithm": "dr-grpo", "score_normalization": "batch"},
-        {"algorithm": "gae", "score_normalization": "running", "bootstrap_truncated": True, "score_length": "residual"},
+        {"algorithm": "ppo", "score_normalization": "running", "bootstrap_truncated": True, "score_length": "residual"},
     ],
     ids=lambda changes: changes["algorithm"],
 )
@@ -91,7 +91,7 @@ def test_every_algorithm_goes_on_where_it_was(changes: dict[str, object], tmp_pa
     assert parts.record.trajectories == whole.record.trajectories
     assert parts.record.timeless() == whole.record.timeless()
     assert roles.policy == expected_roles.policy != FakeRoles().policy
-    if changes["algorithm"] != "gae":
+    if changes["algorithm"] != "ppo":
         assert roles.value == FakeRoles().value, "no value model was trained"
 
 

@@ -24,7 +24,7 @@ def streaming_config(**changes: object) -> PpoConfig:
 
 
 @settings(max_examples=30)
-@given(st.permutations(range(5)), st.sampled_from(["gae", "grpo"]))
+@given(st.permutations(range(5)), st.sampled_from(["ppo", "grpo"]))
 def test_streamed_numbers_do_not_depend_on_the_order_of_completion(order: list[int], algorithm: str) -> None:
     config = streaming_config(algorithm=algorithm, value_warmup=0)
     assert chunk_size(config) == 4

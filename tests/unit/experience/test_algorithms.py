@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import zlib
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +15,7 @@ from hypothesis import strategies as st
 
 from cai_dist.config.algorithms import DEFAULTS
 from cai_dist.config.ppo import KlConfig, PpoConfig
+from cai_dist.errors import ConfigError
 from cai_dist.experience.algorithms.registry import ALGORITHMS
 from cai_dist.experience.moments import Moments, Whitening
 from cai_dist.experience.rewards import Shaped, shape
@@ -116,12 +119,18 @@ def test_reinforce_with_group_baseline_by_hand() -> None:
     assert rows(shaped(both))[1] == pytest.approx([-1 - 0.2 * 0.5, -1 + 0.2 * 0.5])
 
 
-def test_gae_sums_penalties_and_score_over_the_values() -> None:
+def test_gspo_has_the_advantages_of_grpo_and_a_ratio_per_response() -> None:
+    assert rows(shaped(config_of("gspo"))) == rows(shaped(config_of("grpo")))
+    assert config_of("gspo").defaults.ratio == "sequence" and config_of("grpo").defaults.ratio == "token"
+    assert config_of("gspo").aggregation == "sequence"
+
+
+def test_ppo_sums_penalties_and_score_over_the_values() -> None:
     # lambda = gamma = 1: return to go minus the value of 0.5.
-    found = shaped(config_of("gae", gae_lambda=1.0, whiten_advantages=False))
+    found = shaped(config_of("ppo", gae_lambda=1.0, whiten_advantages=False))
     assert flat(rows(found)) == pytest.approx([x - 0.5 for x in (0.9, 1.9, 2.1, 6.0, 0.0, 0.0, 0.1, 2.8)])
     with pytest.raises(ValueError, match="needs the values"):
-        shape([[0.0]], [[0.0]], None, torch.zeros(1), [False], config_of("gae"), 0.1)
+        shape([[0.0]], [[0.0]], None, torch.zeros(1), [False], config_of("ppo"), 0.1)
 
 
 @pytest.mark.parametrize("where", ["reward", "loss"])
@@ -173,8 +182,31 @@ def test_defaults_and_what_overrides_them() -> None:
     assert (other.kl_where, other.kl_estimator, other.aggregation, other.whitens) == ("reward", "k1", "token", True)
     assert config_of("rloo", kl=KlConfig(where="loss")).kl_estimator == "k2"
     assert config_of("rloo", kl=KlConfig(estimator="k3")).kl_estimator == "k3"
-    ppo = config_of("gae")
+    ppo = config_of("ppo")
     assert (ppo.kl_where, ppo.kl_estimator, ppo.aggregation, ppo.whitens) == ("reward", "k1", "token", True)
-    assert config_of("gae", whiten_advantages=False).whitens is False
+    assert config_of("ppo", whiten_advantages=False).whitens is False
     assert ppo.roles == ("policy", "value", "reference", "reward", "rollout")
     assert grpo.roles == ("policy", "reference", "reward", "rollout") and grpo.trained_roles == ("policy",)
+
+
+@pytest.mark.parametrize(
+    ("made", "message"),
+    [
+        ("Estimate(batch.mask.double()[:, :1])", "advantages of shape [6, 1], must be [6, 2]"),
+        ("Estimate(batch.mask.double() * float('nan'))", "gave advantages that are not finite"),
+        ("Estimate(batch.mask.double(), batch.mask.double())", "must not give returns, as its needs_value=False says"),
+        ("batch.mask", "must give an Estimate, gave a Tensor"),
+    ],
+)
+def test_what_an_algorithm_gives_is_looked_at(
+    made: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = f"algo_{zlib.crc32(made.encode())}"
+    source = (
+        f"from cai_dist.experience.algorithms.protocol import Estimate\n\ndef f(batch, config):\n    return {made}\n"
+    )
+    (tmp_path / f"{name}.py").write_text(source, encoding="utf-8")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(ConfigError) as caught:
+        shaped(config_of(f"{name}:f"))
+    assert f"ppo.algorithm={name}:f: {message}" in str(caught.value)

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from cai_dist.config.ppo import PpoConfig
 from cai_dist.experience.algorithms.protocol import Estimate, Experience
-from cai_dist.losses import advantages
+from cai_dist.losses.advantages import gae
 
 
-def gae(batch: Experience, config: PpoConfig) -> Estimate:
+def ppo(batch: Experience, config: PpoConfig) -> Estimate:
     """A_t = sum over l of (gamma lambda)^l delta_(t+l); the baseline is V. Raises ValueError without values."""
     if batch.values is None or batch.bootstrap is None:
-        raise ValueError("gae needs the values of a value model")
+        raise ValueError("ppo needs the values of a value model")
     return Estimate(
-        *advantages.gae(
-            batch.rewards, batch.values, batch.mask, config.gamma, config.gae_lambda, bootstrap=batch.bootstrap
-        )
+        *gae(batch.rewards, batch.values, batch.mask, config.gamma, config.gae_lambda, bootstrap=batch.bootstrap)
     )

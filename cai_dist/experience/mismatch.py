@@ -22,7 +22,7 @@ class Gaps:
 
     @classmethod
     def of(cls, differences: NDArray[np.float64]) -> Gaps:
-        """Of some tokens [N]."""
+        """Gaps of some tokens [N]."""
         if not len(differences):
             return cls()
         sizes = np.abs(differences)
@@ -30,7 +30,7 @@ class Gaps:
         return cls(len(sizes), float(sizes.sum()), float(sizes.max()), float(k3.sum()))
 
     def merged(self, other: Gaps) -> Gaps:
-        """Of the tokens of both."""
+        """Gaps over the tokens of both."""
         largest = max(self.largest, other.largest)
         return Gaps(self.tokens + other.tokens, self.total + other.total, largest, self.k3 + other.k3)
 
@@ -48,18 +48,18 @@ class Gaps:
 
 @dataclass(frozen=True, slots=True)
 class Distances:
-    """Of the tokens that weights of the trainer's version made, and of those of older weights."""
+    """Distances between sampler and trainer: of tokens from weights of the trainer's version, and from older ones."""
 
     same: Gaps = Gaps()
     stale: Gaps = Gaps()
 
     def merged(self, other: Distances) -> Distances:
-        """Of the tokens of both."""
+        """Distances over the tokens of both."""
         return Distances(self.same.merged(other.same), self.stale.merged(other.stale))
 
     def metrics(self) -> dict[str, float]:
-        """As `mismatch_*` over tokens of the trainer's version, as `offpolicy_*` over the others, with `stale_tokens`,
-        their share. What there is no token for is left out."""
+        """Metrics: `mismatch_*` over tokens of the trainer's version, `offpolicy_*` over the others, and their share as
+        `stale_tokens`. What there is no token for is left out."""
         metrics = self.same.metrics("mismatch")
         if self.stale.tokens:
             metrics |= self.stale.metrics("offpolicy")
@@ -70,7 +70,7 @@ class Distances:
 def distances(
     trainer: NDArray[np.float32], sampler: NDArray[np.float32], versions: NDArray[np.int32], version: int
 ) -> Distances:
-    """Of every token, by whether it is of `version`, the trainer's.
+    """Distances of every token, by whether it is of `version`, the trainer's.
 
     Args:
         trainer, sampler: [N] log-probabilities (nats).

@@ -17,7 +17,7 @@ EPSILON = 1e-8
 
 @dataclass(frozen=True, slots=True)
 class Moments:
-    """Of `count` numbers: their mean, and the sum of the squared distances from it."""
+    """Moments of `count` numbers: their mean, and the sum of the squared distances from it."""
 
     count: int = 0
     mean: float = 0.0
@@ -25,7 +25,7 @@ class Moments:
 
     @classmethod
     def of(cls, numbers: Sequence[float] | NDArray[np.floating]) -> Moments:
-        """Of [N], summed in float64 around the first number: `squares` is exactly 0 where all are equal."""
+        """Moments of [N] numbers, summed in float64 around the first: `squares` is exactly 0 where all are equal."""
         array = np.asarray(numbers, dtype=np.float64)
         if not len(array):
             return cls()
@@ -34,7 +34,7 @@ class Moments:
         return cls(len(array), float(array[0] + mean), float(((moved - mean) ** 2).sum()))
 
     def merged(self, other: Moments) -> Moments:
-        """Of the numbers of both (Chan, Golub, LeVeque 1983)."""
+        """Moments of the numbers of both (Chan, Golub, LeVeque 1983)."""
         if not self.count or not other.count:
             return self if self.count else other
         count, apart = self.count + other.count, other.mean - self.mean
@@ -44,12 +44,12 @@ class Moments:
 
     @property
     def variance(self) -> float:
-        """Of the population; 0 of none."""
+        """Variance of the population; 0 of none."""
         return self.squares / self.count if self.count else 0.0
 
     @property
     def deviation(self) -> float:
-        """Of the population; 0 of none."""
+        """Standard deviation of the population; 0 of none."""
         return math.sqrt(self.variance)
 
 

@@ -45,7 +45,7 @@ def _facts(sample: Generation) -> tuple[int, int, str, int, int]:
 def samples_of(
     rows: Sequence[RemoteRow[Generation]], facts: Sequence[tuple[int, int, str, int, int]]
 ) -> list[SampleRef]:
-    """From the facts of `kept_samples`."""
+    """References of samples, from the facts of `kept_samples`."""
     return [SampleRef(row, *of_row) for row, of_row in zip(rows, facts, strict=True)]  # type: ignore[arg-type]
 
 

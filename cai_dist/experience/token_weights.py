@@ -48,7 +48,7 @@ class Importance:
         return np.ones(len(self.ratios)) if self.cap is None else np.minimum(self.ratios, self.cap)
 
     def sums(self) -> RatioSums:
-        """Over all tokens."""
+        """Sums over all tokens."""
         ratios = self.ratios
         used = ratios if self.cap is None else self.weights
         return RatioSums(
@@ -74,7 +74,7 @@ class RatioSums:
     used_squares: float = 0.0
 
     def merged(self, other: RatioSums) -> RatioSums:
-        """Over the tokens of both."""
+        """Sums over the tokens of both."""
         return RatioSums(
             self.tokens + other.tokens,
             self.total + other.total,

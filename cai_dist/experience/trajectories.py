@@ -67,12 +67,12 @@ class TrajectoryRequest:
         ]
 
     def rows(self) -> Iterator[RemoteRow[Any]]:
-        """As `HasRemoteRows`."""
+        """Every row of the request (`HasRemoteRows`)."""
         for rows in (self.samples, self.logprobs, self.reference, self.values):
             yield from (item for item in rows or () if isinstance(item, RemoteRow))
 
     def resolve(self, found: Callable[[RemoteRow[Any]], Any]) -> TrajectoryRequest:
-        """As `HasRemoteRows`."""
+        """This request with what the rows stand for (`HasRemoteRows`)."""
 
         def fill(rows: tuple[Any, ...] | None) -> Any:
             return None if rows is None else tuple(found(i) if isinstance(i, RemoteRow) else i for i in rows)
@@ -88,7 +88,7 @@ class TrajectoryRequest:
 
 @dataclass(frozen=True, slots=True)
 class Sums:
-    """Over the response tokens of some samples."""
+    """Sums over the response tokens of some samples."""
 
     tokens: int = 0
     rewards: float = 0.0
@@ -104,7 +104,7 @@ class Sums:
     ratios: RatioSums = RatioSums()
 
     def merged(self, other: Sums) -> Sums:
-        """Over the tokens of both."""
+        """Sums over the tokens of both."""
         return Sums(
             self.tokens + other.tokens,
             self.rewards + other.rewards,

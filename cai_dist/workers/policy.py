@@ -75,7 +75,7 @@ class PolicyWorker(TrainedWorker):
         return kept_rows(self.info.role, samples, found)
 
     def reference_logprobs(self, shard: StepShard[Generation], temperature: float) -> KeepRemote[Array]:
-        """The same under the model that the training started from: this one with its LoRA adapter off."""
+        """Log-probabilities under the model that the training started from: this one with its LoRA adapter off."""
         with self.engine.adapters_off():
             return self.logprobs(shard, temperature)
 

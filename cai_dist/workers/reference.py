@@ -52,7 +52,7 @@ class ReferenceWorker(Worker):
         return found
 
     def keep_on_device(self, parts: Collection[MemoryPart]) -> dict[MemoryPart, float]:
-        """As in `Worker`."""
+        """Keep exactly these parts of the memory on the device (`Worker.keep_on_device`)."""
         return self._engine.keep_on_device(parts)
 
     def _rows(self, shard: StepShard[Generation], temperature: float) -> Ragged:

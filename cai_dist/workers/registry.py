@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 TrainedKind = Literal["language", "pm_pretraining", "preference", "dpo", "rating"]
 """Workers that learn from labels."""
-WorkerKind = Literal["policy", "value", "reference", "reward", "rollout"] | TrainedKind
+WorkerKind = Literal["policy", "value", "reference", "reward", "reward_terms", "rollout"] | TrainedKind
 """Workers of PPO, by their role, and of the other stages."""
 
 
@@ -38,6 +38,12 @@ def _reward() -> type[Worker]:
     from cai_dist.workers.reward import RewardWorker
 
     return RewardWorker
+
+
+def _reward_terms() -> type[Worker]:
+    from cai_dist.workers.reward_terms import RewardTermsWorker
+
+    return RewardTermsWorker
 
 
 def _rollout() -> type[Worker]:
@@ -81,6 +87,7 @@ WORKERS: Mapping[WorkerKind, Callable[[], type[Worker]]] = {
     "value": _value,
     "reference": _reference,
     "reward": _reward,
+    "reward_terms": _reward_terms,
     "rollout": _rollout,
     "language": _language,
     "pm_pretraining": _pm_pretraining,

@@ -50,7 +50,7 @@ class RewardWorker(Worker):
         return [score for part in self._engine.infer(shard.micro_batches, self._scores) for score in part]
 
     def keep_on_device(self, parts: Collection[MemoryPart]) -> dict[MemoryPart, float]:
-        """As in `Worker`."""
+        """Keep exactly these parts of the memory on the device (`Worker.keep_on_device`)."""
         return self._engine.keep_on_device(parts)
 
     def _scores(self, model: Model, items: Sequence[Generation]) -> list[float]:

@@ -45,7 +45,7 @@ class RewardTermsWorker(Worker):
         )  # fmt: skip
 
     def scores(self, shard: StepShard[Generation]) -> list[TermScores]:
-        """Of each term, the numbers of the samples, in their order. Raises CaiError that names the term."""
+        """Numbers of the samples from each term, in their order. Raises CaiError that names the term."""
         samples = [sample for part in shard.micro_batches for sample in part]
         ids = [tuple(int(token) for token in sample.response_ids) for sample in samples]
         prompts = [self._prompts[tuple(int(token) for token in sample.prompt_ids)] for sample in samples]

@@ -29,7 +29,7 @@ def reward_terms_spec(ppo: PpoConfig, table: PromptTable | None, threads: int) -
         raise ConfigError("ppo.rewards: reward terms of one's own need the prompts in words")
     place = ppo.placement.reward_terms
     kwargs = {"terms": own, "table": table, "threads": place.threads or threads}
-    spec = WorkerSpec("cai_dist.workers.reward_terms:RewardTermsWorker", kwargs)
+    spec = WorkerSpec("reward_terms", kwargs)
     return [GroupSpec(ROLE, spec, workers=place.workers, cpus=place.cpus, gpus=place.gpus)]
 
 
@@ -92,7 +92,7 @@ class RewardTerms:
 
 
 def joined(parts: Sequence[Sequence[TermScores]]) -> dict[str, TermScores]:
-    """By term, the numbers of all parts in their order, and the sum of their seconds."""
+    """Numbers of each term from all parts, in their order, and the sum of their seconds."""
     found: dict[str, TermScores] = {}
     for scores in (scores for part in parts for scores in part):
         before = found.get(scores.name, TermScores(scores.name, (), 0.0))

@@ -18,5 +18,5 @@ def reinforce(batch: Experience, config: PpoConfig) -> Estimate:
 
 
 def reinforce_group(batch: Experience, config: PpoConfig) -> Estimate:
-    """The same of scores from which the mean of their prompt is taken (the paper's variant with a baseline)."""
+    """REINFORCE++ on scores from which the mean of their prompt is taken (the paper's variant with a baseline)."""
     return reinforce(replace(batch, scores=group_centred(batch.scores, config.samples_per_prompt)), config)

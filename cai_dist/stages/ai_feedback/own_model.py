@@ -32,8 +32,8 @@ def own_model(path: str) -> FeedbackScorer:
 
 
 def ask_own(ctx: RunContext, questions: Sequence[Question]) -> list[Reply]:
-    """Its answer to each question, in order, asked `feedback.shard_size` at a time. Nothing is kept: an interrupted
-    stage asks again. Raises Interrupted, ConfigError, and CaiError for answers that do not fit."""
+    """Answers of the run's own feedback model, one a question, in order, `feedback.shard_size` at a time. Nothing is
+    kept: an interrupted stage asks again. Raises Interrupted, ConfigError, and CaiError for answers that do not fit."""
     config = ctx.config.feedback
     assert config.model is not None
     model, where = own_model(config.model), f"{KEY}={config.model}"

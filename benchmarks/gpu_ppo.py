@@ -148,7 +148,7 @@ def ppo_config(args: argparse.Namespace, transfer: TransferBackend) -> PpoConfig
             "transfer": transfer,
             "transfer_bucket_mb": 256,
             "placement": {"mode": "colocated"}
-            | {name: role for name in ("policy", "value", "reference", "reward", "rollout")},
+            | dict.fromkeys(("policy", "value", "reference", "reward", "rollout"), role),
         }
     )
 

@@ -109,6 +109,7 @@ def main() -> None:
         costs = Costs(arguments.iteration, length, start=arguments.start)
         rows.append(measure(gpus, costs, arguments.iterations, arguments.hosts))
         write(rows, arguments)
+    return None
 
 
 def roles_of(gpus: int) -> dict[str, int]:

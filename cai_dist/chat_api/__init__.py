@@ -1,0 +1,1 @@
+"""A client of servers with the chat completions API, and the store of their answers."""

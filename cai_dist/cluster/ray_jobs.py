@@ -53,6 +53,7 @@ class Job:
 
     @property
     def over(self) -> bool:
+        """Whether the job has ended."""
         return self.code is not None
 
 

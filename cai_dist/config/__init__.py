@@ -1,0 +1,1 @@
+"""The settings of a run: strict, frozen sections."""

@@ -1,0 +1,1 @@
+"""The loop of PPO, against protocols of its roles."""

@@ -1,0 +1,1 @@
+"""Prompts and comparisons from files, the chat format, tables, flat batches."""

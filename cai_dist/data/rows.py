@@ -185,7 +185,7 @@ def _parquet(path: Path) -> NumberedRows:
         raise DataError(f"{path}: not a readable Parquet file: {type(error).__name__}: {line}") from error
 
 
-class _reading:
+class _reading:  # noqa: N801 - used as a function is
     """Turns what goes wrong in packed bytes, text or CSV into one line with the place."""
 
     def __init__(self, path: Callable[[], Path], line: Callable[[], int]) -> None:

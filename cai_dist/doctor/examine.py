@@ -173,8 +173,8 @@ def _reach(survey: Survey, addresses: Mapping[str, str]) -> dict[tuple[str, str]
     nodes = list(addresses)
     if len(nodes) < 2:
         return {}
-    ports = survey.ask("listen", {node: () for node in nodes}, _SHORT_SECONDS)
-    pairs = {node: target for node, target in zip(nodes, [*nodes[1:], nodes[0]], strict=True)}
+    ports = survey.ask("listen", dict.fromkeys(nodes, ()), _SHORT_SECONDS)
+    pairs = dict(zip(nodes, [*nodes[1:], nodes[0]], strict=True))
     arguments = {
         node: (addresses[target], ports[target], _SHORT_SECONDS)
         for node, target in pairs.items()

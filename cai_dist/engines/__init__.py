@@ -1,0 +1,1 @@
+"""Machinery of one process that trains, samples or scores."""

@@ -84,7 +84,7 @@ def _bootstrap(after: Sequence[float], truncated: Sequence[bool], config: PpoCon
 
 
 def token_mask(lengths: Array) -> Tensor:
-    """bool [B, N]: true for the tokens of each response; `lengths` [B]."""
+    """Bool [B, N]: true for the tokens of each response; `lengths` [B]."""
     return torch.arange(int(lengths.max())).unsqueeze(0) < torch.from_numpy(lengths).unsqueeze(1)
 
 

@@ -21,7 +21,7 @@ MAX_EXPONENT = 20.0
 
 
 def k1(log_ratio: Tensor) -> Tensor:
-    """log p - log q: unbiased, high variance, may be negative. Same shape as the input, nats."""
+    """Log p - log q: unbiased, high variance, may be negative. Same shape as the input, nats."""
     return log_ratio
 
 

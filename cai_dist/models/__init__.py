@@ -1,0 +1,1 @@
+"""Models: loading, layouts, heads, adapters, probes, exports."""

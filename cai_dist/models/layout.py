@@ -51,8 +51,7 @@ def trunk_states(hf: Any, ids: Tensor, lengths: Tensor, layout: Layout) -> Tenso
     inside = torch.arange(int(lengths.max()), device=ids.device) < lengths.unsqueeze(1)
     rows = torch.zeros(inside.shape, dtype=ids.dtype, device=ids.device).masked_scatter(inside, ids)
     padded = trunk_of(hf)(input_ids=rows, attention_mask=inside.long(), use_cache=False)
-    states = padded.last_hidden_state[inside]
-    return states
+    return padded.last_hidden_state[inside]
 
 
 def attention_window(config: Any) -> float:

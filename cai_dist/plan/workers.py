@@ -41,8 +41,8 @@ PHASES = ("start", "transfer", "rollout", "score", "update")
 NEEDS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "transfer": {"policy": ("weights",), "rollout": ("weights",)},
     "rollout": {"rollout": ("weights",)},
-    "score": {role: ("weights",) for role in ("policy", "value", "reference", "reward")},
-    "update": {role: ("weights", "optimizer") for role in ("policy", "value")},
+    "score": dict.fromkeys(("policy", "value", "reference", "reward"), ("weights",)),
+    "update": dict.fromkeys(("policy", "value"), ("weights", "optimizer")),
 }
 """What of a role that shares its GPU is on it in which phase, as `cluster.ppo.offload_plan.NEEDS`."""
 

@@ -1,0 +1,1 @@
+"""The pipeline of a run, one file a stage."""

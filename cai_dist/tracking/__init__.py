@@ -1,0 +1,1 @@
+"""Paths of a run, manifest, metrics, checkpoints, console, signals."""

@@ -26,6 +26,7 @@ class StopFlag:
         self._before: dict[signal.Signals, Any] = {}
 
     def __call__(self) -> bool:
+        """Whether a signal to stop has come."""
         return self._received is not None
 
     @property

@@ -1,0 +1,1 @@
+"""Both sides of each way that weights go from training to rollout."""

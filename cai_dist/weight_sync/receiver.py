@@ -190,6 +190,8 @@ class WeightReceiver:
 
 
 def refuse_other_model(parameters: Mapping[str, Tensor], ledger: TransferLedger) -> None:
+    """Refuse a transfer whose manifest names other tensors, shapes or dtypes than the engine's `parameters`. Raises
+    WeightTransferError."""
     unknown = sorted(set(ledger.specs) - set(parameters))
     absent = sorted(set(parameters) - set(ledger.specs))
     if unknown or absent:

@@ -99,7 +99,7 @@ def better_answers_batch(pairs: Sequence[LabelledPair]) -> PairBatch:
 
 
 def answer_weights(batch: PairBatch) -> Tensor:
-    """float [N]: 1 / (length of the answer) at each response token, so that every answer counts alike; 0 elsewhere."""
+    """Float [N]: 1 / (length of the answer) at each response token, so that every answer counts alike; 0 elsewhere."""
     tokens = batch.tokens
     counts = (tokens.lengths - tokens.prompt_lengths).clamp(min=1)
     shares = torch.repeat_interleave(1.0 / counts, tokens.lengths, output_size=len(tokens.ids))

@@ -1,0 +1,1 @@
+"""The micro-world: its text, the shape of its model, its oracle."""

@@ -23,7 +23,7 @@ class Shorter:
         return [self._answer(turns[-1].text, options) for turns in questions]
 
     def _answer(self, question: str, options: tuple[str, str]) -> tuple[float, float] | None:
-        """log p of either option, or None where the question does not show both of them."""
+        """Log p of either option, or None where the question does not show both of them."""
         before, found, second = question.rpartition(options[1])
         _, shown, first = before.rpartition(options[0])
         if not found or not shown:

@@ -37,7 +37,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> PpoModels:
 
 
 def config(mode: str, policy_zero: int, value_zero: int, **placement: Any) -> PpoConfig:
-    roles = {role: FEW for role in ("policy", "value", "reference", "reward", "rollout")}
+    roles = dict.fromkeys(("policy", "value", "reference", "reward", "rollout"), FEW)
     return PpoConfig(
         iterations=2,
         prompts_per_iteration=6,

@@ -1,0 +1,1 @@
+"""The groups of workers that PPO's roles are, and what goes between them."""

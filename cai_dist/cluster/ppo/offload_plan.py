@@ -21,8 +21,8 @@ from cai_dist.types import MemoryPart, Phase
 NEEDS: Mapping[Phase, Mapping[str, tuple[MemoryPart, ...]]] = {
     "transfer": {"policy": ("weights",), "rollout": ("weights",)},
     "rollout": {"rollout": ("weights",)},
-    "score": {role: ("weights",) for role in ("policy", "value", "reference", "reward")},
-    "update": {role: ("weights", "optimizer") for role in ("policy", "value")},
+    "score": dict.fromkeys(("policy", "value", "reference", "reward"), ("weights",)),
+    "update": dict.fromkeys(("policy", "value"), ("weights", "optimizer")),
 }
 
 

@@ -1,0 +1,1 @@
+"""Refusals and warnings about settings, before any work is done."""

@@ -1,0 +1,1 @@
+"""Run files: YAML with `extends`, overrides, one line a mistake."""

@@ -1,0 +1,1 @@
+"""Rollouts on transformers: continuous batching, labels, the probe."""

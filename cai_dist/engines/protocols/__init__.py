@@ -1,0 +1,1 @@
+"""What workers ask of a training engine and of a rollout engine."""

@@ -1,0 +1,1 @@
+"""Training on DeepSpeed, and scoring without an optimizer."""

@@ -1,0 +1,1 @@
+"""Rollouts on vLLM, the one place that imports it."""

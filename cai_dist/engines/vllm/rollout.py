@@ -218,7 +218,7 @@ class VllmRolloutEngine:
             raise StaleEngineError(f"{what}: the engine {why}")
 
     def _refuse_long(self, prompts: Sequence[tuple[int, ...]], new: int) -> None:
-        """vLLM would cut the response off without a word."""
+        """VLLM would cut the response off without a word."""
         bound = self._llm.llm_engine.model_config.max_model_len
         longest = max(map(len, prompts), default=0)
         if longest + new > bound:

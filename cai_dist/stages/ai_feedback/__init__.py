@@ -1,0 +1,1 @@
+"""Questions to the feedback model, and the labels that its answers are."""

@@ -1,0 +1,1 @@
+"""What the last stage measures; the only room that may see the oracle."""

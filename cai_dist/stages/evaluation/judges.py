@@ -219,7 +219,7 @@ class RewardJudge(ABC):
         return reactions(sampled)
 
     def prefers(self, pairs: Sequence[Comparison]) -> list[float]:
-        """sigma of the difference of the scores."""
+        """Sigma of the difference of the scores."""
         sides = [(pair.prompt, text) for pair in pairs for text in (pair.response_a, pair.response_b)]
         scores = self.answers.of(sides, "evaluate: scores")
         return [_sigma(a - b) for a, b in zip(scores[::2], scores[1::2], strict=True)]

@@ -1,0 +1,1 @@
+"""How stages start workers, sample, train and score."""

@@ -1,0 +1,1 @@
+"""What would fail hours from now, tried at once."""

@@ -1,0 +1,1 @@
+"""Parquet tables between stages, transcripts, figures with intervals."""

@@ -59,8 +59,8 @@ def test_each_phase_has_what_it_needs_and_nothing_else() -> None:
     lab = Lab(ROLES)
     assert lab.enter("transfer") == {"policy": ("weights",), "rollout": ("weights",)}
     assert lab.enter("rollout") == {"rollout": ("weights",)}
-    assert lab.enter("score") == {role: ("weights",) for role in ("policy", "value", "reference", "reward")}
-    assert lab.enter("update") == {role: ("weights", "optimizer") for role in ("policy", "value")}
+    assert lab.enter("score") == dict.fromkeys(("policy", "value", "reference", "reward"), ("weights",))
+    assert lab.enter("update") == dict.fromkeys(("policy", "value"), ("weights", "optimizer"))
     assert lab.enter("transfer") == {"policy": ("weights",), "rollout": ("weights",)}
 
 

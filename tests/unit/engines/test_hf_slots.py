@@ -112,7 +112,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[int, int, int]]
         return states
 
     monkeypatch.setattr(RoomyLayer, "update", spy)
-    yield found
+    return found
 
 
 def test_the_cache_stays_as_wide_as_one_response(engine: HfRolloutEngine, seen: list[tuple[int, int, int]]) -> None:

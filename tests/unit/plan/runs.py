@@ -24,7 +24,7 @@ def run_of(gpus: float = 1.0, **ppo: Any) -> RunConfig:
         "sampling": {"max_new_tokens": 128},
         "placement": {**roles, **placement},
     }
-    models = {name: "meta-llama/Llama-3.1-8B" for name in ("assistant", "pretrained", "feedback")}
+    models = dict.fromkeys(("assistant", "pretrained", "feedback"), "meta-llama/Llama-3.1-8B")
     return build_run(
         {
             "name": "planned",

@@ -49,7 +49,7 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
         pipeline, "STAGE_SPECS", {name: made(name, stage) for name, stage in pipeline.STAGE_SPECS.items()}
     )
     monkeypatch.setattr(evaluate, "show", lambda run: None)
-    yield names
+    return names
 
 
 def config(tmp_path: Path, alignment: str, **sections) -> RunConfig:

@@ -95,7 +95,7 @@ def stage(make_run: Callable[..., RunContext], monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr(dpo, "trained_model", start)
     monkeypatch.setattr(dpo, "chat_format", lambda run, model: CHAT)
-    yield run, groups
+    return run, groups
 
 
 def test_both_sides_begin_with_the_same_conversation() -> None:

@@ -104,7 +104,7 @@ def stage(make_run: Callable[..., RunContext], monkeypatch: pytest.MonkeyPatch) 
         write_ranked(run.folder("prepare") / "ranked.parquet", ranked())
         return run
 
-    yield make, groups
+    return make, groups
 
 
 def ranked() -> list[RankedQuestion]:

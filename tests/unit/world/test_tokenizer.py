@@ -66,7 +66,7 @@ def test_words_outside_the_vocabulary_become_unknown() -> None:
     assert tokenizer("rm -rf zorium", add_special_tokens=False)["input_ids"][:2] == [tokenizer.unk_token_id] * 2
 
 
-@pytest.mark.parametrize("hidden_size, heads, layers", [(64, 2, 2), (128, 4, 3)])
+@pytest.mark.parametrize(("hidden_size", "heads", "layers"), [(64, 2, 2), (128, 4, 3)])
 def test_the_model_is_a_small_llama_that_every_engine_takes(hidden_size: int, heads: int, layers: int) -> None:
     tokenizer = build_tokenizer()
     config = model_config(WorldConfig(hidden_size=hidden_size, heads=heads, layers=layers), len(tokenizer))

@@ -4,6 +4,7 @@ and started again, it ends with the same files (of every stage: with --full)."""
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 import time
@@ -92,7 +93,8 @@ def test_every_series_of_metrics_stands_in_the_documentation(whole: Path) -> Non
     page = Path("docs/running.md").read_text()
     table = page[page.index("### metrics.jsonl") : page.index("### evaluation.json")]
     documented = {name for row in table.splitlines() if row.startswith("| `") for name in row.split("|")[1].split("`")}
-    written = {json.loads(line)["stage"] for line in (whole / "metrics.jsonl").read_text().splitlines()}
+    lines = map(json.loads, (whole / "metrics.jsonl").read_text().splitlines())
+    written = {re.sub("^(evaluate_[a-z]+-).*", r"\1MODEL", line["stage"]) for line in lines}
     assert len(written) > 15
     assert written <= documented
 

@@ -6,6 +6,7 @@ import random
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
@@ -165,7 +166,8 @@ def test_save_and_load_bring_back_both_engines(roles: ByValue, prompts: list[tup
         roles.update_value(batch).result(),
         roles.values(samples).result(),
     )
-    assert again == first
+    assert again[:2] == first[:2]
+    assert all(map(np.array_equal, again[2], first[2]))
 
 
 def test_a_transfer_that_fails_leaves_the_receivers_stale(

@@ -1,1 +1,1 @@
-"""Both sides of each way that weights go from training to rollout."""
+"""Weight transfer: the two sides of each way from training to rollout."""

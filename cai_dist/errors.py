@@ -121,3 +121,8 @@ class StaleEngineError(CaiError, RuntimeError):
 
 class CheckpointError(CaiError, RuntimeError):
     """A checkpoint is incomplete or does not belong to this run."""
+
+
+def one_line(error: BaseException, longest: int = 300) -> str:
+    """Kind and words of somebody else's error on one line of at most `longest` characters."""
+    return " ".join(f"{type(error).__name__}: {error}".split())[:longest]

@@ -8,19 +8,22 @@ the fingerprint of the stage that uses it: other source, another result.
 
 from __future__ import annotations
 
+import asyncio
 import difflib
 import functools
 import hashlib
 import importlib
 import importlib.util
 import inspect
+import queue
 import re
-from collections.abc import Callable, Mapping
+import threading
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar, cast
 
-from cai_dist.errors import CaiError, ConfigError
+from cai_dist.errors import CaiError, ConfigError, one_line
 
 PATH_PATTERN = r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$"
 T = TypeVar("T")
@@ -92,8 +95,7 @@ def find_object(path: str, key: str, signature: Signature | None = None) -> Any:
     except CaiError:
         raise
     except Exception as error:
-        line = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-        raise ConfigError(f"{key}={path}: the module {module} cannot be imported: {line}") from error
+        raise ConfigError(f"{key}={path}: the module {module} cannot be imported: {one_line(error)}") from error
     if not hasattr(loaded, name):
         near = difflib.get_close_matches(name, [other for other in vars(loaded) if not other.startswith("_")], 1)
         raise ConfigError(
@@ -103,6 +105,40 @@ def find_object(path: str, key: str, signature: Signature | None = None) -> Any:
     if signature is not None and (problem := signature.problem(found)):
         raise ConfigError(f"{key}={path}: {problem}")
     return found
+
+
+class NoAnswer(TimeoutError):
+    """A call of somebody's own object that has not come back in time."""
+
+
+def call_within(seconds: float, call: Callable[[], Any]) -> Any:
+    """What a call of somebody's own object gives: awaited where it is to be, and a list of what an iterator gives.
+    Raises NoAnswer where that takes longer than `seconds`, and whatever the call raises.
+
+    The call is in a thread that nobody waits for at the end: one that hangs cannot be broken off, only left behind.
+    """
+    answers: queue.SimpleQueue[tuple[Any, Exception | None]] = queue.SimpleQueue()
+
+    def work() -> None:
+        try:
+            found = call()
+            found = asyncio.run(_awaited(found)) if inspect.isawaitable(found) else found
+            answers.put((list(found) if isinstance(found, Iterator) else found, None))
+        except Exception as error:
+            answers.put((None, error))
+
+    threading.Thread(target=work, name="own object", daemon=True).start()
+    try:
+        found, error = answers.get(timeout=seconds)
+    except queue.Empty:
+        raise NoAnswer(f"no answer within {seconds:g} s") from None
+    if error is not None:
+        raise error
+    return found
+
+
+async def _awaited(found: Awaitable[Any]) -> Any:
+    return await found
 
 
 def source_note(path: str, key: str) -> dict[str, str]:
@@ -139,8 +175,7 @@ def _spec(path: str, key: str) -> Any:
     except ModuleNotFoundError:
         spec = None
     except Exception as error:
-        line = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-        raise ConfigError(f"{key}={path}: the module {module} cannot be imported: {line}") from error
+        raise ConfigError(f"{key}={path}: the module {module} cannot be imported: {one_line(error)}") from error
     if spec is None:
         raise ConfigError(f"{key}={path}: no module {module}; install its package, or put its folder on PYTHONPATH")
     return spec

@@ -36,8 +36,8 @@ class FeedbackModel:
     """
 
     def __init__(self, source: ModelSource) -> None:
-        # A server's own settings say nothing about a model that is here.
-        self.config = source.config.feedback.model_copy(update={"endpoint": None})
+        # What a server or an object of one's own answers says nothing about a model that is here.
+        self.config = source.config.feedback.model_copy(update={"endpoint": None, "model": None})
         self.constitution, self._seed = source.constitution, source.config.seed
         self._model = ChatModel(source)
         self._chat = self._model.chat_format(source.constitution.templates.labels)

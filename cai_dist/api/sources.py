@@ -92,8 +92,9 @@ def _model_of(folder: Path, config: RunConfig, role: ModelRole) -> str:
     except (OSError, KeyError):
         path = ""
     if not path or (stage == PREFERENCE and not Path(path).is_dir()):
-        server = role == "feedback" and config.feedback.endpoint is not None
-        why = "its answers come from a server" if server else f"stage {stage} has not made it"
+        why = f"stage {stage} has not made it"
+        if role == "feedback" and config.feedback.elsewhere:
+            why = f"its answers come from {config.feedback.model or 'a server'}"
         raise DataError(f"{folder}: this run holds no {role} model: {why}; give the folder of a model")
     return path
 

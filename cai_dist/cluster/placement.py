@@ -79,7 +79,7 @@ class Placement:
 def needed_cpus(config: RunConfig) -> float:
     """Logical CPUs of the stage of a run that asks for most of them: all roles of PPO, or one group of another."""
     ppo = config.ppo
-    together = ppo.cpus + ppo.term_cpus
+    together = ppo.cpus
     workers = max(
         config.expand.workers if EXPAND in config.stages else 1,
         config.revise.workers,

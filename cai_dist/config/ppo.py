@@ -73,7 +73,7 @@ class RoleShards(Section):
     reward: PlacementConfig = PlacementConfig()
     rollout: PlacementConfig = PlacementConfig(workers=2)
     reward_terms: PlacementConfig = PlacementConfig()
-    """Of the workers that call the terms of `ppo.rewards` that are one's own; they share GPUs with nobody."""
+    """Workers that call the terms of `ppo.rewards` that are one's own; they share GPUs with nobody."""
 
 
 class PpoConfig(Section):
@@ -202,12 +202,6 @@ class PpoConfig(Section):
         return any(term.use == MODEL for term in self.rewards)
 
     @property
-    def term_cpus(self) -> float:
-        """Logical CPUs of the workers that call reward terms of one's own."""
-        place = self.placement.reward_terms
-        return place.workers * place.cpus if any(term.own for term in self.rewards) else 0.0
-
-    @property
     def plain_rewards(self) -> bool:
         """Whether the score is the preference model's alone, as it is."""
         return len(self.rewards) == 1 and self.rewards_model and self.rewards[0].weight == 1.0
@@ -224,8 +218,10 @@ class PpoConfig(Section):
 
     @property
     def cpus(self) -> float:
-        """Logical CPUs of all roles together."""
-        return float(sum(self.workers_of(role) * getattr(self.placement, role).cpus for role in self.roles))
+        """Logical CPUs of all roles together, and of the workers that call reward terms of one's own."""
+        terms = self.placement.reward_terms
+        of_terms = terms.workers * terms.cpus if any(term.own for term in self.rewards) else 0.0
+        return of_terms + sum(self.workers_of(role) * getattr(self.placement, role).cpus for role in self.roles)
 
     @property
     def rollout_alone(self) -> bool:

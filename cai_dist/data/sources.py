@@ -11,7 +11,7 @@ from cai_dist.data.files import data_files, kind_of, saved_table
 from cai_dist.data.hub import hub_name, hub_rows, hub_sha256, saved_rows
 from cai_dist.data.records import Record, kind
 from cai_dist.data.rows import NumberedRows, rows_of
-from cai_dist.errors import DataError
+from cai_dist.errors import DataError, one_line
 from cai_dist.registry import Signature, find_object, is_path, source_note
 from cai_dist.types import DataRows
 
@@ -110,8 +110,7 @@ def _own_rows(path: str) -> NumberedRows:
         for number, row in enumerate(rows(), 1):
             yield number, dict(row) if isinstance(row, Mapping) else row
     except Exception as error:
-        line = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-        raise DataError(f"{path}: fails after row {number}: {line}") from error
+        raise DataError(f"{path}: fails after row {number}: {one_line(error)}") from error
 
 
 def _placed(name: str, rows: NumberedRows, typed: bool) -> Iterator[tuple[str, object, bool]]:

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 import math
-import queue
-import threading
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
 from cai_dist.config.rewards import SIGNATURE, RewardTerm
-from cai_dist.errors import CaiError, ConfigError
-from cai_dist.registry import find_object
+from cai_dist.errors import CaiError, ConfigError, one_line
+from cai_dist.registry import NoAnswer, call_within, find_object
 from cai_dist.types import Prompt
 
 KEY = "ppo.rewards"
@@ -38,7 +35,7 @@ class OwnTerm:
         try:
             self._call: Callable[..., Any] = found(**term.args) if isinstance(found, type) else found
         except Exception as error:
-            raise ConfigError(f"{KEY}={term.use}: cannot be made with args={term.args}: {_line(error)}") from error
+            raise ConfigError(f"{KEY}={term.use}: cannot be made with args={term.args}: {one_line(error)}") from error
         if problem := replace(SIGNATURE, keywords=tuple(self._args)).problem(self._call):
             raise ConfigError(f"{KEY}={term.use}: {problem}")
 
@@ -52,11 +49,17 @@ class OwnTerm:
         """One number a response. Raises CaiError, one line that names the term, for an exception, a call that takes
         longer than `timeout`, a wrong count, and what is no finite number."""
         began = time.perf_counter()
-        found = self._within_time(partial(self._call, prompts, responses, response_ids, **self._args))
+        call = partial(self._call, prompts, responses, response_ids, **self._args)
+        try:
+            found = call_within(self._term.timeout, call)
+        except NoAnswer:
+            raise self._error(f"no answer within timeout={self._term.timeout:g} s") from None
+        except Exception as error:
+            raise self._error(one_line(error)) from error
         try:
             numbers = tuple(float(number) for number in found)
         except (TypeError, ValueError) as error:
-            raise self._error(f"must give one number a response: {_line(error)}") from error
+            raise self._error(f"must give one number a response: {one_line(error)}") from error
         if len(numbers) != len(responses):
             raise self._error(f"gave {len(numbers)} numbers for {len(responses)} responses")
         for prompt, number in zip(prompts, numbers, strict=True):
@@ -64,34 +67,5 @@ class OwnTerm:
                 raise self._error(f"gave {number} for a response to prompt {prompt.id}; every number must be finite")
         return TermScores(self.name, numbers, time.perf_counter() - began)
 
-    def _within_time(self, call: Callable[[], Any]) -> Any:
-        """What `call` gives, awaited where it is to be. In a thread that nobody waits for at the end: a call that hangs
-        cannot be broken off, only left behind."""
-        answers: queue.SimpleQueue[tuple[Any, Exception | None]] = queue.SimpleQueue()
-
-        def work() -> None:
-            try:
-                found = call()
-                answers.put((asyncio.run(_awaited(found)) if inspect.isawaitable(found) else found, None))
-            except Exception as error:
-                answers.put((None, error))
-
-        threading.Thread(target=work, name=f"reward {self.name}", daemon=True).start()
-        try:
-            found, error = answers.get(timeout=self._term.timeout)
-        except queue.Empty:
-            raise self._error(f"no answer within timeout={self._term.timeout:g} s") from None
-        if error is not None:
-            raise self._error(_line(error)) from error
-        return found
-
     def _error(self, what: str) -> CaiError:
         return CaiError(f"reward term {self.name} ({self._term.use}): {what}")
-
-
-async def _awaited(found: Awaitable[Any]) -> Any:
-    return await found
-
-
-def _line(error: Exception) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())[:300]

@@ -27,22 +27,22 @@ class TrajectoryRequest:
     way, what they stand for where the work is done."""
 
     samples: tuple[Any, ...]
-    """Of `Generation`."""
+    """`Generation` of each sample."""
     logprobs: tuple[Any, ...] | None
-    """Of the policy, a number a response token; None: the sampler's are used."""
+    """The policy's, a number a response token; None: the sampler's are used."""
     reference: tuple[Any, ...]
     values: tuple[Any, ...] | None
     """One number more than response tokens; None without a value model."""
     scores: tuple[float, ...]
     """Raw."""
     shaped: tuple[float, ...]
-    """As they become rewards."""
+    """Scores as they become rewards."""
     prompts: tuple[tuple[str, PromptKind], ...]
     """Id and kind."""
     coefficient: float
-    """Of the KL penalty."""
+    """Coefficient of the KL penalty."""
     version: int
-    """Of the trainer's weights."""
+    """Version of the trainer's weights."""
 
     def parts(self, count: int, group: int) -> list[TrajectoryRequest]:
         """At most `count` requests that together are this one, in order; the `group` samples of a prompt stay
@@ -99,7 +99,7 @@ class Sums:
     """Before whitening."""
     returns: Moments = Moments()
     residuals: Moments = Moments()
-    """Of return - value."""
+    """Moments of return - value."""
     distances: Distances = Distances()
     ratios: RatioSums = RatioSums()
 

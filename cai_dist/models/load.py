@@ -158,7 +158,7 @@ def _refuse_non_finite(source: str, model: Any) -> None:
 
 def refuse_non_finite_files(folder: Path) -> None:
     """Look at the weights in a model folder's `*.safetensors`, one tensor at a time, for an engine that loads them by
-    itself. Raises DataError where one of them is NaN or infinite."""
+    itself; what it downloads under a hub name is not seen here. Raises DataError for a NaN or infinite number."""
     for file in sorted(folder.glob("*.safetensors")):
         with safe_open(file, framework="pt") as tensors:
             for name in tensors.keys():  # noqa: SIM118 - the handle is no mapping

@@ -125,7 +125,7 @@ def _placement_problems(config: RunConfig) -> Iterator[str]:
             yield f"ppo.placement.{role}.workers={workers}: leave it out; the ranks come from ppo.{role}.ranks={ranks}"
     if cluster.address != "local" or cluster.num_cpus is None:
         return
-    wanted = ppo.cpus + ppo.term_cpus
+    wanted = ppo.cpus
     if PPO in config.stages and wanted > cluster.num_cpus:
         yield f"cluster.num_cpus={cluster.num_cpus:g}: must be at least {wanted:g}, what ppo.placement adds up to"
     for key, workers in _stage_workers(config):

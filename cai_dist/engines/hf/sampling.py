@@ -11,7 +11,7 @@ BLOCK = 256
 _PASSED = 2**18
 """Numbers that are drawn at once where they are not used."""
 _LAST: dict[tuple[int, int], tuple[torch.Generator, int]] = {}
-"""Of the last request, by (seed, tokens): the generator, and the row whose numbers it would draw next."""
+"""The generator of the last request, by (seed, tokens), and the row whose numbers it would draw next."""
 
 
 def sampling_logprobs(logits: Tensor, temperature: float, top_p: float) -> Tensor:

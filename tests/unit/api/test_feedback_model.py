@@ -125,8 +125,12 @@ def test_one_line_says_what_is_wrong(run_of: Callable[..., RunContext], chat_fol
         FeedbackModel.load(tmp_path / "no such")
     with pytest.raises(ConfigError, match="feedback.ordrs"):
         FeedbackModel.load(chat_folder, ["feedback.ordrs=one"])
-    asks = FeedbackConfig(endpoint=EndpointConfig(url="http://127.0.0.1:1/v1", model="m"))
-    served = run_of(feedback=asks, models=MODELS)
-    (served.run_dir / "prepare" / "models.json").write_text("{}")
-    with pytest.raises(DataError, match="no feedback model: its answers come from a server"):
-        FeedbackModel.load(served.run_dir)
+    server = EndpointConfig(url="http://127.0.0.1:1/v1", model="m")
+    for asks, whose in (
+        (FeedbackConfig(endpoint=server), "a server"),
+        (FeedbackConfig(model="mine:says"), "mine:says"),
+    ):
+        served = run_of(feedback=asks, models=MODELS)
+        (served.run_dir / "prepare" / "models.json").write_text("{}")
+        with pytest.raises(DataError, match=f"no feedback model: its answers come from {whose}"):
+            FeedbackModel.load(served.run_dir)

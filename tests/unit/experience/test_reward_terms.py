@@ -44,7 +44,10 @@ def few(prompts, responses, response_ids): return [1.0]
 def infinite(prompts, responses, response_ids): return [1.0, float("inf")]
 def words(prompts, responses, response_ids): return ["a", "b"]
 def fails(prompts, responses, response_ids): raise KeyError("no such thing")
-def hangs(prompts, responses, response_ids): time.sleep(30)
+def hangs(prompts, responses, response_ids): time.sleep(20)
+def hangs_midway(prompts, responses, response_ids):
+    yield 1.0
+    time.sleep(20)
 def two(prompts, responses): return []
 """
 PROMPTS = [Prompt("p1", (Turn("human", "hello"),), "helpful"), Prompt("p2", (Turn("human", "hello"),), "red_team")]
@@ -81,11 +84,12 @@ def test_functions_coroutines_and_classes() -> None:
         ("words", "must give one number a response: ValueError"),
         ("fails", "KeyError: 'no such thing'"),
         ("hangs", "no answer within timeout=0.1 s"),
+        ("hangs_midway", "no answer within timeout=0.1 s"),
     ],
 )
 def test_an_answer_that_does_not_fit_names_the_term(use: str, message: str) -> None:
     with pytest.raises(CaiError) as caught:
-        said(use, timeout=0.1 if use == "hangs" else 60.0)
+        said(use, timeout=0.1 if "hangs" in use else 60.0)
     assert str(caught.value).startswith(f"reward term {use} (my_terms:{use}): {message}")
     assert "\n" not in str(caught.value)
 
@@ -156,7 +160,10 @@ def test_a_term_decides_the_result_with_its_source_and_a_timeout_does_not(tmp_pa
 
 def test_without_the_preference_model_as_a_term_it_is_not_started() -> None:
     ppo = build_run({"name": "x", "ppo": {"rewards": [{"use": "my_terms:length"}]}}).ppo
-    assert ppo.roles == ("policy", "value", "reference", "rollout") and math.isclose(ppo.term_cpus, 0.25)
+    assert ppo.roles == ("policy", "value", "reference", "rollout")
+    own = build_run({"name": "x", "ppo": {"rewards": [{"use": "preference_model"}, {"use": "my_terms:length"}]}}).ppo
+    plain = build_run({"name": "x"}).ppo
+    assert math.isclose(own.cpus - plain.cpus, 0.25), "its workers have their CPUs"
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import pkgutil
 import re
 import shlex
 import subprocess
@@ -176,3 +177,12 @@ def test_the_workflow_and_the_hooks_call_what_the_makefile_calls() -> None:
     cited = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     assert (cited["version"], cited["license"]) == (project["version"], project["license"])
+
+
+def test_what_is_called_by_its_import_path_is_there() -> None:
+    files = [*PAGES, *(ROOT / "cai_dist").rglob("*.py")]
+    named = {name for file in files for name in re.findall(r"`(cai_dist(?:\.\w+)+)`", file.read_text(encoding="utf-8"))}
+    named -= {"cai_dist.made_from"}  # a key in Parquet files
+    assert len(named) > 5
+    for name in named:
+        assert pkgutil.resolve_name(name) is not None

@@ -27,7 +27,7 @@ NEEDS: Mapping[Phase, Mapping[str, tuple[MemoryPart, ...]]] = {
 
 
 class OffloadCall(Protocol):
-    """Calls under way, as `cai_dist.cluster.futures.Pending`."""
+    """Calls under way, as `cai_dist.cluster.futures.PendingCalls`."""
 
     def result(self) -> list[Any]: ...
 

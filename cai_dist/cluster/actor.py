@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import gc
 import os
 import time
@@ -89,12 +91,21 @@ class WorkerHost:
 
     def build(self, spec: WorkerSpec, info: RankInfo) -> None:
         """Construct the worker."""
+        self._role, self._rank = info.role, info.rank
         try:
             if spec.yields:
                 os.nice(_NICE)  # the threads that compute begin in this one and are as nice
             self._worker = _load(spec.target)(info, **spec.kwargs)
         except Exception as error:
             raise self._error("start", error) from None
+
+    def rest(self) -> None:
+        """Give the worker up, with its memory; the process may be given another one."""
+        self._worker = None
+        self._spans.clear()
+        gc.collect()
+        with contextlib.suppress(OSError, AttributeError):  # another C library
+            ctypes.CDLL("libc.so.6").malloc_trim(0)
 
     def call(self, asked: CallArguments, *fetched: Any) -> Any:
         """`worker.method(*args)`: rows in the arguments are fetched first, rows that the method wants kept are kept.

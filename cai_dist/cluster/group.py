@@ -92,6 +92,16 @@ class WorkerGroup:
         return len(self._members)
 
     @property
+    def members(self) -> list[Member]:
+        """The workers that are up, by rank."""
+        return [self._members[rank] for rank in self.ranks]
+
+    @property
+    def placement(self) -> Any:
+        """Where they are: a :class:`cai_dist.cluster.placement.Placement`."""
+        return self._placement
+
+    @property
     def nodes(self) -> frozenset[str]:
         """Addresses of the nodes that the workers are on."""
         return frozenset(member.node for member in self._members.values())

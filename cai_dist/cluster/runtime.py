@@ -24,6 +24,7 @@ from cai_dist.cluster.actor import Arrival, WorkerHost, asked
 from cai_dist.cluster.environment import worker_environment
 from cai_dist.cluster.futures import UNKNOWN, Call, all_done, gather
 from cai_dist.cluster.group import Member, Starter, Starting, WorkerGroup
+from cai_dist.cluster.idle_workers import IdleWorkers
 from cai_dist.cluster.joining import join
 from cai_dist.cluster.node_watch import WorkerAddress, WorkerRegistry
 from cai_dist.cluster.placement import GroupSpec, Placement, WorkerPlacement, gpu_fraction, place, release, sharing
@@ -49,6 +50,7 @@ class Cluster:
         self._config, self._needed_cpus = config, needed_cpus
         self._local = config.address == "local"
         self._groups: list[WorkerGroup] = []
+        self._idle = IdleWorkers()
         self._outer_env: dict[str, str | None] = {}
         self.seats: list[WorkerPlacement] = []
         """Where the workers of the last `launch` are."""
@@ -72,6 +74,7 @@ class Cluster:
             with contextlib.suppress(NodeLost):  # what is to be said of that has been said, or the run is over
                 group.close()
         self._groups.clear()
+        self._idle.close()
         self._leave()
         for name, value in self._outer_env.items():
             os.environ.pop(name, None)
@@ -82,11 +85,15 @@ class Cluster:
     def launch(self, specs: Sequence[GroupSpec]) -> dict[str, WorkerGroup]:
         """Start several groups at the same time (importing torch takes each worker seconds); role -> group. Only those
         that share GPUs are built one after the other: each gives its memory up before the next one takes some.
+        A single group begins in the processes of one that was given to `keep`, where it fits.
 
         Raises: ConfigError if the cluster is too small, WorkerTimeout if they are not up within `timeouts.start`,
             WorkerError or UserError if a worker cannot be built. Nothing stays behind then.
         """
         timeout = self._config.timeouts.start
+        if len(specs) == 1 and (group := self._again(specs[0], timeout)) is not None:
+            return {group.role: group}
+        self._idle.close()
         placements = node_watch.ask_head("start", lambda: place(specs, timeout, self._config.strategy))
         groups_of = {spec.role: group for group in sharing(specs) for spec in group}
 
@@ -116,6 +123,28 @@ class Cluster:
         self._groups += groups.values()
         self.seats = seats
         return groups
+
+    def keep(self, group: WorkerGroup, spec: GroupSpec) -> None:
+        """End `group`, which `launch` started from `spec` and whose calls have all ended, in place of `group.close()`.
+        On a local cluster its processes wait for the next group, unless they hold GPUs: those are to be free again."""
+        if self._local and not spec.gpus and not spec.share and not spec.spec.yields:
+            self._groups.remove(group)
+            self._idle.keep(group, spec)
+        else:
+            group.close()
+
+    def _again(self, spec: GroupSpec, timeout: float) -> WorkerGroup | None:
+        group = self._idle.take(
+            spec, timeout, lambda placement: self._starter(spec, placement), self._config.timeouts.collective
+        )
+        if group is not None:
+            group.timeout = self._config.timeouts.call
+            self._groups.append(group)
+            self.seats = [
+                WorkerPlacement(spec.role, rank, member.node, (), spec.cpus, "")
+                for rank, member in enumerate(group.members)
+            ]
+        return group
 
     # ---- bringing up
 

@@ -140,8 +140,14 @@ def _group(ctx: RunContext, role: str, spec: WorkerSpec, workers: int, *, distri
     group = ctx.cluster().launch([asked])[role]
     try:
         yield group
-    finally:
+    except BaseException:
         group.close()
+        raise
+    engine = ctx.config.engine
+    if engine.backend == "hf" and engine.training == "deepspeed":
+        ctx.cluster().keep(group, asked)
+    else:
+        group.close()  # what other engines leave in a process, nobody knows
 
 
 @contextmanager

@@ -98,7 +98,7 @@ class WorkerGroup:
 
     @property
     def placement(self) -> Any:
-        """Where they are: a :class:`cai_dist.cluster.placement.Placement`."""
+        """The place of the workers: a :class:`cai_dist.cluster.placement.Placement`."""
         return self._placement
 
     @property

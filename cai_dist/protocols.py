@@ -3,6 +3,7 @@
 | setting | what is named | protocol |
 |---|---|---|
 | `ppo.rewards` | a function, or a class that is made with `args` | `Reward` |
+| `ppo.environment.use` | a class that is made with `args` for each conversation | `Environment` |
 | `ppo.algorithm` | a function, with the decorator `algorithm` | `Algorithm` |
 | `ppo.schedule` | a class or function that takes a `ScheduleContext` | `Schedule` |
 | `ppo.transfer` | a function | `WeightSend` |
@@ -21,12 +22,13 @@ from cai_dist.engines.factory import RolloutBuilder, TrainBuilder
 from cai_dist.engines.protocols.rollout import RolloutEngine
 from cai_dist.engines.protocols.training import TrainEngine
 from cai_dist.experience.algorithms.protocol import Algorithm, Estimate, Experience
-from cai_dist.types import DataRows, FeedbackScorer, Reward
+from cai_dist.types import DataRows, Environment, FeedbackScorer, Reward
 
 __all__ = [
     "Algorithm",
     "AlgorithmDefaults",
     "DataRows",
+    "Environment",
     "Estimate",
     "Experience",
     "FeedbackScorer",

@@ -29,11 +29,13 @@ from cai_dist.cluster.joining import join
 from cai_dist.cluster.node_watch import WorkerAddress, WorkerRegistry
 from cai_dist.cluster.placement import GroupSpec, Placement, WorkerPlacement, gpu_fraction, place, release, sharing
 from cai_dist.config.run import ClusterConfig
-from cai_dist.errors import ConfigError, NodeLost, WorkerDied
+from cai_dist.errors import ConfigError, NodeLost, WorkerDied, WorkerTimeout
 from cai_dist.types import RankInfo
 
 __all__ = ["Cluster", "GroupSpec"]
 
+_STARTS = 3
+"""Times that Ray is started on this machine before that is given up."""
 _Start = Callable[[GroupSpec, int], Any]
 """A worker's new actor, by its rank."""
 
@@ -158,8 +160,7 @@ class Cluster:
         self._set_env(worker_environment(self._config.threads, self._local))
         cpus = self._config.num_cpus or max(os.cpu_count() or 1, self._needed_cpus)
         store = self._config.object_store_mb
-        ray.init(
-            address="local",
+        _init(
             num_cpus=math.ceil(cpus),
             include_dashboard=False,
             object_store_memory=store * 2**20 if store else None,
@@ -304,6 +305,24 @@ class Cluster:
             WorkerPlacement(spec.role, rank, node, gpus, spec.cpus, spec.share)
             for (spec, rank, _), (node, gpus) in zip(placed, gather(calls, timeout), strict=True)
         ]
+
+
+def _init(**settings: Any) -> None:
+    """Ray on this machine. It gives its own processes 30 seconds, which a busy machine may not have had: then it is
+    tried again. Raises WorkerTimeout."""
+    for tries_left in reversed(range(_STARTS)):
+        try:
+            ray.init(address="local", **settings)
+            return
+        except Exception as error:
+            if "timed out during startup" not in str(error):
+                raise
+            ray.shutdown()
+            if not tries_left:
+                cause = (
+                    f"Ray did not come up in {_STARTS} tries of 30 s; the machine is too busy, or its memory is full"
+                )
+                raise WorkerTimeout("start", "cluster", -1, "this machine", cause) from error
 
 
 def _give_back(actors: Mapping[str, Sequence[Any]], placements: Mapping[str, Placement]) -> None:

@@ -19,6 +19,7 @@ from cai_dist.config.algorithms import (
     defaults_of,
 )
 from cai_dist.config.base import Section, StrategyPath
+from cai_dist.config.environment import EnvironmentConfig
 from cai_dist.config.rewards import MODEL, RewardTerm
 from cai_dist.config.training import LoraConfig, OptimizerConfig, SamplingConfig, ShardingConfig
 from cai_dist.registry import is_path
@@ -132,6 +133,9 @@ class PpoConfig(Section):
     rewards: tuple[RewardTerm, ...] = (RewardTerm(),)
     """What the score of a response is the weighted sum of, such as [{use: preference_model, weight: 1}, {use:
     mypkg.rewards:length_penalty, weight: 0.1, args: {per_token: 0.01}}]; default: the preference model alone."""
+    environment: EnvironmentConfig | None = None
+    """Who goes on talking to the model after its answer, such as {use: asks_again}; what is scored is the last answer
+    after all that was said before. Default: nobody, a sample is one answer."""
     score_length: Literal["raw", "residual"] = "raw"
     """`residual`: the least-squares slope of score on response length is taken out, over each iteration."""
     score_normalization: Literal["none", "running", "batch"] = "none"
@@ -200,6 +204,17 @@ class PpoConfig(Section):
     def rewards_model(self) -> bool:
         """Whether the preference model is a term of the score."""
         return any(term.use == MODEL for term in self.rewards)
+
+    @property
+    def tells_prompts(self) -> bool:
+        """Whether somebody is told the prompts in words: a reward term of one's own or an environment."""
+        return self.environment is not None or any(term.own for term in self.rewards)
+
+    @property
+    def longest_response(self) -> int:
+        """Tokens that the model samples in one conversation, at most."""
+        answers = self.environment.answers if self.environment else 1
+        return answers * self.sampling.max_new_tokens
 
     @property
     def plain_rewards(self) -> bool:

@@ -165,6 +165,8 @@ def _rollout(
     made = [TrajectoryRef(row, s.tokens, s.response_tokens) for row, s in zip(rows, samples, strict=True)]
     whitening = Whitening.by(sums.advantages) if config.whitens else None
     metrics = _metrics(asked, samples, scored.scores, scores, sums, state)
+    if config.environment is not None:
+        metrics["turns"] = fmean(sample.turns for sample in samples)
     if config.old_logprobs == "trainer":
         metrics |= sums.distances.metrics() | sums.ratios.metrics()
         if sums.distances.stale.tokens:

@@ -39,6 +39,11 @@ class PromptWithResponse(Protocol):
         """[R], token ids of the answer, as they were sampled."""
         ...
 
+    @property
+    def loss_mask(self) -> NDArray[np.bool_]:
+        """[R], which of them the model sampled; [0]: all."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class TokenBatch:
@@ -52,6 +57,8 @@ class TokenBatch:
     """long [B]."""
     empty: bool = False
     """The only sequence is the stand-in of an empty micro-batch."""
+    loss_mask: Tensor | None = None
+    """bool [N], the response tokens that the model sampled, where others spoke between its answers; None: all."""
 
     def __len__(self) -> int:
         """Real sequences: 0 for the stand-in."""
@@ -74,8 +81,9 @@ class TokenBatch:
 
     @property
     def response_mask(self) -> Tensor:
-        """bool [N], true for position >= prompt_length; all false in a stand-in."""
-        return self.positions >= self._per_token(self.prompt_lengths)
+        """bool [N], true for position >= prompt_length, but for what others said there; all false in a stand-in."""
+        after = self.positions >= self._per_token(self.prompt_lengths)
+        return after if self.loss_mask is None else after & self.loss_mask
 
     def to(self, device: torch.device | str) -> TokenBatch:
         """This batch on a device."""
@@ -176,7 +184,7 @@ def sample_batch(samples: Sequence[PromptWithResponse]) -> TokenBatch:
         return _stand_in()
     rows = Ragged.of([part for sample in samples for part in (sample.prompt_ids, sample.response_ids)], np.int64)
     prompts, responses = torch.from_numpy(rows.lengths).unflatten(0, (-1, 2)).unbind(1)
-    return TokenBatch(torch.from_numpy(rows.flat), prompts + responses, prompts)
+    return TokenBatch(torch.from_numpy(rows.flat), prompts + responses, prompts, loss_mask=_loss_mask(samples))
 
 
 def pair_batch(pairs: Sequence[ScoredPair]) -> PairBatch:
@@ -238,8 +246,22 @@ def response_rows(batch: TokenBatch, values: Tensor) -> Ragged:
 
 def _response_lengths(batch: TokenBatch) -> NDArray[np.int64]:
     """[B] of the real sequences."""
-    found: NDArray[np.int64] = (batch.lengths - batch.prompt_lengths)[: len(batch)].cpu().numpy()
-    return found
+    found = batch.lengths - batch.prompt_lengths
+    if batch.loss_mask is not None:
+        found = torch.stack([part.sum() for part in batch.response_mask.split(batch.lengths.tolist())])
+    counted: NDArray[np.int64] = found[: len(batch)].cpu().numpy()
+    return counted
+
+
+def _loss_mask(samples: Sequence[PromptWithResponse]) -> Tensor | None:
+    """bool [N], true at what the models sampled and in prompts; None where nobody else spoke."""
+    if not any(len(sample.loss_mask) for sample in samples):
+        return None
+    parts = []
+    for sample in samples:
+        mask = sample.loss_mask
+        parts += [np.ones(len(sample.prompt_ids), bool), mask if len(mask) else np.ones(len(sample.response_ids), bool)]
+    return torch.from_numpy(np.concatenate(parts))
 
 
 def _stand_in() -> TokenBatch:

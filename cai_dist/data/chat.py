@@ -85,6 +85,31 @@ class ChatFormat:
             ids = self._tokens(self._template.prompt(self._messages(turns)))
         return (*ids, *self._continuation(prefill, answer_role)) if prefill else ids
 
+    def next_turn_ids(self, words: str) -> tuple[int, ...]:
+        """Ids of a human's turn, and of the next answer opened, as they go on from an answer that ended with its end
+        token: put behind the ids of a conversation, they leave it as it was sampled."""
+        if self._template is None:
+            return self._plain([Turn("human", words), Turn("assistant", "")])[len(self._front) :]
+        before, after = self._template.after_earlier_answer, self._template.before_answer
+        ids = self._tokens(before + self._marks.harmless(words) + after)
+        ends = {*self.stop_ids, *self.human_stop_ids()}
+        closed = next((n + 1 for n, i in enumerate(self._tokens(before)) if i in ends), 0)  # it has been sampled
+        return ids[closed:]
+
+    def next_turn_words(self, ids: Sequence[int]) -> str:
+        """The words of a human's turn as `next_turn_ids` makes it."""
+        before, after = self._around_next_turn
+        return str(self._text(ids[before : len(ids) - after]))
+
+    @cached_property
+    def _around_next_turn(self) -> tuple[int, int]:
+        """How many ids of `next_turn_ids` come before those of its words, and after them."""
+        one, other = (self.next_turn_ids(words) for words in (_PROBE, "kvj"))
+        if one == other:  # a vocabulary of whole words knows neither
+            at = one.index(self._tokens(_PROBE)[0])
+            return at, len(one) - at - 1
+        return _same(one, other), _same(one[::-1], other[::-1])
+
     def text_ids(self, text: str) -> tuple[int, ...]:
         """Ids of bare text, of no conversation, for a model that is to continue it."""
         return self._opened(self._marks.harmless(text))
@@ -236,3 +261,8 @@ def _different(ids: Sequence[int]) -> tuple[int, ...]:
 
 def _squeeze(text: str) -> str:
     return "".join(text.split())
+
+
+def _same(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many ids both begin with."""
+    return next((n for n, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))

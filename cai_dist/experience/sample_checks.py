@@ -9,6 +9,10 @@ import numpy as np
 from cai_dist.errors import CaiError
 from cai_dist.types import Generation, KeepRemote, RemoteRow, SampleRef
 from cai_dist.types.ragged import Array, Packed, Ragged
+from cai_dist.types.samples import Finish
+
+Fact = tuple[int, int, Finish, int, int, int, int]
+"""Of one sample, the fields of `SampleRef` after the row."""
 
 
 def kept_samples(
@@ -26,41 +30,53 @@ def kept_samples(
     if Ragged.of(prompts, np.int32) != packed.rows("prompt_ids"):
         raise CaiError("rollout: the samples do not belong to the prompts that were sent, or not in their order")
     lengths, of_versions = packed.rows("response_ids").lengths, packed.rows("versions").lengths
+    counts = lengths
+    if len(packed.rows("loss_mask").flat):
+        _check_masks(packed, first)
+        counts = np.array([sample.model_tokens for sample in packed], np.int64)
     for place in np.flatnonzero(lengths == 0)[:1]:
         raise CaiError(f"rollout: sample {first + place} has no token; a response holds at least its stop token")
-    for place in np.flatnonzero((of_versions != 0) & (of_versions != lengths))[:1]:
+    for place in np.flatnonzero((of_versions != 0) & (of_versions != counts))[:1]:
         raise CaiError(f"rollout: sample {first + place} does not say of which weights each of its tokens is")
     _check("rollout", samples, packed.rows("logprobs"), first)
     return KeepRemote(packed, [_facts(sample) for sample in packed])
 
 
-def _facts(sample: Generation) -> tuple[int, int, str, int, int]:
-    """The fields of `SampleRef` after the row."""
+def _check_masks(samples: Packed[Generation], first: int) -> None:
+    """A mask is empty, or has a mark a token, of which the first and the last are the model's. Raises CaiError."""
+    for number, sample in enumerate(samples, first):
+        mask = sample.loss_mask
+        if len(mask) and not (len(mask) == len(sample.response_ids) and mask[0] and mask[-1]):
+            raise CaiError(f"rollout: the loss mask of sample {number} does not match its tokens")
+
+
+def _facts(sample: Generation) -> Fact:
     oldest = newest = sample.weight_version
     if len(sample.versions):
         oldest, newest = min(oldest, int(sample.versions.min())), max(newest, int(sample.versions.max()))
-    return len(sample.prompt_ids), len(sample.response_ids), sample.finish, newest, oldest
+    ours = sample.model_tokens
+    others = len(sample.response_ids) - ours
+    answers = sum(1 for by_model, _ in sample.turns() if by_model) if others else 1
+    return len(sample.prompt_ids), ours, sample.finish, newest, oldest, others, answers
 
 
-def samples_of(
-    rows: Sequence[RemoteRow[Generation]], facts: Sequence[tuple[int, int, str, int, int]]
-) -> list[SampleRef]:
+def samples_of(rows: Sequence[RemoteRow[Generation]], facts: Sequence[Fact]) -> list[SampleRef]:
     """References of samples, from the facts of `kept_samples`."""
-    return [SampleRef(row, *of_row) for row, of_row in zip(rows, facts, strict=True)]  # type: ignore[arg-type]
+    return [SampleRef(row, *of_row) for row, of_row in zip(rows, facts, strict=True)]
 
 
 def kept_rows(
     role: str, samples: Sequence[Generation], rows: Ragged | Sequence[Sequence[float]], more: int = 0
 ) -> KeepRemote[Array]:
-    """Numbers (float32) of every response token (and `more`) of each sample, to be kept. Raises CaiError unless they
-    are that, and finite: one NaN would poison the whole batch."""
+    """Numbers (float32) of every token of the model in each sample (and `more`), to be kept. Raises CaiError unless
+    they are that, and finite: one NaN would poison the whole batch."""
     ragged = Ragged.of(rows, np.float32)
     _check(role, samples, ragged, 0, more)
     return KeepRemote(ragged)
 
 
 def _check(role: str, samples: Sequence[Generation], rows: Ragged, first: int, more: int = 0) -> None:
-    if rows.lengths.tolist() != [len(sample.response_ids) + more for sample in samples]:
+    if rows.lengths.tolist() != [sample.model_tokens + more for sample in samples]:
         raise CaiError(f"{role}: its numbers do not match the response tokens of the samples")
     bad = np.flatnonzero(~np.isfinite(rows.flat))
     if len(bad):

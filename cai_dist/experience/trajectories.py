@@ -189,6 +189,7 @@ def _packed(
             "prompt_id": [prompt_id for prompt_id, _ in request.prompts],
             "prompt_kind": [kind for _, kind in request.prompts],
             "versions": Ragged.of([sample.versions for sample in samples], np.int32),
+            "loss_mask": Ragged.of([sample.loss_mask for sample in samples], np.bool_),
         },
     )
 

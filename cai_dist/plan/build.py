@@ -66,7 +66,7 @@ def make_plan(config: RunConfig, machines: Machines, assumed: Assumed, rates: Ra
         return tuple(StagePlan(stage, place(stage.workers, stage.groups, machines)) for stage in stages)
 
     planned, ppo = placed(config), config.ppo
-    tokens = tokens_of(config, assumed, ppo.sampling.max_new_tokens)
+    tokens = tokens_of(config, assumed, ppo.longest_response)
     if rates is None and ppo.placement.policy.gpus and config.models.dtype == "bf16":
         rates = H100
     times = seconds(config, found, tokens, rates) if rates is not None and PPO in config.stages else None

@@ -98,7 +98,7 @@ def tokens_of(config: RunConfig, assumed: Assumed, new: int) -> Tokens:
 def ppo_stage(config: RunConfig, found: Mapping[str, Shape], assumed: Assumed, machines: Machines) -> PlannedStage:
     """All roles of PPO."""
     ppo, item = config.ppo, ITEM[config.models.dtype]
-    tokens = tokens_of(config, assumed, ppo.sampling.max_new_tokens)
+    tokens = tokens_of(config, assumed, ppo.longest_response)
     shared = {role for group in ppo.shared_groups for role in group}
     transfer = _transfer_bytes(config, found["policy"])
     workers, splits = [], []

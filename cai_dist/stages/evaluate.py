@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from cai_dist.config.environment import KEY, EnvironmentConfig
 from cai_dist.config.run import RunConfig
 from cai_dist.config.stages import DPO, EVALUATE, PPO, PREFERENCE
 from cai_dist.config.training import SamplingConfig
@@ -18,6 +19,7 @@ from cai_dist.data.choices import load_choice_set
 from cai_dist.data.ratings import load_rating_set
 from cai_dist.data.sources import hub_settings, rows_settings, source_files
 from cai_dist.errors import DataError
+from cai_dist.registry import source_notes
 from cai_dist.stages.ai_feedback import labelling
 from cai_dist.stages.comparisons.pairs import heldout
 from cai_dist.stages.context import RunContext, model_settings
@@ -26,6 +28,7 @@ from cai_dist.stages.evaluation.absolute_harm import absolute_harm
 from cai_dist.stages.evaluation.gate import judge_gate
 from cai_dist.stages.evaluation.judges import Judge, RewardJudge, make_judge, make_rewards
 from cai_dist.stages.evaluation.label_calibration import label_calibration
+from cai_dist.stages.evaluation.later_turns import later_answers
 from cai_dist.stages.evaluation.multiple_choice import multiple_choice
 from cai_dist.stages.evaluation.overreaction import measures
 from cai_dist.stages.evaluation.pm_robustness import preference_scores
@@ -58,6 +61,8 @@ class Answers:
     """Of the models and of PPO's snapshots."""
     greedy: SampledByModel
     """Greedy answers to red-team prompts, for absolute harmfulness; empty where they are not wanted."""
+    later: SampledByModel
+    """Answers after the first ones, where PPO has an environment that goes on; else empty."""
     choices: dict[str, dict[str, Any]]
     labels: dict[str, Any]
     """How the feedback model does on questions whose better answer is known."""
@@ -74,12 +79,24 @@ def settings(config: RunConfig) -> dict[str, Any]:
         **model_settings(config),
         "world": config.world_seed if config.uses_world else None,
         "ratings": config.data.harm_ratings.model_dump(mode="json"),
+        **_environment_settings(config),
         **hub_settings({"harm_ratings": config.data.harm_ratings.source}),
         **rows_settings({"harm_ratings": config.data.harm_ratings.source}),
         **labelling.settings(config),
         # The judge of DPO measures rewards in units of beta.
         **({"beta": config.dpo.beta} if config.aligned.learner == DPO else {}),
     }
+
+
+def _environment_settings(config: RunConfig) -> dict[str, Any]:
+    talk = _environment(config)
+    if talk is None:
+        return {}
+    return {"environment": talk.decides, **source_notes({KEY: talk.use})}
+
+
+def _environment(config: RunConfig) -> EnvironmentConfig | None:
+    return config.ppo.environment if config.aligned.stage == PPO else None
 
 
 def inputs(ctx: RunContext) -> list[Path]:
@@ -162,6 +179,12 @@ def execute(ctx: RunContext) -> list[Path]:
         **_elo(ctx, judge, rewards, answers),
         **result,
     }
+    if answers.later and (talk := _environment(ctx.config)) is not None:
+        result["later_turns"] = {
+            "environment": talk.use,
+            "answers": {name: len(found) for name, found in answers.later.items()},
+            "models": judge.figures(answers.later),
+        }
     if answers.choices:
         result["multiple_choice"] = answers.choices
     if answers.labels:
@@ -223,13 +246,27 @@ def _ask(ctx: RunContext, folder: Path) -> Answers:
                 name: _sample(ctx, group, folder, f"greedy-{name}", model, red_team, coldly, 1)
                 for name, model in three.items()
             }
+        later = {name: _later(ctx, group, folder, name, three[name], sampled[name]) for name in three}
         choices = multiple_choice(ctx, group, folder, three)
         labels = label_calibration(ctx, group, folder)
         shares = {}
         if comparing.elo_judge(ctx) == "feedback":
             found = comparing.matches(sampled, "red_team", config.elo.prompts)
             shares["harmlessness"] = comparing.feedback_shares(ctx, group, folder, found)
-    return Answers(sampled, greedy, choices, labels, shares)
+    return Answers(sampled, greedy, {name: said for name, said in later.items() if said}, choices, labels, shares)
+
+
+def _later(
+    ctx: RunContext, group: WorkQueue, folder: Path, name: str, model: str, sampled: Sequence[Sampled]
+) -> list[Sampled]:
+    talk, sampling = _environment(ctx.config), ctx.config.evaluate.sampling
+    if talk is None:
+        return []
+
+    def ask(label: str, prompts: Sequence[Prompt]) -> list[Sampled]:
+        return _sample(ctx, group, folder, label, model, prompts, sampling, 1) if prompts else []
+
+    return later_answers(talk, sampled, ask, f"later-{name}", ctx.config.seed)
 
 
 def _sample(

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from cai_dist.config.environment import KEY
 from cai_dist.config.run import RunConfig
 from cai_dist.config.seeds import stable_seed
 from cai_dist.config.stages import PPO
@@ -31,7 +32,7 @@ from cai_dist.tracking.timeline import Timeline
 from cai_dist.types import Prompt, Trajectory
 
 if TYPE_CHECKING:
-    from cai_dist.workers.reward_terms import PromptTable
+    from cai_dist.workers.prompt_table import PromptTable
 
 NAME: Final = PPO
 MISMATCH_ALARM: dict[Dtype, float] = {"fp32": 0.01, "bf16": 0.2}
@@ -42,15 +43,26 @@ def settings(config: RunConfig) -> dict[str, Any]:
     """What decides the result of this stage."""
     ppo = config.ppo.model_dump(
         mode="json",
-        exclude={"placement", "checkpoint_every", "transfer", "transfer_bucket_mb", "mismatch_alarm", "rewards"},
+        exclude={
+            "placement",
+            "checkpoint_every",
+            "transfer",
+            "transfer_bucket_mb",
+            "mismatch_alarm",
+            "rewards",
+            "environment",
+        },
     )
     rewards = [term.model_dump(mode="json", exclude={"timeout"}) for term in config.ppo.rewards]
     named = {"ppo.algorithm": config.ppo.algorithm, "ppo.schedule": config.ppo.schedule}
     named |= {f"ppo.rewards.{term.shown}": term.use for term in config.ppo.rewards}
+    talk = config.ppo.environment
+    named |= {} if talk is None else {KEY: talk.use}
     return {
         "ppo": ppo
         | {"algorithm": config.ppo.algorithm_mark}
-        | ({} if config.ppo.plain_rewards else {"rewards": rewards}),
+        | ({} if config.ppo.plain_rewards else {"rewards": rewards})
+        | ({} if talk is None else {"environment": talk.decides}),
         **model_settings(config),
         **source_notes(named),
     }
@@ -162,8 +174,8 @@ def _prompts(ctx: RunContext) -> list[Prompt]:
 
 
 def prompt_table(ctx: RunContext, chat: ChatFormat, policy: str) -> PromptTable:
-    """The training prompts in words, by their token ids, for reward terms of one's own."""
-    from cai_dist.workers.reward_terms import PromptTable  # with torch
+    """The training prompts in words, by their token ids, for reward terms of one's own and environments."""
+    from cai_dist.workers.prompt_table import PromptTable
 
     models = ctx.config.models
     prompts = _prompts(ctx)
@@ -174,27 +186,32 @@ def prompt_table(ctx: RunContext, chat: ChatFormat, policy: str) -> PromptTable:
         labels=ctx.constitution.templates.labels,
         arguments=models.chat_arguments,
         day=models.chat_date or ctx.manifest.date,
+        context=models.context,
     )
 
 
 def _transcript(path: Path, batch: Sequence[Trajectory], chat: ChatFormat) -> None:
-    """The first eight samples of an iteration, one JSON object a line."""
+    """The first eight samples of an iteration, one JSON object a line: its last answer, and what was said `before` it
+    after the prompt, where something was."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    lines = [
-        json.dumps(
-            {
-                "prompt_id": t.prompt_id,
-                "kind": t.prompt_kind,
-                "prompt": chat.plain_text(t.prompt_ids.tolist()),
-                "response": answer,
-                **({"thoughts": thoughts} if thoughts else {}),
-                "score": round(t.score, 4),
-                "finish": t.finish,
-                "weight_version": t.weight_version,
-            },
-            ensure_ascii=False,
-        )
-        for t in batch[:8]
-        for thoughts, answer in [chat.thoughts_and_answer(t.response_ids.tolist())]
-    ]
+    lines = [json.dumps(_shown(trajectory, chat), ensure_ascii=False) for trajectory in batch[:8]]
     write_text(path, "\n".join(lines) + "\n")
+
+
+def _shown(t: Trajectory, chat: ChatFormat) -> dict[str, Any]:
+    *said, (_, last) = t.turns()
+    thoughts, answer = chat.thoughts_and_answer(last.tolist())
+    before = [
+        chat.response_text(ids.tolist()) if by_model else chat.next_turn_words(ids.tolist()) for by_model, ids in said
+    ]
+    return {
+        "prompt_id": t.prompt_id,
+        "kind": t.prompt_kind,
+        "prompt": chat.plain_text(t.prompt_ids.tolist()),
+        **({"before": before} if before else {}),
+        "response": answer,
+        **({"thoughts": thoughts} if thoughts else {}),
+        "score": round(t.score, 4),
+        "finish": t.finish,
+        "weight_version": t.weight_version,
+    }

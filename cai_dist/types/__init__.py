@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from cai_dist.types.refs import HasRemoteRows, KeepRemote, RemoteBlock, RemoteRow, SampleRef, TrajectoryRef, rows_of
 from cai_dist.types.samples import Finish, Generation, SamplingParams, Trajectory
-from cai_dist.types.strategies import DataRows, FeedbackScorer, Reward
+from cai_dist.types.strategies import DataRows, Environment, FeedbackScorer, Reward
 from cai_dist.types.text import (
     ChoiceQuestion,
     Comparison,
@@ -48,6 +48,7 @@ __all__ = [
     "DataRows",
     "Demonstration",
     "DpoPair",
+    "Environment",
     "FeedbackScorer",
     "Finish",
     "GenerateRequest",

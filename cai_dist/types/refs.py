@@ -45,16 +45,21 @@ class SampleRef:
     """Of a `Generation`."""
     prompt_tokens: int
     response_tokens: int
+    """Tokens that the model sampled."""
     finish: Finish
     weight_version: int
     """Of the weights that made its last token."""
     oldest_version: int
     """Of the weights that made its oldest."""
+    other_tokens: int = 0
+    """What others said between the model's answers."""
+    turns: int = 1
+    """Answers of the model."""
 
     @property
     def tokens(self) -> int:
-        """Tokens of prompt and response."""
-        return self.prompt_tokens + self.response_tokens
+        """All tokens of the sequence, from the first of the prompt to the last of the response."""
+        return self.prompt_tokens + self.response_tokens + self.other_tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +69,9 @@ class TrajectoryRef:
     row: RemoteRow[Any]
     """Of a `Trajectory`."""
     tokens: int
-    """Tokens of prompt and response."""
+    """All tokens of the sequence."""
     response_tokens: int
+    """Tokens that the model sampled, which are trained on."""
 
 
 @runtime_checkable

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     Ids = NDArray[np.int32]
     Numbers = NDArray[np.float32]
+    Mask = NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,44 +66,86 @@ class ArrayCarrier:
     __hash__ = None  # type: ignore[assignment]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Generation(ArrayCarrier):
-    """One sampled response, token for token as the sampler made it (never re-tokenised). P prompt tokens, R response
-    tokens."""
+class _Response(ArrayCarrier):
+    """What `Generation` and `Trajectory` share: all that comes after a prompt, which in a conversation of several turns
+    is answers of the model and, between them, what somebody else said."""
 
-    ARRAYS = {"prompt_ids": "int32", "response_ids": "int32", "logprobs": "float32", "versions": "int32"}
+    __slots__ = ()
+    prompt_ids: Ids
+    response_ids: Ids
+    loss_mask: Mask
+    weight_version: int
+    versions: Ids
+
+    @property
+    def ids(self) -> Ids:
+        """[P + R], prompt and response."""
+        import numpy as np
+
+        return np.concatenate([self.prompt_ids, self.response_ids])
+
+    @property
+    def model_tokens(self) -> int:
+        """M, tokens of the response that the model sampled: R, less those of other parties."""
+        return int(self.loss_mask.sum()) if len(self.loss_mask) else len(self.response_ids)
+
+    @property
+    def token_versions(self) -> Ids:
+        """[M], `versions`, never [0]."""
+        import numpy as np
+
+        full = len(self.versions) > 0
+        return self.versions if full else np.full(self.model_tokens, self.weight_version, dtype=np.int32)
+
+    def turns(self) -> list[tuple[bool, Ids]]:
+        """The response cut where the speaker changes: (whether the model speaks, token ids), in order."""
+        import numpy as np
+
+        if not len(self.loss_mask):
+            return [(True, self.response_ids)]
+        ends = np.flatnonzero(self.loss_mask[1:] != self.loss_mask[:-1]) + 1
+        starts = [0, *ends.tolist()]
+        parts = np.split(self.response_ids, ends)
+        return [(bool(self.loss_mask[start]), part) for start, part in zip(starts, parts, strict=True)]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Generation(_Response):
+    """One sampled response, token for token as the sampler made it (never re-tokenised). P prompt tokens, R response
+    tokens, M of them the model's: all, unless there are several turns."""
+
+    ARRAYS = {
+        "prompt_ids": "int32",
+        "response_ids": "int32",
+        "logprobs": "float32",
+        "versions": "int32",
+        "loss_mask": "bool",
+    }
 
     prompt_ids: Ids
     """[P]."""
     response_ids: Ids
     """[R]."""
     logprobs: Numbers
-    """[R], log-probability (nats) of each response token under the distribution that it was drawn from; [0] where no
-    sampler made the response."""
+    """[M], log-probability (nats) of each token of the model under the distribution that it was drawn from; [0] where
+    no sampler made the response."""
     finish: Finish
     weight_version: int
     """Of the weights that made its last token."""
     engine: str = "hf"
     """Backend that sampled it."""
     versions: Ids = ()  # type: ignore[assignment]
-    """[R], weight version of every response token, where they are not all `weight_version` (a response that was paused
-    and went on after an update); [0]: they are."""
-
-    @property
-    def ids(self) -> Ids:
-        """[P + R], prompt and response."""
-        return _concatenated(self.prompt_ids, self.response_ids)
-
-    @property
-    def token_versions(self) -> Ids:
-        """[R], `versions`, never [0]."""
-        return _versions(self)
+    """[M], weight version of every token of the model, where they are not all `weight_version` (a response that was
+    paused and went on after an update); [0]: they are."""
+    loss_mask: Mask = ()  # type: ignore[assignment]
+    """[R], which tokens of the response are the model's; what others said between its answers is context, and never
+    trained on. The first and the last token are the model's. [0]: all."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Trajectory(ArrayCarrier):
-    """One scored sample of PPO: what the rollout phase hands to the update phase. P prompt tokens, R response
-    tokens."""
+class Trajectory(_Response):
+    """One scored sample of PPO: what the rollout phase hands to the update phase. P prompt tokens, R response tokens,
+    M of them the model's: every number is of one of these."""
 
     ARRAYS = {
         "prompt_ids": "int32",
@@ -116,6 +159,7 @@ class Trajectory(ArrayCarrier):
         "sampler_logprobs": "float32",
         "weights": "float32",
         "versions": "int32",
+        "loss_mask": "bool",
     }
 
     prompt_ids: Ids
@@ -123,49 +167,28 @@ class Trajectory(ArrayCarrier):
     response_ids: Ids
     """[R]."""
     old_logprobs: Numbers
-    """[R], nats: the denominator of the ratio in the policy's loss."""
+    """[M], nats: the denominator of the ratio in the policy's loss."""
     ref_logprobs: Numbers
-    """[R], nats, under the reference."""
+    """[M], nats, under the reference."""
     values: Numbers
-    """[R], V of the state before each token."""
+    """[M], V of the state before each token."""
     rewards: Numbers
-    """[R], KL-shaped reward per token; the score sits on the last token alone."""
+    """[M], KL-shaped reward per token; the score sits on the last token alone."""
     advantages: Numbers
-    """[R]; as an algorithm made them until they are whitened on their way to the loss."""
+    """[M]; as an algorithm made them until they are whitened on their way to the loss."""
     returns: Numbers
-    """[R], targets of the value model; `values` and `returns` are [0] for an algorithm without one."""
+    """[M], targets of the value model; `values` and `returns` are [0] for an algorithm without one."""
     score: float
     """Raw preference-model score (logits)."""
     finish: Finish
     weight_version: int
     sampler_logprobs: Numbers
-    """[R], as the sampler gave them; `old_logprobs` are the trainer's where `ppo.old_logprobs` says so."""
+    """[M], as the sampler gave them; `old_logprobs` are the trainer's where `ppo.old_logprobs` says so."""
     weights: Numbers
-    """[R], weight of each token in the policy loss: that of the aggregation times the truncated importance weight."""
+    """[M], weight of each token in the policy loss: that of the aggregation times the truncated importance weight."""
     prompt_id: str = ""
     prompt_kind: PromptKind = "red_team"
     versions: Ids = ()  # type: ignore[assignment]
     """As in `Generation`."""
-
-    @property
-    def ids(self) -> Ids:
-        """[P + R], prompt and response."""
-        return _concatenated(self.prompt_ids, self.response_ids)
-
-    @property
-    def token_versions(self) -> Ids:
-        """[R], `versions`, never [0]."""
-        return _versions(self)
-
-
-def _concatenated(prompt: Ids, response: Ids) -> Ids:
-    import numpy as np
-
-    return np.concatenate([prompt, response])
-
-
-def _versions(sample: Generation | Trajectory) -> Ids:
-    import numpy as np
-
-    full = len(sample.versions) > 0
-    return sample.versions if full else np.full(len(sample.response_ids), sample.weight_version, dtype=np.int32)
+    loss_mask: Mask = ()  # type: ignore[assignment]
+    """As in `Generation`."""

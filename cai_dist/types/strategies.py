@@ -18,10 +18,24 @@ class Reward(Protocol):
         """One finite number for each response, in their order.
 
         Args:
-            prompts: of each response, its conversation (`turns`), `id` and `kind`.
-            responses: the answers in words, without thoughts before them and without special tokens.
+            prompts: of each response, its conversation (`turns`), `id` and `kind`. Where a sample has several turns
+                (`ppo.environment`), all before the last answer belong to it.
+            responses: the (last) answers in words, without thoughts before them and without special tokens.
             response_ids: the tokens as they were sampled, thoughts and end token included.
         """
+        ...
+
+
+class Environment(Protocol):
+    """The human's side of one conversation after the first answer: a class that is made for each conversation, with
+    `args` as keywords. What it says may depend on what it is told here alone, or a resumed run is another."""
+
+    def reset(self, prompt: Prompt, seed: int) -> None:
+        """Begin a conversation that opens with `prompt`. `seed`: the same whenever this sample is made."""
+        ...
+
+    def step(self, answer: str) -> str | None | Awaitable[str | None]:
+        """The human's words after this answer of the model; None: the conversation is over."""
         ...
 
 

@@ -47,6 +47,21 @@ class GenerateRequest:
     first: int = 0
     """Number of the first prompt in the call that this request is a part of: however a call is cut into requests, its
     samples are the same."""
+    numbers: tuple[int, ...] = ()
+    """Number of each prompt, where they do not follow each other from `first`; empty: they do."""
+
+    def number(self, place: int) -> int:
+        """Number of the prompt in this place of the request."""
+        return self.numbers[place] if self.numbers else self.first + place
+
+    def part(self, start: int, end: int) -> GenerateRequest:
+        """The request for the prompts in the places from `start` to before `end`: it has the same samples as these."""
+        return replace(
+            self,
+            prompts=self.prompts[start:end],
+            first=self.first + start,
+            numbers=self.numbers[start:end],
+        )
 
 
 @dataclass(frozen=True, slots=True)

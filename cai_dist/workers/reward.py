@@ -45,7 +45,7 @@ class RewardWorker(Worker):
         """Raw score (logits) of each sample of this rank, in order, read at the last token of prompt + response.
 
         A response without the end token (cut off, or stopped by another token) gets it first: the model has only seen
-        answers that end with it, and none with thoughts before them: thoughts are cut off.
+        answers that end with it, and none with thoughts before them: those before the last answer are cut off.
         """
         return [score for part in self._engine.infer(shard.micro_batches, self._scores) for score in part]
 
@@ -59,8 +59,10 @@ class RewardWorker(Worker):
         return scores[: len(items)]
 
     def _closed(self, item: Generation) -> Generation:
-        thoughts, _ = self._thoughts.split(item.response_ids.tolist())
-        answer = item.response_ids[len(thoughts) :]
-        if not len(answer) or answer[-1] != self._end_id:
+        _, last = item.turns()[-1]
+        before = item.response_ids[: len(item.response_ids) - len(last)]
+        thoughts, _ = self._thoughts.split(last.tolist())
+        answer = np.concatenate([before, last[len(thoughts) :]])
+        if len(thoughts) == len(last) or answer[-1] != self._end_id:
             answer = np.append(answer, np.int32(self._end_id))
-        return replace(item, response_ids=answer)
+        return replace(item, response_ids=answer, loss_mask=np.zeros(0, bool))

@@ -2,34 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from datetime import date
-from typing import Any, Literal
+from collections.abc import Sequence
+from dataclasses import replace
 
 from cai_dist.config.rewards import RewardTerm
-from cai_dist.constitution import Labels
-from cai_dist.data.chat import ChatFormat
 from cai_dist.experience.reward_terms import OwnTerm, TermScores
-from cai_dist.models.ends import end_ids
-from cai_dist.models.load import load_tokenizer
-from cai_dist.types import Generation, Prompt, RankInfo, StepShard
+from cai_dist.types import Generation, Prompt, RankInfo, StepShard, Turn
 from cai_dist.workers.base import Worker
-
-
-@dataclass(frozen=True)
-class PromptTable:
-    """What reward terms are told besides the tokens of a sample."""
-
-    prompts: Mapping[tuple[int, ...], Prompt]
-    """By their token ids; of prompts with the same ids the first."""
-    model: str
-    """Whose tokenizer turns ids into words."""
-    chat: Literal["template", "plain"]
-    labels: Labels
-    arguments: Mapping[str, Any]
-    day: str
-    """YYYY-MM-DD."""
+from cai_dist.workers.prompt_table import PromptTable
 
 
 class RewardTermsWorker(Worker):
@@ -39,15 +19,23 @@ class RewardTermsWorker(Worker):
         super().__init__(info, threads=threads)
         self._terms = [OwnTerm(term) for term in terms]
         self._prompts = table.prompts
-        self._chat = ChatFormat(
-            load_tokenizer(table.model), table.chat, table.labels, arguments=dict(table.arguments),
-            ends=end_ids(table.model), day=date.fromisoformat(table.day),
-        )  # fmt: skip
+        self._chat = table.format()
 
     def scores(self, shard: StepShard[Generation]) -> list[TermScores]:
         """Numbers of the samples from each term, in their order. Raises CaiError that names the term."""
         samples = [sample for part in shard.micro_batches for sample in part]
-        ids = [tuple(int(token) for token in sample.response_ids) for sample in samples]
-        prompts = [self._prompts[tuple(int(token) for token in sample.prompt_ids)] for sample in samples]
+        ids = [tuple(sample.turns()[-1][1].tolist()) for sample in samples]
+        prompts = [self._before_last_answer(sample) for sample in samples]
         texts = [self._chat.thoughts_and_answer(response)[1] for response in ids]
         return [term.scores(prompts, texts, ids) for term in self._terms]
+
+    def _before_last_answer(self, sample: Generation) -> Prompt:
+        """The prompt, with what was said after it."""
+        prompt = self._prompts[tuple(sample.prompt_ids.tolist())]
+        said = [
+            Turn("assistant", self._chat.response_text(ids.tolist()))
+            if by_model
+            else Turn("human", self._chat.next_turn_words(ids.tolist()))
+            for by_model, ids in sample.turns()[:-1]
+        ]
+        return replace(prompt, turns=(*prompt.turns, *said))

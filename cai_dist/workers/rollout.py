@@ -6,6 +6,7 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 from cai_dist.config.engine import EngineConfig
+from cai_dist.config.environment import EnvironmentConfig
 from cai_dist.config.training import Dtype
 from cai_dist.engines.factory import build_rollout_engine
 from cai_dist.engines.protocols.rollout import KeepsWeights
@@ -27,11 +28,14 @@ from cai_dist.types.ragged import Packed
 from cai_dist.weight_sync.broadcast import Rendezvous, WeightTaker
 from cai_dist.weight_sync.segments import SegmentTaker, SegmentTicket
 from cai_dist.workers.base import Worker
+from cai_dist.workers.conversation import ConversationSampler
+from cai_dist.workers.prompt_table import PromptTable
 
 
 class RolloutWorker(Worker):
     """One rollout engine. `model` may be empty: then each request names its own; a model stays loaded until a request
-    names another. `require_sync`: nothing is served before the first finished weight transfer."""
+    names another. `require_sync`: nothing is served before the first finished weight transfer. `environment`, which
+    needs a `table`: who speaks between the answers of a sample; None: a sample is one answer."""
 
     def __init__(
         self,
@@ -41,9 +45,13 @@ class RolloutWorker(Worker):
         dtype: Dtype = "fp32",
         engine: EngineConfig | None = None,
         require_sync: bool = False,
+        environment: EnvironmentConfig | None = None,
+        table: PromptTable | None = None,
         threads: int = 1,
     ) -> None:
         super().__init__(info, threads=threads)
+        talks = environment is not None and table is not None
+        self._conversations = ConversationSampler(environment, table) if talks else None  # type: ignore[arg-type]
         self._engine = build_rollout_engine(engine or EngineConfig(), dtype, require_sync=require_sync)
         self._loaded = ""
         self._taker: WeightTaker | None = None
@@ -57,6 +65,9 @@ class RolloutWorker(Worker):
 
     def sample(self, request: GenerateRequest) -> KeepRemote[Generation]:
         """Samples like those of `generate`, kept here; facts are those of `kept_samples`."""
+        if self._conversations is not None:
+            samples = self._conversations.samples(request, self.generate)
+            return kept_samples(request.prompts, samples, request.first)
         return kept_samples(request.prompts, self.generate(request), request.first)
 
     def score_labels(self, request: LabelRequest) -> list[tuple[float, ...]]:

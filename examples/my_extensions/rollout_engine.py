@@ -21,6 +21,5 @@ class FewAtATime(HfRolloutEngine):
     def generate(self, request: GenerateRequest) -> list[Generation]:
         samples: list[Generation] = []
         for start in range(0, len(request.prompts), SIZE):
-            prompts = request.prompts[start : start + SIZE]
-            samples += super().generate(replace(request, prompts=prompts, first=request.first + start))
+            samples += super().generate(request.part(start, start + SIZE))
         return [replace(sample, engine="few") for sample in samples]

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cai_dist.errors import DataError
-from cai_dist.types import KeepRemote, RankInfo
+from cai_dist.types import KeepRemote, Prompt, RankInfo
 from cai_dist.workers.registry import worker_class
 
 
@@ -74,6 +74,20 @@ class Bench:
         if self.info.rank == rank:
             os.kill(os.getpid(), signal.SIGKILL)
         return self.inner.train_step(shard)
+
+
+class Person:
+    """Goes on talking after some answers: which, and in how many words, follows from them."""
+
+    def reset(self, prompt: Prompt, seed: int) -> None:
+        self._words = [f"w{5 + seed % 50}"]
+
+    def step(self, answer: str) -> str | None:
+        said = answer.split()
+        if len(said) % 3 == 0:
+            return None
+        self._words += said[:1]
+        return " ".join(self._words)
 
 
 class Trouble:

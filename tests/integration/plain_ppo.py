@@ -15,8 +15,8 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from tests.unit.correctness.references import quadratic_gae, rewards_of, whitened
 
-Sample = tuple[tuple[int, ...], tuple[int, ...]]
-"""Token ids of prompt and response."""
+Sample = tuple[tuple[int, ...], tuple[int, ...], list[int]]
+"""Token ids of prompt and response, and the places in the response of the tokens that the model sampled."""
 
 
 @dataclass(frozen=True)
@@ -42,10 +42,11 @@ class Settings:
 
 @dataclass(frozen=True)
 class Scored:
-    """One sample as the update sees it; lists over response tokens."""
+    """One sample as the update sees it; lists over the model's tokens."""
 
     prompt: tuple[int, ...]
     response: tuple[int, ...]
+    ours: list[int]
     old: list[float]
     values: list[float]
     advantages: list[float]
@@ -83,7 +84,7 @@ class PlainPpo:
         seen: dict[str, list[float]] = defaultdict(list)
         for numbers in mini_batches:
             batch = [scored[n] for n in numbers]
-            tokens = sum(len(item.response) for item in batch)
+            tokens = sum(len(item.ours) for item in batch)
             losses = {"policy": self._policy_loss(batch) / tokens, "value": self._value_loss(batch) / tokens}
             for role, (net, optimizer) in self._optimizers.items():
                 optimizer.zero_grad()
@@ -102,15 +103,15 @@ class PlainPpo:
     def _score(self, samples: Sequence[Sample]) -> tuple[list[Scored], float]:
         """The samples with their whitened advantages, and the mean KL of a response."""
         scored, kls = [], []
-        for prompt, response in samples:
-            old = self._logprobs(self.policy, prompt, response).tolist()
-            reference = self._logprobs(self.reference, prompt, response).tolist()
-            values = self._values(prompt, response).tolist()
+        for prompt, response, ours in samples:
+            old = self._logprobs(self.policy, prompt, response)[ours].tolist()
+            reference = self._logprobs(self.reference, prompt, response)[ours].tolist()
+            values = self._values(prompt, response)[ours].tolist()
             kl = [mine - theirs for mine, theirs in zip(old, reference, strict=True)]
             rewards = rewards_of(kl, self._score_of(prompt, response), self.coefficient)
             advantages = quadratic_gae(rewards, values, 0.0, self.settings.gamma, self.settings.lam)
             returns = [a + v for a, v in zip(advantages, values, strict=True)]
-            scored.append(Scored(prompt, response, old, values, advantages, returns))
+            scored.append(Scored(prompt, response, ours, old, values, advantages, returns))
             kls.append(sum(kl))
         even = whitened([item.advantages for item in scored])
         return [replace(item, advantages=row) for item, row in zip(scored, even, strict=True)], fmean(kls)
@@ -139,7 +140,8 @@ class PlainPpo:
         total, clip = torch.zeros((), dtype=torch.float64), self.settings.clip
         for item in batch:
             ratio = torch.exp(
-                self._logprobs(self.policy, item.prompt, item.response) - torch.tensor(item.old, dtype=torch.float64)
+                self._logprobs(self.policy, item.prompt, item.response)[item.ours]
+                - torch.tensor(item.old, dtype=torch.float64)
             )
             advantage = torch.tensor(item.advantages, dtype=torch.float64)
             total = total - torch.min(ratio * advantage, ratio.clamp(1 - clip, 1 + clip) * advantage).sum()
@@ -148,7 +150,8 @@ class PlainPpo:
     def _value_loss(self, batch: Sequence[Scored]) -> Tensor:
         total, clip = torch.zeros((), dtype=torch.float64), self.settings.value_clip
         for item in batch:
-            values, old = self._values(item.prompt, item.response), torch.tensor(item.values, dtype=torch.float64)
+            values = self._values(item.prompt, item.response)[item.ours]
+            old = torch.tensor(item.values, dtype=torch.float64)
             targets = torch.tensor(item.returns, dtype=torch.float64)
             near = old + (values - old).clamp(-clip, clip)
             total = total + 0.5 * torch.max((values - targets) ** 2, (near - targets) ** 2).sum()

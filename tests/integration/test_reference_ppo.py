@@ -1,5 +1,5 @@
 """Three iterations of PPO on real actors against the same in plain torch: the same policy and the same value model, on
-one rank and on two under ZeRO-1, 2 and 3."""
+one rank and on two under ZeRO-1, 2 and 3; and of conversations, in which an environment speaks between answers."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from torch import Tensor
 
 import cai_dist
 from cai_dist.cluster.ppo.groups import PpoGroups, PpoModels
+from cai_dist.config.environment import EnvironmentConfig
 from cai_dist.config.ppo import KlConfig, PlacementConfig, PpoConfig, RoleShards
 from cai_dist.config.training import OptimizerConfig, SamplingConfig, ShardingConfig
 from cai_dist.coordinator import loop
@@ -24,6 +25,7 @@ from cai_dist.coordinator.prompt_cursor import TokenizedPrompt
 from cai_dist.models.load import load_scalar
 from cai_dist.tracking.checkpoints import CheckpointStore
 from cai_dist.types import Trajectory, TrajectoryRef
+from tests.chat_table import table
 from tests.ids import prompt_of, response_of
 from tests.integration.conftest import TIMEOUTS
 from tests.integration.plain_ppo import PlainPpo, Settings
@@ -31,7 +33,7 @@ from tests.integration.warm import WarmCluster
 from tests.tiny import END, VOCAB, save_llama
 
 ITERATIONS = 3
-SHARDINGS = {"one": (1, 0), "zero1": (2, 1), "zero2": (2, 2), "zero3": (2, 3)}
+SHARDINGS = {"one": (1, 0), "zero1": (2, 1), "zero2": (2, 2), "zero3": (2, 3), "conversations": (2, 2)}
 TOLERANCE = 1e-5
 STOPS = (END, 9, 15, 21, 36, 47, 58)
 """Many, so that lengths differ; what ends with another one than END is closed before it is scored."""
@@ -110,7 +112,8 @@ def sharding(name: str, folder: Path) -> ShardingConfig:
 def distributed(cluster: Any, models: PpoModels, folder: Path, name: str) -> Recorded:
     """The run under test."""
     shard = sharding(name, folder)
-    config = CONFIG.model_copy(update={"policy": shard, "value": shard})
+    talks = EnvironmentConfig(use="tests.integration.lab:Person", answers=3) if name == "conversations" else None
+    config = CONFIG.model_copy(update={"policy": shard, "value": shard, "environment": talks})
     rng = random.Random(0)
     prompts = [
         TokenizedPrompt(f"{kind}{i}", kind, tuple(rng.randrange(3, VOCAB) for _ in range(rng.randint(1, 9))))
@@ -118,7 +121,8 @@ def distributed(cluster: Any, models: PpoModels, folder: Path, name: str) -> Rec
         for i in range(5)
     ]
     made, run = Recorded(), PpoGroups(
-        cluster, config, models, dtype="fp32", end_id=END, policy_steps=12, value_steps=12, seed=0, timeouts=TIMEOUTS
+        cluster, config, models, dtype="fp32", end_id=END, policy_steps=12, value_steps=12, seed=0, timeouts=TIMEOUTS,
+        prompts=table(folder, [prompt.ids for prompt in prompts]) if talks else None,
     )  # fmt: skip
     with run as roles:
         roles.update_value = made.watched(roles.update_value, roles.fetch)  # type: ignore[method-assign]
@@ -143,8 +147,15 @@ def plain(models: PpoModels, recorded: Recorded) -> PlainPpo:
     )  # fmt: skip
     ppo = PlainPpo(models.policy, models.reference, models.reward, models.value, settings)
     for samples, mini_batches in zip(recorded.samples, recorded.mini_batches, strict=True):
-        ppo.iteration([(prompt_of(item), response_of(item)) for item in samples], mini_batches)
+        told = [(prompt_of(item), response_of(item), places_of(item)) for item in samples]
+        ppo.iteration(told, mini_batches)
     return ppo
+
+
+def places_of(item: Trajectory) -> list[int]:
+    """Where the model's tokens are in the response."""
+    by_model = [[mine] * len(ids) for mine, ids in item.turns()]
+    return [place for place, mine in enumerate(mine for part in by_model for mine in part) if mine]
 
 
 @dataclass
@@ -210,6 +221,8 @@ def test_the_run_has_what_it_takes(both: Both) -> None:
     assert all(metrics["value_clip_fraction"] > 0 for metrics in recorded.logged)
     assert max(metrics["policy_grad_norm"] for metrics in recorded.logged) > ADAM.grad_clip
     assert all(metrics["mismatch_max"] < 1e-4 for metrics in recorded.logged)
+    answers = {sum(mine for mine, _ in item.turns()) for item in items}
+    assert answers == ({1, 2, 3} if both.name == "conversations" else {1})
 
 
 @pytest.mark.slow

@@ -1,4 +1,6 @@
-"""The control plane by simulation (benchmarks/scale.py), at a size that fits a test: what is counted, never times."""
+"""The control plane by simulation (benchmarks/scale.py), at a size that fits a test: what is counted, never times.
+
+With --full: some thirty processes for numbers that change with the control plane alone."""
 
 from __future__ import annotations
 
@@ -11,6 +13,7 @@ from typing import Any
 
 import pytest
 
+pytestmark = pytest.mark.full
 ROOT = Path(__file__).resolve().parents[2]
 
 

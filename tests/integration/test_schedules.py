@@ -13,7 +13,6 @@ import pytest
 import ray
 
 from cai_dist.cluster.ppo.groups import PpoGroups, PpoModels
-from cai_dist.cluster.runtime import Cluster
 from cai_dist.config.ppo import PlacementConfig, PpoConfig, RoleShards
 from cai_dist.config.training import OptimizerConfig, SamplingConfig, ShardingConfig
 from cai_dist.coordinator import loop
@@ -61,7 +60,7 @@ def make_prompts() -> list[TokenizedPrompt]:
     ]
 
 
-def groups(cluster: Cluster | WarmCluster, models: PpoModels, config: PpoConfig) -> PpoGroups:
+def groups(cluster: WarmCluster, models: PpoModels, config: PpoConfig) -> PpoGroups:
     return PpoGroups(
         cluster, config, models, dtype="fp32", end_id=END, policy_steps=STEPS, value_steps=STEPS, seed=0,
         timeouts=TIMEOUTS,
@@ -91,11 +90,11 @@ class Seen:
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_a_killed_one_step_off_run_ends_as_if_it_had_not_been(
-    cluster: Cluster, models: PpoModels, tmp_path: Path
+    warm: WarmCluster, models: PpoModels, tmp_path: Path
 ) -> None:
     config = config_of(schedule="one_step_off")
     whole, parts = Seen(), Seen()
-    with groups(cluster, models, config) as roles:
+    with groups(warm, models, config) as roles:
         whole.train(roles, config, tmp_path / "whole", lambda iteration: None)
     assert [{item.weight_version for item in whole.trajectories[k]} for k in range(3)] == [{0}, {0}, {1}]
     assert all(0 < whole.metrics[step]["mismatch_max"] < 1e-4 for step in (1, 2, 3))
@@ -103,7 +102,7 @@ def test_a_killed_one_step_off_run_ends_as_if_it_had_not_been(
     assert {span.role for span in whole.spans} == {*config.roles, "coordinator"}
     assert all(0 <= whole.metrics[2][f"idle_{role}"] <= 1 for role in config.roles)
 
-    with groups(cluster, models, config) as roles:
+    with groups(warm, models, config) as roles:
 
         def kill(iteration: int) -> None:
             if iteration == 2:  # while policy and value are about to learn, with the state of iteration 2 saved
@@ -112,7 +111,7 @@ def test_a_killed_one_step_off_run_ends_as_if_it_had_not_been(
         with pytest.raises(WorkerError, match="policy"):
             parts.train(roles, config, tmp_path / "parts", kill)
     del parts.trajectories[2]
-    with groups(cluster, models, config) as roles:
+    with groups(warm, models, config) as roles:
         parts.train(roles, config, tmp_path / "parts", lambda iteration: None)
     assert parts.trajectories == whole.trajectories
     assert parts.metrics[3]["policy_loss"] == whole.metrics[3]["policy_loss"]

@@ -21,6 +21,7 @@ from cai_dist.weight_sync.receiver import TransferLedger, whole_tensors
 from tests.ids import response_of
 from tests.integration.conftest import TIMEOUTS
 from tests.integration.train_bench import OPTIMIZER, TOTAL_STEPS, TrainBench
+from tests.integration.warm import WarmCluster
 from tests.tiny import END, save_llama
 
 REQUEST = GenerateRequest(((5, 6, 7), (8,)), SamplingParams(8, 0.0, 1.0, (END,)), 0)
@@ -156,9 +157,9 @@ def test_a_segment_that_nobody_fills_fails_the_transfer_and_the_next_one_has_new
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_the_adapter_alone_travels_and_is_merged(
-    cluster: Cluster, source: str, other: str, backend: TransferBackend
+    warm: WarmCluster, source: str, other: str, backend: TransferBackend
 ) -> None:
-    made = cluster.launch([policy_spec(source, lora=LoraConfig(rank=2, alpha=4.0)), rollout_spec(other)])
+    made = warm.launch([policy_spec(source, lora=LoraConfig(rank=2, alpha=4.0)), rollout_spec(other)])
     try:
         sending = transfer(made, backend, 50_000)
         first, second = sending.run(1)["bytes"], sending.run(2)["bytes"]

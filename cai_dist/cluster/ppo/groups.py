@@ -42,7 +42,7 @@ from cai_dist.types import (
     TrajectoryRef,
     rows_of,
 )
-from cai_dist.workers.reward_terms import PromptTable
+from cai_dist.workers.prompt_table import PromptTable
 
 __all__ = ["PpoGroups", "PpoModels"]
 
@@ -95,6 +95,7 @@ class PpoGroups:
             timeouts=timeouts,
             threads=threads,
             engine=engine,
+            prompts=prompts,
         )
         specs += reward_terms_spec(ppo, prompts, threads)
         self._groups: dict[str, WorkerGroup] = cluster.launch(specs)

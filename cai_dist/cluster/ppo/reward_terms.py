@@ -15,7 +15,7 @@ from cai_dist.config.rewards import MODEL, RewardTerm
 from cai_dist.errors import ConfigError
 from cai_dist.experience.reward_terms import TermScores
 from cai_dist.types import SampleRef, StepShard, WorkerSpec
-from cai_dist.workers.reward_terms import PromptTable
+from cai_dist.workers.prompt_table import PromptTable
 
 ROLE = "reward_terms"
 

@@ -11,8 +11,10 @@ from cai_dist.config.ppo import PpoConfig
 from cai_dist.config.run import TimeoutsConfig
 from cai_dist.config.training import Dtype, HeadDtype, Layout
 from cai_dist.data.thoughts import NO_THOUGHTS, ThoughtIds
+from cai_dist.errors import ConfigError
 from cai_dist.losses.policy import PolicyObjective
 from cai_dist.types import WorkerSpec
+from cai_dist.workers.prompt_table import PromptTable
 
 
 @dataclass(frozen=True)
@@ -45,8 +47,13 @@ def ppo_specs(
     timeouts: TimeoutsConfig,
     threads: int,
     engine: EngineConfig,
+    prompts: PromptTable | None = None,
 ) -> list[GroupSpec]:
-    """The groups of the roles that the algorithm needs; arguments as of `cai_dist.cluster.ppo.groups.PpoGroups`."""
+    """The groups of the roles that the algorithm needs; arguments as of `cai_dist.cluster.ppo.groups.PpoGroups`. Raises
+    ConfigError for an environment without `prompts`."""
+    if ppo.environment is not None and prompts is None:
+        raise ConfigError("ppo.environment: needs the prompts in words")
+    talk = {} if ppo.environment is None else {"environment": ppo.environment, "table": prompts}
     common = {"dtype": dtype, "threads": threads}
     scoring = common | {"layout": layout, "timeouts": timeouts}
     head = {"head_dtype": head_dtype}
@@ -56,7 +63,7 @@ def ppo_specs(
         "value": trained | _value_kwargs(ppo, models, value_steps),
         "reference": scoring | head | {"model": models.reference},
         "reward": scoring | {"model": models.reward, "end_id": end_id, "thoughts": thoughts},
-        "rollout": common | {"model": models.policy, "engine": engine, "require_sync": True},
+        "rollout": common | talk | {"model": models.policy, "engine": engine, "require_sync": True},
     }
     return [role_spec(role, ppo, kwargs[role]) for role in ppo.roles]
 

@@ -23,6 +23,7 @@ from cai_dist.config.checks.ppo import ppo_problems, ppo_warnings
 from cai_dist.config.data import DataSource
 from cai_dist.config.ds_config import build_ds_config
 from cai_dist.config.engine import missing_backend
+from cai_dist.config.environment import environment_problems
 from cai_dist.config.preference import DpoConfig
 from cai_dist.config.rewards import reward_problems
 from cai_dist.config.run import RunConfig
@@ -111,6 +112,7 @@ def _contradictions(config: RunConfig) -> Iterator[str]:
         yield "data.ranked_answers.source=world: the micro-world's answers beside prompts from files; name a file"
     yield from ppo_problems(config.ppo)
     yield from reward_problems(config.ppo.rewards, config.cluster.timeouts.call)
+    yield from environment_problems(config.ppo.environment, config.ppo.schedule, config.cluster.timeouts.call)
     yield from evaluate_problems(config)
     yield from _token_cap_problems(config)
     yield from _placement_problems(config)

@@ -20,7 +20,7 @@ class Samples:
         sampling, count = request.sampling, len(request.prompts)
         self.spare = count
         self._prompts, self._sampling = request.prompts, sampling
-        uniforms = request_uniforms(request.seed, count, sampling.max_new_tokens, request.first)
+        uniforms = _uniforms(request)
         self._uniforms = torch.cat([uniforms, uniforms.new_zeros(1, sampling.max_new_tokens)]).to(device)
         self._stops = torch.tensor(sampling.stop_ids, dtype=torch.long, device=device)
         shape = count + 1, sampling.max_new_tokens
@@ -55,3 +55,13 @@ class Samples:
             )
             for row, (prompt, (n, stopped)) in enumerate(zip(self._prompts, ends, strict=True))
         ]
+
+
+def _uniforms(request: GenerateRequest) -> Tensor:
+    """[prompts, max_new_tokens], the row of each prompt by its number."""
+    count, tokens = len(request.prompts), request.sampling.max_new_tokens
+    if not request.numbers:
+        return request_uniforms(request.seed, count, tokens, request.first)
+    lowest = min(request.numbers)
+    rows = request_uniforms(request.seed, max(request.numbers) + 1 - lowest, tokens, lowest)
+    return rows[[number - lowest for number in request.numbers]]

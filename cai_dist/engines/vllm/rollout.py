@@ -97,7 +97,7 @@ class VllmRolloutEngine:
                 max_tokens=sampling.max_new_tokens,
                 temperature=sampling.temperature,
                 top_p=sampling.top_p,
-                seed=row_seed(request.seed, request.first + row),
+                seed=row_seed(request.seed, request.number(row)),
                 stop_token_ids=list(sampling.stop_ids),
                 ignore_eos=True,  # a response ends at the ids of the request, not at the model's own
                 logprobs=0,

@@ -22,6 +22,8 @@ def show_results(console: Console, run_dir: Path, evaluation: dict[str, Any]) ->
         ["", *(title for name, title in MODELS.items() if name in models)],
         rows,
     )
+    if later := evaluation.get("later_turns"):
+        _show_later(console, later)
     harm = evaluation["harm_by_revision"]
     if harm:
         console.say("harm by revision round: " + "  ".join(f"{i}: {h:.2f}" for i, h in enumerate(harm)))
@@ -32,6 +34,17 @@ def show_results(console: Console, run_dir: Path, evaluation: dict[str, Any]) ->
     console.say("written:")
     for path in written(run_dir):
         console.say(f"  {path}")
+
+
+def _show_later(console: Console, later: dict[str, Any]) -> None:
+    models = {name: figures for name, figures in later["models"].items() if name in MODELS}
+    metrics = dict.fromkeys(m for figures in models.values() for m, f in figures.items() if f["value"] is not None)
+    console.table(
+        f"later in the conversation (environment {later['environment']})",
+        ["", *(MODELS[name] for name in models)],
+        [["answers", *(str(later["answers"][name]) for name in models)]]
+        + [[metric, *(_cell(figures.get(metric)) for figures in models.values())] for metric in metrics],
+    )
 
 
 def written(run_dir: Path) -> list[str]:

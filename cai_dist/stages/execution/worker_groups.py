@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from cai_dist.cluster.ppo.groups import PpoGroups
     from cai_dist.cluster.work_queue import Loss, WorkQueue
     from cai_dist.stages.context import RunContext
-    from cai_dist.workers.reward_terms import PromptTable
+    from cai_dist.workers.prompt_table import PromptTable
 
 
 @contextmanager
@@ -160,7 +160,8 @@ def ppo_roles(
     prompts: Callable[[], PromptTable] | None = None,
 ) -> Iterator[PpoGroups]:
     """The roles that PPO's algorithm needs, up and loaded: policy and reference from `policy`, reward from
-    `preference`. `prompts`: what reward terms of one's own are told, asked for where there are some."""
+    `preference`. `prompts`: what environments and reward terms of one's own are told, asked for where there are
+    some."""
     from cai_dist.cluster.ppo.groups import PpoGroups, PpoModels
 
     config, ppo = ctx.config, ctx.config.ppo
@@ -182,6 +183,6 @@ def ppo_roles(
         timeouts=config.cluster.timeouts,
         threads=config.cluster.threads,
         engine=config.engine,
-        prompts=prompts() if prompts is not None and any(term.own for term in ppo.rewards) else None,
+        prompts=prompts() if prompts is not None and ppo.tells_prompts else None,
     ) as roles:
         yield roles

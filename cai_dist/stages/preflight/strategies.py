@@ -53,6 +53,10 @@ def _checks(config: RunConfig) -> Iterator[Callable[[], object]]:
         from cai_dist.cluster.ppo.weight_transfer import find_send
 
         yield lambda: find_send(ppo.transfer)
+    if (talk := ppo.environment) is not None:
+        from cai_dist.experience.environments import find_environment
+
+        yield lambda: find_environment(talk)
     if any(term.own for term in ppo.rewards):
         from cai_dist.experience.reward_terms import OwnTerm
 

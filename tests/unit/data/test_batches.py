@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -64,6 +67,23 @@ def test_masks_follow_lengths_and_rows_come_back(samples: list[tuple[tuple[int, 
     aligned = align(batch, numbers)
     assert aligned.shape == batch.ids.shape and [row.tolist() for row in response_rows(batch, aligned)] == numbers
     assert (aligned[~batch.response_mask] == 0).all()
+
+
+def test_what_others_said_in_a_response_is_in_no_mask() -> None:
+    talk = replace(generation((1, 2), (3, 4, 5, 6, 7)), loss_mask=np.array([1, 0, 0, 1, 1], bool))
+    batch = sample_batch([generation((8,), (9, 9)), talk, generation((4,), (5,))])
+    assert batch.response_mask.int().tolist() == [0, 1, 1, 0, 0, 1, 0, 0, 1, 1, 0, 1]
+    rows = [[0.5, 1.5], [2.5, 3.5, 4.5], [5.5]]
+    aligned = align(batch, rows)
+    assert aligned.tolist() == [0, 0.5, 1.5, 0, 0, 2.5, 0, 0, 3.5, 4.5, 0, 5.5]
+    assert [row.tolist() for row in response_rows(batch, aligned)] == rows
+    with pytest.raises(ValueError, match="sequence 1: 5 numbers for 3 response tokens"):
+        align(batch, [rows[0], [1.0] * 5, rows[2]])
+    learned = trajectory((1, 2), (3, 4, 5), advantages=(1.0, 2.0), weights=(1.0, 1.0))
+    numbers = {name: np.ones(2, np.float32) for name in LISTS if name not in ("advantages", "weights")}
+    learned = replace(learned, loss_mask=np.array([1, 0, 1], bool), **numbers)
+    made = trajectory_batch([learned])
+    assert made.advantages.tolist() == [0, 0, 1, 0, 2] and made.old_logprobs.tolist() == [0, 0, 1, 0, 1]
 
 
 def test_numbers_that_do_not_fit_are_refused() -> None:

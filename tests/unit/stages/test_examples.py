@@ -59,6 +59,7 @@ ALL: dict[str, Any] = {
         "samples_per_prompt": 2,
         "schedule": "my_extensions.schedule:Counted",
         "rewards": [{"use": "my_extensions.reward:length_penalty", "args": {"per_token": 0.5}}],
+        "environment": {"use": "my_extensions.environment:Impatient", "args": {"words": 5}},
     },
 }
 
@@ -84,6 +85,10 @@ def test_all_of_them_pass_the_check(tmp_path: Path) -> None:
         (
             {"ppo": {"transfer": "my_extensions.data_source:rows"}},
             "ppo.transfer=.*must be callable with .transfer, plan",
+        ),
+        (
+            {"ppo": {"environment": {"use": "my_extensions.schedule:Counted"}}},
+            "ppo.environment=.*must be callable with",
         ),
         ({"ppo": {"rewards": [{"use": "my_extensions.reward:none"}]}}, "ppo.rewards=.*has no none"),
     ],

@@ -9,6 +9,7 @@
 | `ppo.transfer` | a function | `WeightSend` |
 | `engine.backend` | a class or function (`RolloutBuilder`) that makes the engine | `RolloutEngine` |
 | `engine.training` | a class or function (`TrainBuilder`) that makes the engine | `TrainEngine` |
+| `use` under `own_stages` | a function | `StageWork` |
 | `feedback.model` | a function, or a class that is made without arguments | `FeedbackScorer` |
 | `source` under `data` | a function | `DataRows` |
 """
@@ -22,6 +23,7 @@ from cai_dist.engines.factory import RolloutBuilder, TrainBuilder
 from cai_dist.engines.protocols.rollout import RolloutEngine
 from cai_dist.engines.protocols.training import TrainEngine
 from cai_dist.experience.algorithms.protocol import Algorithm, Estimate, Experience
+from cai_dist.stages.own_stage import StageWork
 from cai_dist.types import DataRows, Environment, FeedbackScorer, Reward
 
 __all__ = [
@@ -37,6 +39,7 @@ __all__ = [
     "RolloutEngine",
     "Schedule",
     "ScheduleContext",
+    "StageWork",
     "TrainBuilder",
     "TrainEngine",
     "WeightSend",

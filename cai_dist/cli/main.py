@@ -136,7 +136,7 @@ def _parser() -> argparse.ArgumentParser:
     run = commands.add_parser("run", parents=[common], help="run the whole pipeline, or go on with it")
     run.set_defaults(command=_run, stage=None)
     stage = commands.add_parser("stage", parents=[common], help="run one stage")
-    stage.add_argument("stage", metavar="NAME", choices=STAGES, help=f"one of: {', '.join(STAGES)}")
+    stage.add_argument("stage", metavar="NAME", help=f"one of: {', '.join(STAGES)}, or of `own_stages`")
     stage.set_defaults(command=_run)
     check = commands.add_parser(
         "check", parents=[common], help="is a run in order? reads the run file and the data; starts nothing"

@@ -12,6 +12,7 @@ from cai_dist.config.data import DataConfig
 from cai_dist.config.engine import EngineConfig
 from cai_dist.config.evaluate import EvaluateConfig
 from cai_dist.config.feedback import FeedbackConfig
+from cai_dist.config.own_stages import OwnStage, with_own
 from cai_dist.config.ppo import PpoConfig
 from cai_dist.config.preference import DpoConfig, PreferenceConfig
 from cai_dist.config.stages import ALIGNMENTS, EXPAND, GENERATING, PPO, Alignment, AlignmentSpec
@@ -149,6 +150,8 @@ class RunConfig(Section):
     ppo: PpoConfig = PpoConfig()
     dpo: DpoConfig = DpoConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
+    own_stages: tuple[OwnStage, ...] = ()
+    """Stages of one's own, such as [{use: mypkg.audit:audit, name: audit, after: sft, args: {…}}]; default: none."""
     engine: EngineConfig = EngineConfig()
     cluster: ClusterConfig = ClusterConfig()
     tracking: TrackingConfig = TrackingConfig()
@@ -172,6 +175,11 @@ class RunConfig(Section):
     @property
     def stages(self) -> tuple[str, ...]:
         """The stages of this run, in order."""
+        return with_own(self.built_in_stages, self.own_stages)
+
+    @property
+    def built_in_stages(self) -> tuple[str, ...]:
+        """The stages of this run that are the pipeline's, in order."""
         return tuple(s for s in self.aligned.stages if s != EXPAND or self.expand.any_wanted)
 
     @property

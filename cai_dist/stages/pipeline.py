@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from cai_dist.config.loading.load import dump_run
+from cai_dist.config.own_stages import OwnStage
 from cai_dist.config.run import RunConfig
 from cai_dist.config.stages import DPO, EVALUATE, EXPAND, FEEDBACK, PPO, PREFERENCE, PREPARE, REVISE, SFT
 from cai_dist.constitution import run_constitution
@@ -23,6 +24,7 @@ from cai_dist.stages import dpo, evaluate, expand, feedback, ppo, preference, pr
 from cai_dist.stages.context import RunContext
 from cai_dist.stages.evaluation.gate import enforce
 from cai_dist.stages.execution.ppo_placement import check_placement, on_gpus
+from cai_dist.stages.own_stage import execute_own, own_inputs, own_settings
 from cai_dist.stages.preflight.strategies import check_strategies
 from cai_dist.stages.summaries import (
     StageSummary,
@@ -85,7 +87,21 @@ _SPECS = (
     ),
 )
 STAGE_SPECS: dict[str, StageSpec] = {spec.name: spec for spec in _SPECS}
-"""Every stage that there is. The order of a run is that of `cai_dist.config.stages`."""
+"""Every stage of the pipeline. The order of a run is that of `cai_dist.config.stages`."""
+
+
+def stage_specs(config: RunConfig) -> dict[str, StageSpec]:
+    """The stages of the pipeline and the run's own."""
+    return STAGE_SPECS | {stage.name: _own(stage) for stage in config.own_stages}
+
+
+def _own(stage: OwnStage) -> StageSpec:
+    return StageSpec(
+        stage.name,
+        lambda ctx: execute_own(ctx, stage),
+        lambda config: own_settings(stage),
+        lambda ctx: own_inputs(ctx, stage),
+    )
 
 
 def run_pipeline(
@@ -98,13 +114,13 @@ def run_pipeline(
     that are wanted at the end and for GPUs of PPO that the cluster does not have."""
     evaluate.check_files(config)
     with _open(config, console, should_stop, on_cluster_start) as run:
-        names = (PREPARE, *config.stages)
+        specs, names = stage_specs(config), (PREPARE, *config.stages)
         # The stages before PPO may take hours: GPUs that the cluster does not have are missed before them.
         ahead = names[: names.index(PPO) + 1] if PPO in names and on_gpus(config.ppo) else ()
-        if not all(_finished(run, STAGE_SPECS[name]) for name in ahead):
+        if not all(_finished(run, specs[name]) for name in ahead):
             check_placement(run)
         for i, name in enumerate(names):
-            run_one(run, STAGE_SPECS[name], names[:i])
+            run_one(run, specs[name], names[:i])
         evaluate.show(run)
         return run.run_dir
 
@@ -127,15 +143,16 @@ def run_stage(
         )
     evaluate.check_files(config)
     with _open(config, console, should_stop, on_cluster_start) as run:
-        run_one(run, STAGE_SPECS[PREPARE])
+        specs = stage_specs(config)
+        run_one(run, specs[PREPARE])
         earlier = config.stages[: config.stages.index(name)]
         for before in earlier:
-            if not _finished(run, STAGE_SPECS[before]):
+            if not _finished(run, specs[before]):
                 raise ConfigError(
                     f"stage {name} needs the result of stage {before}, which {run.run_dir} does not hold for these "
                     f"settings; run `cai-dist stage {before} …` or `cai-dist run …` first"
                 )
-        run_one(run, STAGE_SPECS[name], earlier)
+        run_one(run, specs[name], earlier)
         if name == EVALUATE:
             evaluate.show(run)
         check_gates(run, [name])
@@ -175,7 +192,8 @@ def run_one(ctx: RunContext, stage: StageSpec, earlier: Sequence[str] = ()) -> N
 
 def check_gates(ctx: RunContext, names: Sequence[str]) -> None:
     """Raise GateFailed, a line for each, where the result of a stage of these names must not be built upon."""
-    enforce([line for name in names for line in STAGE_SPECS[name].gate(ctx)])
+    specs = stage_specs(ctx.config)
+    enforce([line for name in names for line in specs[name].gate(ctx)])
 
 
 def _finished(ctx: RunContext, stage: StageSpec) -> bool:

@@ -99,6 +99,11 @@ class Manifest:
         entry = self._data["stages"].get(stage)
         return None if entry is None else entry.get("fingerprint")
 
+    def outputs(self, stage: str) -> list[Path]:
+        """What a finished stage has written; empty for another one."""
+        entry = self._data["stages"].get(stage, {})
+        return [self._run_dir / path for path in entry.get("outputs", [])]
+
     def hashes(self, paths: Iterable[Path]) -> dict[str, str]:
         """`inputs` for `begin`: path (relative where inside the run folder) to SHA-256. Raises FileNotFoundError."""
         return {self.shown(path): sha256_path(path) for path in paths}

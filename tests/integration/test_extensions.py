@@ -27,6 +27,7 @@ RUN = {
         "ranked_answers": {"source": "none"},
     },
     "feedback": {"model": "strangers.feedback_model:Shorter"},
+    "own_stages": [{"use": "strangers.stage:answer_lengths", "name": "lengths", "after": "revise"}],
     "preference": {"halves": False},
     "ppo": {
         "algorithm": "strangers.algorithm:ranked",
@@ -65,6 +66,9 @@ def test_a_strangers_package_takes_part_in_every_stage(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr + done.stdout
     run_dir = tmp_path / "runs" / "mine"
 
+    means = json.loads((run_dir / "lengths" / "lengths.json").read_text())["means"]
+    stages = list(json.loads((run_dir / "manifest.json").read_text())["stages"])
+    assert list(means) == ["0", "1", "2"] and stages[1:4] == ["revise", "lengths", "sft"]
     lines = pipeline.lines_of(run_dir, "ppo")
     assert len(lines) == 2
     for number, line in enumerate(lines, 1):

@@ -335,11 +335,19 @@ def test_what_is_missing_is_named_and_overrides_are_not(capsys):
         assert capsys.readouterr().err.endswith("the following arguments are required: RUN.yaml\n")
 
 
-@pytest.mark.parametrize("words", [[], ["stage", "nonsense", "x.yaml"], ["run"], ["nonsense"]])
+@pytest.mark.parametrize("words", [[], ["stage", "nonsense"], ["run"], ["nonsense"]])
 def test_misuse_of_the_command_ends_with_2(words):
     with pytest.raises(SystemExit) as caught:
         cli.main(words)
     assert caught.value.code == 2
+
+
+def test_a_stage_that_the_run_does_not_have_ends_with_2(capsys, tmp_path):
+    run_file = Path(cli.__file__).parents[2] / "launch" / "runs" / "demo.yaml"
+    assert cli.main(["stage", "nonsense", str(run_file), f"runs_dir={tmp_path}"]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert "stage nonsense is no part of this run, whose stages are revise, sft, feedback" in line
+    assert not list(tmp_path.iterdir())
 
 
 def test_help_tells_the_exit_codes_and_version_prints(capsys):

@@ -24,6 +24,7 @@ from cai_dist.config.data import DataSource
 from cai_dist.config.ds_config import build_ds_config
 from cai_dist.config.engine import missing_backend
 from cai_dist.config.environment import environment_problems
+from cai_dist.config.own_stages import own_stage_problems
 from cai_dist.config.preference import DpoConfig
 from cai_dist.config.rewards import reward_problems
 from cai_dist.config.run import RunConfig
@@ -112,6 +113,7 @@ def _contradictions(config: RunConfig) -> Iterator[str]:
         yield "data.ranked_answers.source=world: the micro-world's answers beside prompts from files; name a file"
     yield from ppo_problems(config.ppo)
     yield from reward_problems(config.ppo.rewards, config.cluster.timeouts.call)
+    yield from own_stage_problems(config.built_in_stages, config.own_stages)
     yield from environment_problems(config.ppo.environment, config.ppo.schedule, config.cluster.timeouts.call)
     yield from evaluate_problems(config)
     yield from _token_cap_problems(config)

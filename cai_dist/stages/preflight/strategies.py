@@ -41,6 +41,10 @@ def _checks(config: RunConfig) -> Iterator[Callable[[], object]]:
         from cai_dist.stages.ai_feedback.own_model import own_model
 
         yield lambda: own_model(model)
+    if config.own_stages:
+        from cai_dist.stages.own_stage import find_work
+
+        yield from (partial(find_work, stage) for stage in config.own_stages)
     if "ppo" not in config.stages:
         return
     if is_path(ppo.algorithm):

@@ -54,6 +54,7 @@ ALL: dict[str, Any] = {
     "engine": {"backend": "my_extensions.rollout_engine:FewAtATime"},
     "data": {"helpful": {"source": "my_extensions.data_source:rows"}},
     "feedback": {"model": "my_extensions.feedback_model:Shorter"},
+    "own_stages": [{"use": "my_extensions.stage:answer_lengths", "name": "lengths", "after": "revise"}],
     "ppo": {
         "algorithm": "my_extensions.algorithm:ranked",
         "samples_per_prompt": 2,
@@ -89,6 +90,14 @@ def test_all_of_them_pass_the_check(tmp_path: Path) -> None:
         (
             {"ppo": {"environment": {"use": "my_extensions.schedule:Counted"}}},
             "ppo.environment=.*must be callable with",
+        ),
+        (
+            {
+                "own_stages": [
+                    {"use": "my_extensions.stage:answer_lengths", "name": "x", "after": "sft", "args": {"u": 1}}
+                ]
+            },
+            "own_stages.x=my_extensions.stage:answer_lengths: must be callable with .ctx, u=…",
         ),
         ({"ppo": {"rewards": [{"use": "my_extensions.reward:none"}]}}, "ppo.rewards=.*has no none"),
     ],

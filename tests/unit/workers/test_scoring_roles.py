@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -49,6 +51,13 @@ def test_a_score_is_read_at_the_last_token_and_a_cut_answer_is_closed_first(rewa
         with torch.no_grad():
             expected.append(model(torch.tensor(ids), torch.tensor([len(ids)]))[-1].item())
     assert reward.scores(StepShard((SAMPLES,))) == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_conversation_is_scored_at_its_last_answer_with_all_before_it(reward: RewardWorker, folder: str) -> None:
+    talk = replace(sample((3, 4), (5, END, 7, 8, 9)), loss_mask=np.array([1, 1, 0, 0, 1], bool))
+    with torch.no_grad():
+        expected = load_scalar(folder, "fp32", 0)(torch.tensor((3, 4, 5, END, 7, 8, 9, END)), torch.tensor([8]))[-1]
+    assert reward.scores(StepShard(((talk, SAMPLES[0]),)))[0] == pytest.approx(expected.item(), abs=1e-5)
 
 
 def test_scores_do_not_depend_on_the_batch(reward: RewardWorker) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from cai_dist.stages.execution.generation import Ask, generate
 from cai_dist.stages.ppo import _transcript
 from cai_dist.stages.revise import stage_reviser
 from cai_dist.stages.tables.records import read_revisions, write_revisions
-from cai_dist.types import GenerateRequest, Generation, Prompt, RankInfo, StepShard, Turn
+from cai_dist.types import GenerateRequest, Generation, Prompt, RankInfo, StepShard, Trajectory, Turn
 from cai_dist.workers.reward import RewardWorker
 from tests.tiny import END, save_llama
 from tests.unit.data.chat_families import FAMILIES, tokenizer
@@ -139,19 +140,23 @@ def test_the_reward_is_that_of_the_answer_alone(tmp_path: Path) -> None:
     assert worker.scores(StepShard((samples,))) == pytest.approx(expected, abs=1e-5)
 
 
-def test_transcripts_of_ppo_show_thoughts_apart(tmp_path: Path) -> None:
-    from types import SimpleNamespace
+NUMBERS = (
+    "old_logprobs", "ref_logprobs", "values", "rewards", "advantages", "returns", "sampler_logprobs", "weights",
+)  # fmt: skip
 
+
+def test_transcripts_of_ppo_show_thoughts_apart(tmp_path: Path) -> None:
     chat = chat_of()
-    batch = [
-        SimpleNamespace(
-            prompt_id="p", prompt_kind="red_team", prompt_ids=np.array(chat.prompt_ids(PROMPT.turns)), score=1.0,
-            finish="stop",
-            response_ids=np.array(ids_of(chat, said)), weight_version=0,
-        )
-        for said in ("<think>a</think>b", "c")
-    ]  # fmt: skip
-    _transcript(tmp_path / "iteration-00003.jsonl", batch, chat)  # type: ignore[arg-type]
-    first, second = map(json.loads, (tmp_path / "iteration-00003.jsonl").read_text(encoding="utf-8").splitlines())
+    prompt, none = chat.prompt_ids(PROMPT.turns), dict.fromkeys(NUMBERS, ())
+    said = [ids_of(chat, text) for text in ("<think>a</think>b", "c")]
+    batch = [Trajectory(prompt, ids, score=1.0, finish="stop", weight_version=0, prompt_id="p", **none) for ids in said]
+    after = chat.next_turn_ids("No?")
+    talk = np.array([1] * len(said[1]) + [0] * len(after) + [1] * len(said[0]), bool)
+    batch.append(replace(batch[0], response_ids=np.array([*said[1], *after, *said[0]]), loss_mask=talk))
+    _transcript(tmp_path / "iteration-00003.jsonl", batch, chat)
+    first, second, third = map(
+        json.loads, (tmp_path / "iteration-00003.jsonl").read_text(encoding="utf-8").splitlines()
+    )
     assert (first["prompt"], first["response"], first["thoughts"]) == ("Hi?", "b", "a")
-    assert second["response"] == "c" and "thoughts" not in second
+    assert second["response"] == "c" and not {"thoughts", "before"} & {*second}
+    assert (third["before"], third["response"], third["thoughts"]) == (["c", "No?"], "b", "a")

@@ -25,7 +25,7 @@ def test_lists_become_arrays_of_the_type_of_their_field() -> None:
     assert [getattr(sample, name).dtype for name in Generation.ARRAYS] == list(Generation.ARRAYS.values())
     assert sample.ids.tolist() == [1, 5, 6]
     assert sample.token_versions.tolist() == [3, 4] and SAMPLES[0].token_versions.tolist() == [3]
-    assert set(Trajectory.ARRAYS.values()) == {"int32", "float32"}
+    assert set(Trajectory.ARRAYS.values()) == {"int32", "float32", "bool"}
     array = np.float32([0.5])
     assert replace(SAMPLES[0], logprobs=array).logprobs is array, "what is right is not copied"
     with pytest.raises(ValueError, match="Generation.response_ids: an array of 2 dimensions"):

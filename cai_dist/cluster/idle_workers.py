@@ -11,7 +11,8 @@ from typing import Any
 from cai_dist.cluster.futures import UNKNOWN, Call, gather
 from cai_dist.cluster.group import Member, Starter, WorkerGroup
 from cai_dist.cluster.placement import GroupSpec, Placement
-from cai_dist.errors import NodeLost, WorkerDied, WorkerTimeout
+from cai_dist.config.run import TimeoutsConfig
+from cai_dist.errors import NodeLost, WorkerDied, WorkerError
 from cai_dist.types import RankInfo
 
 _REST_SECONDS = 30.0
@@ -46,24 +47,27 @@ class IdleWorkers:
         self._used: dict[WorkerGroup, _Idle] = {}
 
     def keep(self, group: WorkerGroup, spec: GroupSpec) -> None:
-        """Take the processes of `group`, started from `spec`, whose calls have all ended. A group that has lost a
-        process, or of which one does not answer, is closed."""
+        """Take the processes of `group`, started from `spec`, whose calls have all ended. A group is closed that lost
+        a process, of which one does not answer, or in which a new one stands in the place of a rank."""
         before = self._used.pop(group, None)
         members = group.members
         try:
             if len(members) != spec.workers:
                 raise WorkerDied("end", spec.role, 0, UNKNOWN, "a process was lost")
+            if before and before.ranks and any(a is not b for a, b in zip(members, before.members, strict=False)):
+                raise WorkerDied("end", spec.role, 0, UNKNOWN, "a rank was replaced, and the others do not know it")
             calls = [Call(member.actor.rest.remote(), "end", spec.role, 0, member.node) for member in members]
             gather(calls, _REST_SECONDS)
-        except (WorkerDied, WorkerTimeout):
+        except WorkerError:
             group.close()
             return
         spare = before.members[len(members) :] if before else []
         ranks = spec.workers if spec.distributed else (before.ranks if before else 0)
         self._idle.append(_Idle(members + spare, group.placement.handle, spec.cpus, ranks))
 
-    def take(self, spec: GroupSpec, timeout: float, starter: Callable[[Placement], Starter | None],
-             collective: float) -> WorkerGroup | None:  # fmt: skip
+    def take(
+        self, spec: GroupSpec, timeouts: TimeoutsConfig, starter: Callable[[Placement], Starter | None]
+    ) -> WorkerGroup | None:
         """A group of `spec` in idle processes, built; None where none fits, and all that was idle has ended. Raises as
         `Cluster.launch` does where a worker cannot be built; nothing stays behind then."""
         found = next((idle for idle in self._idle if idle.fits(spec)), None)
@@ -73,9 +77,9 @@ class IdleWorkers:
         self._idle.remove(found)
         placement = Placement(found.handle, [spec.role])
         members = found.members[: spec.workers]
-        group = WorkerGroup(spec.role, members, placement, timeout, starter(placement))
+        group = WorkerGroup(spec.role, members, placement, timeouts.call, starter(placement))
         try:
-            self._build(spec, members, 0.0 if found.ranks else collective, timeout)
+            self._build(spec, members, None if found.ranks else timeouts.collective, timeouts.start)
         except WorkerDied:  # the system may end a process that waits
             group.close()
             self.close()
@@ -94,8 +98,8 @@ class IdleWorkers:
         self._idle.clear()
 
     @staticmethod
-    def _build(spec: GroupSpec, members: list[Member], collective: float, timeout: float) -> None:
-        store = collective if spec.distributed and collective else None
+    def _build(spec: GroupSpec, members: list[Member], collective: float | None, timeout: float) -> None:
+        store = collective if spec.distributed else None
         targets = [(spec.spec.target, store if rank == 0 else None, True) for rank in range(spec.workers)]
         calls = [
             Call(member.actor.prepare.remote(*target), "start", spec.role, rank, member.node)

@@ -93,7 +93,7 @@ class Cluster:
             WorkerError or UserError if a worker cannot be built. Nothing stays behind then.
         """
         timeout = self._config.timeouts.start
-        if len(specs) == 1 and (group := self._again(specs[0], timeout)) is not None:
+        if len(specs) == 1 and (group := self._again(specs[0])) is not None:
             return {group.role: group}
         self._idle.close()
         placements = node_watch.ask_head("start", lambda: place(specs, timeout, self._config.strategy))
@@ -135,12 +135,9 @@ class Cluster:
         else:
             group.close()
 
-    def _again(self, spec: GroupSpec, timeout: float) -> WorkerGroup | None:
-        group = self._idle.take(
-            spec, timeout, lambda placement: self._starter(spec, placement), self._config.timeouts.collective
-        )
+    def _again(self, spec: GroupSpec) -> WorkerGroup | None:
+        group = self._idle.take(spec, self._config.timeouts, lambda placement: self._starter(spec, placement))
         if group is not None:
-            group.timeout = self._config.timeouts.call
             self._groups.append(group)
             self.seats = [
                 WorkerPlacement(spec.role, rank, member.node, (), spec.cpus, "")

@@ -11,7 +11,7 @@ from cai_dist.config.base import Section, StrategyPath
 from cai_dist.config.stages import PREPARE, STAGES
 
 KEY = "own_stages"
-TAKEN = (PREPARE, *STAGES, "report", "logs", "checkpoints")
+TAKEN = (PREPARE, *STAGES, "report", "logs", "endpoint", "wandb")
 """Names that other folders of a run have."""
 
 

@@ -248,7 +248,7 @@ def _response_lengths(batch: TokenBatch) -> NDArray[np.int64]:
     """[B] of the real sequences."""
     found = batch.lengths - batch.prompt_lengths
     if batch.loss_mask is not None:
-        found = torch.stack([part.sum() for part in batch.response_mask.split(batch.lengths.tolist())])
+        found = torch.diff(batch.response_mask.cumsum(0)[batch.last], prepend=found.new_zeros(1))
     counted: NDArray[np.int64] = found[: len(batch)].cpu().numpy()
     return counted
 

@@ -12,7 +12,7 @@ from cai_dist.types.ragged import Array, Packed, Ragged
 from cai_dist.types.samples import Finish
 
 Fact = tuple[int, int, Finish, int, int, int, int]
-"""Of one sample, the fields of `SampleRef` after the row."""
+"""Facts of one sample: the fields of `SampleRef` after the row."""
 
 
 def kept_samples(

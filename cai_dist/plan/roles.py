@@ -86,7 +86,8 @@ def _shape(config: RunConfig, source: str, what: str) -> Shape:
 
 
 def tokens_of(config: RunConfig, assumed: Assumed, new: int) -> Tokens:
-    """Tokens of a prompt with a response of `new` tokens."""
+    """Tokens of a prompt with a response of `new` tokens, of which a context has room for so many."""
+    new = min(new, config.models.context - 1)
     room = config.models.context - new
     prompt = room if assumed.prompt is None else min(assumed.prompt, room)
     return Tokens(prompt + new, new)

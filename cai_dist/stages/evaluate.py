@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, Final
 from cai_dist.config.environment import KEY, EnvironmentConfig
 from cai_dist.config.run import RunConfig
 from cai_dist.config.stages import DPO, EVALUATE, PPO, PREFERENCE
-from cai_dist.config.training import SamplingConfig
 from cai_dist.data.choices import load_choice_set
 from cai_dist.data.ratings import load_rating_set
 from cai_dist.data.sources import hub_settings, rows_settings, source_files
@@ -32,12 +31,10 @@ from cai_dist.stages.evaluation.later_turns import later_answers
 from cai_dist.stages.evaluation.multiple_choice import multiple_choice
 from cai_dist.stages.evaluation.overreaction import measures
 from cai_dist.stages.evaluation.pm_robustness import preference_scores
+from cai_dist.stages.evaluation.sampling import sample_answers
 from cai_dist.stages.evaluation.terminal_table import show_results
 from cai_dist.stages.execution import model_paths
-from cai_dist.stages.execution.chat_format import chat_format
-from cai_dist.stages.execution.generation import Ask, generate
 from cai_dist.stages.execution.model_paths import model_path
-from cai_dist.stages.execution.reuse import model_hash, reuse_from
 from cai_dist.stages.execution.training import ds_files
 from cai_dist.stages.execution.worker_groups import rollout_group
 from cai_dist.stages.tables.prompts import heldout_prompts, prompt_files
@@ -235,7 +232,7 @@ def _ask(ctx: RunContext, folder: Path) -> Answers:
     everyone = {name: three[name] for name in before} | snapshots(ctx) | {last: three[last]}
     with rollout_group(ctx, NAME, config.workers) as group:
         sampled = {
-            name: _sample(ctx, group, folder, f"answers-{name}", model, prompts, config.sampling)
+            name: sample_answers(ctx, group, folder, f"answers-{name}", model, prompts, config.sampling)
             for name, model in everyone.items()
         }
         greedy: SampledByModel = {}
@@ -243,7 +240,7 @@ def _ask(ctx: RunContext, folder: Path) -> Answers:
             red_team = [p for p in prompts if p.kind == "red_team"]
             coldly = config.sampling.model_copy(update={"temperature": 0.0})
             greedy = {
-                name: _sample(ctx, group, folder, f"greedy-{name}", model, red_team, coldly, 1)
+                name: sample_answers(ctx, group, folder, f"greedy-{name}", model, red_team, coldly, 1)
                 for name, model in three.items()
             }
         later = {name: _later(ctx, group, folder, name, three[name], sampled[name]) for name in three}
@@ -264,51 +261,9 @@ def _later(
         return []
 
     def ask(label: str, prompts: Sequence[Prompt]) -> list[Sampled]:
-        return _sample(ctx, group, folder, label, model, prompts, sampling, 1) if prompts else []
+        return sample_answers(ctx, group, folder, label, model, prompts, sampling, 1) if prompts else []
 
     return later_answers(talk, sampled, ask, f"later-{name}", ctx.config.seed)
-
-
-def _sample(
-    ctx: RunContext,
-    group: WorkQueue,
-    folder: Path,
-    label: str,
-    model: str,
-    prompts: Sequence[Prompt],
-    sampling: SamplingConfig,
-    times: int | None = None,
-) -> list[Sampled]:
-    """Answers of one model to every prompt, `times` (default: `samples_per_prompt`) each, those of an earlier
-    evaluation where they were made from the same. Prompts without room for an answer are left out and counted."""
-    config = ctx.config.evaluate
-    times = times or config.samples_per_prompt
-    chat = chat_format(ctx, model)
-    repeated = [p for p in prompts for _ in range(times)]
-    asks = [Ask(f"{p.id}/{i % times}", chat.prompt_ids(p.turns)) for i, p in enumerate(repeated)]
-    provenance = {
-        "model": model_hash(model),
-        "asks": [[a.key, list(a.prompt_ids)] for a in asks],
-        "stop_ids": list(chat.stop_ids),
-        "sampling": sampling.model_dump(mode="json"),
-        "shard_size": config.shard_size,
-        "seed": ctx.config.seed,
-        **model_settings(ctx.config),
-    }
-    reuse_from(ctx, folder, label, provenance)
-    answers = generate(
-        ctx, group, folder, label, asks, model=model, chat=chat, sampling=sampling, shard_size=config.shard_size
-    )
-    kept = [Sampled(p, a.text) for p, a in zip(repeated, answers, strict=True) if a.finish != "too_long"]
-    series = f"{NAME}_{label}"
-    ctx.tracker.rewind(series, -1)
-    ctx.log(series, 0, answers=len(kept), too_long=len(answers) - len(kept))
-    if len(kept) < len(answers):
-        ctx.console.warn(
-            f"{label}: {len(answers) - len(kept)} of {len(answers)} prompts leave no room for an answer of "
-            f"{sampling.max_new_tokens} tokens in models.context={ctx.config.models.context}; left out"
-        )
-    return kept
 
 
 def _revised(judge: Judge, revisions: Sequence[Revision]) -> dict[str, int]:

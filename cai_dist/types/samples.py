@@ -189,6 +189,6 @@ class Trajectory(_Response):
     prompt_id: str = ""
     prompt_kind: PromptKind = "red_team"
     versions: Ids = ()  # type: ignore[assignment]
-    """As in `Generation`."""
+    """[M] or [0], weight versions as in `Generation`."""
     loss_mask: Mask = ()  # type: ignore[assignment]
-    """As in `Generation`."""
+    """[R] or [0], marks of the model's tokens as in `Generation`."""

@@ -34,8 +34,8 @@ from cai_dist.workers.prompt_table import PromptTable
 
 class RolloutWorker(Worker):
     """One rollout engine. `model` may be empty: then each request names its own; a model stays loaded until a request
-    names another. `require_sync`: nothing is served before the first finished weight transfer. `environment`, which
-    needs a `table`: who speaks between the answers of a sample; None: a sample is one answer."""
+    names another. `require_sync`: nothing is served before the first finished weight transfer. `conversations`:
+    who speaks between the answers of a sample, and the prompts in words; None: a sample is one answer."""
 
     def __init__(
         self,
@@ -45,13 +45,11 @@ class RolloutWorker(Worker):
         dtype: Dtype = "fp32",
         engine: EngineConfig | None = None,
         require_sync: bool = False,
-        environment: EnvironmentConfig | None = None,
-        table: PromptTable | None = None,
+        conversations: tuple[EnvironmentConfig, PromptTable] | None = None,
         threads: int = 1,
     ) -> None:
         super().__init__(info, threads=threads)
-        talks = environment is not None and table is not None
-        self._conversations = ConversationSampler(environment, table) if talks else None  # type: ignore[arg-type]
+        self._conversations = ConversationSampler(*conversations) if conversations else None
         self._engine = build_rollout_engine(engine or EngineConfig(), dtype, require_sync=require_sync)
         self._loaded = ""
         self._taker: WeightTaker | None = None
@@ -65,10 +63,9 @@ class RolloutWorker(Worker):
 
     def sample(self, request: GenerateRequest) -> KeepRemote[Generation]:
         """Samples like those of `generate`, kept here; facts are those of `kept_samples`."""
-        if self._conversations is not None:
-            samples = self._conversations.samples(request, self.generate)
-            return kept_samples(request.prompts, samples, request.first)
-        return kept_samples(request.prompts, self.generate(request), request.first)
+        talks = self._conversations
+        samples = self.generate(request) if talks is None else talks.samples(request, self.generate)
+        return kept_samples(request.prompts, samples, request.first)
 
     def score_labels(self, request: LabelRequest) -> list[tuple[float, ...]]:
         """Per prompt, the log-probability of each label. Raises StaleEngineError, DataError."""

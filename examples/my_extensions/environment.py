@@ -1,4 +1,4 @@
-"""An environment of one's own: somebody who asks for less, one word at a time, until the answer is short.
+"""An environment of one's own: somebody who asks the same again until the answer is short.
 
 ppo.environment: {use: "my_extensions.environment:Impatient", answers: 3, args: {words: 5}}
 """

@@ -117,6 +117,23 @@ def test_a_worker_that_does_not_answer_is_ended(
     assert all(ends(pid) for pid in old)
 
 
+def test_a_rank_that_was_replaced_is_not_kept(running: Cluster, tmp_path: Path) -> None:
+    """The others are ranks of one group with a process that is gone."""
+    first = running.launch([two(distributed=True)])["two"]
+    old = pids(first, tmp_path)
+    running.keep(first, two(distributed=True))
+    alone = running.launch([two("alone")])["alone"]
+    assert pids(alone, tmp_path) == old
+    alone.kill(0)
+    started = alone.start_worker(0)
+    assert alone.wait([started], 60.0)
+    alone.result(started)
+    running.keep(alone, two("alone"))
+    again = running.launch([two("again", distributed=True)])["again"]
+    assert old[1] not in pids(again, tmp_path) and ends(old[1])
+    again.close()
+
+
 def test_a_process_that_dies_while_it_waits_is_replaced(running: Cluster, tmp_path: Path) -> None:
     first = running.launch([two()])["two"]
     old = pids(first, tmp_path)

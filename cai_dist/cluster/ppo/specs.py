@@ -51,9 +51,11 @@ def ppo_specs(
 ) -> list[GroupSpec]:
     """The groups of the roles that the algorithm needs; arguments as of `cai_dist.cluster.ppo.groups.PpoGroups`. Raises
     ConfigError for an environment without `prompts`."""
-    if ppo.environment is not None and prompts is None:
-        raise ConfigError("ppo.environment: needs the prompts in words")
-    talk = {} if ppo.environment is None else {"environment": ppo.environment, "table": prompts}
+    talk: dict[str, Any] = {}
+    if ppo.environment is not None:
+        if prompts is None:
+            raise ConfigError("ppo.environment: needs the prompts in words")
+        talk = {"conversations": (ppo.environment, prompts)}
     common = {"dtype": dtype, "threads": threads}
     scoring = common | {"layout": layout, "timeouts": timeouts}
     head = {"head_dtype": head_dtype}

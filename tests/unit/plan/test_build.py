@@ -12,7 +12,7 @@ from cai_dist.config.run import RunConfig
 from cai_dist.errors import ConfigError
 from cai_dist.plan.build import make_plan
 from cai_dist.plan.machines import Machines
-from cai_dist.plan.roles import Assumed, shapes, trained_elements
+from cai_dist.plan.roles import Assumed, shapes, tokens_of, trained_elements
 from cai_dist.plan.shapes import PRESETS
 from cai_dist.plan.suggest import suggest
 from cai_dist.plan.ways import way_out
@@ -155,6 +155,14 @@ def test_fewer_tokens_take_less_and_a_sample_is_never_longer_than_the_context() 
         return sum(plan.ppo.stage.workers[0].device["update"].values())
 
     assert update(Assumed({}, prompt=100)) < update(NOTHING) == update(Assumed({}, prompt=10_000))
+
+
+def test_a_conversation_is_never_longer_than_the_context() -> None:
+    config = run_of(environment={"answers": 100})
+    assert config.ppo.longest_response > config.models.context
+    for assumed in (NOTHING, Assumed({}, prompt=100)):
+        tokens = tokens_of(config, assumed, config.ppo.longest_response)
+        assert tokens.sequence == config.models.context > tokens.wanted > 0
 
 
 def test_the_demo_is_planned_on_this_cpu() -> None:

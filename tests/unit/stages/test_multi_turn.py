@@ -16,6 +16,7 @@ from cai_dist.config.supervised import ReviseConfig
 from cai_dist.data.chat import ChatFormat
 from cai_dist.stages import evaluate, feedback, ppo, prepare, revise, sft
 from cai_dist.stages.context import RunContext
+from cai_dist.stages.evaluation.sampling import sample_answers
 from cai_dist.stages.execution.answer_scoring import as_sample
 from cai_dist.stages.execution.chat_format import chat_format
 from cai_dist.stages.tables.prompts import heldout_prompts, training_prompts
@@ -140,7 +141,7 @@ def test_the_evaluation_asks_with_the_conversation(ready: Any) -> None:
     run, workers = ready
     prompts = heldout_prompts(run)
     model = str(run.run_dir / "sft" / "model")
-    sampled = evaluate._sample(
+    sampled = sample_answers(
         run, workers, run.folder("evaluate"), "answers", model, prompts, run.config.evaluate.sampling
     )
     assert {s.prompt.id for s in sampled} == {p.id for p in prompts} and len(prompts) == 4

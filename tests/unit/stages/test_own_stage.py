@@ -127,7 +127,7 @@ def test_a_users_mistake_in_it_stays_one(tmp_path: Path) -> None:
     ("stages", "said"),
     [
         ([own(name="sft")], "own_stages: the name sft is taken"),
-        ([own(name="report")], "own_stages: the name report is taken"),
+        ([own(name="endpoint")], "own_stages: the name endpoint is taken"),
         ([own(), own(after="revise")], "own_stages: the name count is taken"),
         ([own(after="dpo")], "own_stages: count: after=dpo: must be one of revise, sft, feedback"),
         ([own(after="later"), own(name="later")], "own_stages: count: after=later: must be one of"),

@@ -22,6 +22,8 @@ from cai_dist.errors import DataError
 from cai_dist.stages import evaluate, pipeline
 from cai_dist.stages.ai_feedback import labelling
 from cai_dist.stages.context import RunContext
+from cai_dist.stages.evaluation import sampling as answers
+from cai_dist.stages.evaluation.sampling import sample_answers
 from cai_dist.stages.execution.reuse import reuse_from
 from cai_dist.stages.summaries import StageSummary
 from cai_dist.tracking.console import Console
@@ -124,7 +126,7 @@ PROMPTS = [Prompt(f"p{n}", (Turn("human", "make rope salt ?"),), "red_team", "he
 def sample(make_run: Callable[..., RunContext], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., int]:
     """Sample answers of a model; returns how many requests that took."""
     chat = ChatFormat(build_tokenizer())
-    monkeypatch.setattr(evaluate, "chat_format", lambda run, model: chat)
+    monkeypatch.setattr(answers, "chat_format", lambda run, model: chat)
     model = tmp_path / "model"
     model.mkdir()
     (model / "weights").write_text("1")
@@ -134,7 +136,7 @@ def sample(make_run: Callable[..., RunContext], monkeypatch: pytest.MonkeyPatch,
         answer = tuple(chat.prompt_ids((Turn("human", "no ."),))[:1])
         group = FakeGroup(lambda method, request: [Generation(p, answer, (), "stop", 0) for p in request.prompts])
         sampling = sampling or SamplingConfig(max_new_tokens=4)
-        found = evaluate._sample(run, group, run.folder("evaluate"), "answers-base", str(model), prompts, sampling)  # type: ignore[arg-type]
+        found = sample_answers(run, group, run.folder("evaluate"), "answers-base", str(model), prompts, sampling)  # type: ignore[arg-type]
         assert len(found) == len(prompts)
         return group.calls
 
@@ -221,14 +223,14 @@ def test_prompts_without_room_are_counted_and_told(
     make_run: Callable[..., RunContext], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     chat = ChatFormat(build_tokenizer())
-    monkeypatch.setattr(evaluate, "chat_format", lambda run, model: chat)
+    monkeypatch.setattr(answers, "chat_format", lambda run, model: chat)
     run = make_run()
     told: list[str] = []
     monkeypatch.setattr(run.console, "warn", told.append)
     long = Prompt("long", (Turn("human", "make rope salt ? " * 400),), "red_team", "heldout")
     group = FakeGroup(lambda method, request: [Generation(p, p[:1], (), "stop", 0) for p in request.prompts])
     sampling = SamplingConfig(max_new_tokens=4)
-    found = evaluate._sample(run, group, run.folder("evaluate"), "answers-sl", "hub/m", [*PROMPTS, long], sampling)  # type: ignore[arg-type]
+    found = sample_answers(run, group, run.folder("evaluate"), "answers-sl", "hub/m", [*PROMPTS, long], sampling)  # type: ignore[arg-type]
     assert [s.prompt.id for s in found] == ["p0", "p1", "p2"]
     assert len(told) == 1 and told[0].startswith("answers-sl: 1 of 4 prompts leave no room")
     lines = [json.loads(line) for line in (run.run_dir / "metrics.jsonl").read_text().splitlines()]

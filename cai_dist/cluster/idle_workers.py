@@ -3,16 +3,16 @@ process does not."""
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from cai_dist.cluster.futures import UNKNOWN, Call, gather
 from cai_dist.cluster.group import Member, Starter, WorkerGroup
+from cai_dist.cluster.node_watch import WorkerRegistry
 from cai_dist.cluster.placement import GroupSpec, Placement
 from cai_dist.config.run import TimeoutsConfig
-from cai_dist.errors import NodeLost, WorkerDied, WorkerError
+from cai_dist.errors import WorkerDied, WorkerError
 from cai_dist.types import RankInfo
 
 _REST_SECONDS = 30.0
@@ -33,6 +33,10 @@ class _Idle:
         enough = len(self.members) >= spec.workers
         alone = spec.distributed and self.ranks not in (0, spec.workers)
         return enough and not alone and not spec.gpus and not spec.share and self.cpus == spec.cpus
+
+    def waste(self, spec: GroupSpec) -> tuple[bool, int]:
+        """The less, the better it fits: ranks for ranks, then as few processes as will do."""
+        return self.ranks != (spec.workers if spec.distributed else 0), len(self.members) - spec.workers
 
 
 class IdleWorkers:
@@ -65,50 +69,53 @@ class IdleWorkers:
         ranks = spec.workers if spec.distributed else (before.ranks if before else 0)
         self._idle.append(_Idle(members + spare, group.placement.handle, spec.cpus, ranks))
 
-    def take(
-        self, spec: GroupSpec, timeouts: TimeoutsConfig, starter: Callable[[Placement], Starter | None]
-    ) -> WorkerGroup | None:
-        """A group of `spec` in idle processes, built; None where none fits, and all that was idle has ended. Raises as
-        `Cluster.launch` does where a worker cannot be built; nothing stays behind then."""
-        found = next((idle for idle in self._idle if idle.fits(spec)), None)
-        if found is None:
+    def claim(
+        self,
+        specs: Sequence[GroupSpec],
+        timeout: float,
+        starter: Callable[[GroupSpec, Placement], Starter | None],
+        roster: WorkerRegistry,
+    ) -> dict[str, WorkerGroup]:
+        """role -> a group in idle processes, its workers to be made by `build`, for each of `specs` that some fit.
+        Where one is left over, all that is still idle has ended: it needs the room. `timeout`, `roster`: of the
+        groups."""
+        found: dict[str, WorkerGroup] = {}
+        for spec in sorted(specs, key=lambda spec: not spec.distributed):  # ranks are harder to fit
+            fitting = [idle for idle in self._idle if idle.fits(spec)]
+            if not fitting:
+                continue
+            idle = min(fitting, key=lambda idle: idle.waste(spec))
+            self._idle.remove(idle)
+            placement = Placement(idle.handle, [spec.role])
+            members = idle.members[: spec.workers]
+            group = WorkerGroup(spec.role, members, placement, timeout, starter(spec, placement), roster)
+            self._used[group] = idle
+            found[spec.role] = group
+        if len(found) < len(specs):
             self.close()
-            return None
-        self._idle.remove(found)
-        placement = Placement(found.handle, [spec.role])
-        members = found.members[: spec.workers]
-        group = WorkerGroup(spec.role, members, placement, timeouts.call, starter(placement))
-        try:
-            self._build(spec, members, None if found.ranks else timeouts.collective, timeouts.start)
-        except WorkerDied:  # the system may end a process that waits
-            group.close()
-            self.close()
-            return None
-        except BaseException:
-            with contextlib.suppress(NodeLost):
-                group.close()
-            raise
-        self._used[group] = found
-        return group
+        return found
+
+    def build(self, claimed: Mapping[str, WorkerGroup], specs: Sequence[GroupSpec], timeouts: TimeoutsConfig) -> None:
+        """Make the workers of claimed groups. Raises WorkerDied where a process has ended while it waited, as the
+        system may do, and as `Cluster.launch` does where a worker cannot be built; the groups are then to be closed."""
+        pairs = [(spec, claimed[spec.role]) for spec in specs if spec.role in claimed]
+        preparing = []
+        for spec, group in pairs:
+            store = timeouts.collective if spec.distributed and not self._used[group].ranks else None
+            for rank, member in enumerate(group.members):
+                asked = spec.spec.target, store if rank == 0 else None, True
+                preparing.append(Call(member.actor.prepare.remote(*asked), "start", spec.role, rank, member.node))
+        arrivals = iter(gather(preparing, timeouts.start))
+        building = []
+        for spec, group in pairs:
+            leader, *_ = [next(arrivals) for _ in group.members]
+            for rank, member in enumerate(group.members):
+                info = RankInfo(spec.role, rank, spec.workers, 0, leader.store, leader.port)
+                building.append(Call(member.actor.build.remote(spec.spec, info), "start", spec.role, rank, member.node))
+        gather(building, timeouts.start)
 
     def close(self) -> None:
         """End all that is idle."""
         for idle in self._idle:
             WorkerGroup("idle", idle.members, Placement(idle.handle, ["idle"]), _REST_SECONDS).close()
         self._idle.clear()
-
-    @staticmethod
-    def _build(spec: GroupSpec, members: list[Member], collective: float | None, timeout: float) -> None:
-        store = collective if spec.distributed else None
-        targets = [(spec.spec.target, store if rank == 0 else None, True) for rank in range(spec.workers)]
-        calls = [
-            Call(member.actor.prepare.remote(*target), "start", spec.role, rank, member.node)
-            for rank, (member, target) in enumerate(zip(members, targets, strict=True))
-        ]
-        leader = gather(calls, timeout)[0]
-        infos = [RankInfo(spec.role, rank, spec.workers, 0, leader.store, leader.port) for rank in range(spec.workers)]
-        built = [
-            Call(member.actor.build.remote(spec.spec, info), "start", spec.role, info.rank, member.node)
-            for member, info in zip(members, infos, strict=True)
-        ]
-        gather(built, timeout)

@@ -11,33 +11,27 @@ import secrets
 import signal
 import sys
 import threading
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Any
 
 import ray
-from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from cai_dist.cluster import node_watch
-from cai_dist.cluster.actor import Arrival, WorkerHost, asked
 from cai_dist.cluster.environment import worker_environment
-from cai_dist.cluster.futures import UNKNOWN, Call, all_done, gather
-from cai_dist.cluster.group import Member, Starter, Starting, WorkerGroup
+from cai_dist.cluster.group import Starter, WorkerGroup
 from cai_dist.cluster.idle_workers import IdleWorkers
 from cai_dist.cluster.joining import join
-from cai_dist.cluster.node_watch import WorkerAddress, WorkerRegistry
-from cai_dist.cluster.placement import GroupSpec, Placement, WorkerPlacement, gpu_fraction, place, release, sharing
+from cai_dist.cluster.launching import Launch, starter
+from cai_dist.cluster.node_watch import WorkerRegistry
+from cai_dist.cluster.placement import GroupSpec, Placement, WorkerPlacement
 from cai_dist.config.run import ClusterConfig
 from cai_dist.errors import ConfigError, NodeLost, WorkerDied, WorkerTimeout
-from cai_dist.types import RankInfo
 
 __all__ = ["Cluster", "GroupSpec"]
 
 _STARTS = 3
 """Times that Ray is started on this machine before that is given up."""
-_Start = Callable[[GroupSpec, int], Any]
-"""A worker's new actor, by its rank."""
 
 
 class Cluster:
@@ -87,44 +81,48 @@ class Cluster:
     def launch(self, specs: Sequence[GroupSpec]) -> dict[str, WorkerGroup]:
         """Start several groups at the same time (importing torch takes each worker seconds); role -> group. Only those
         that share GPUs are built one after the other: each gives its memory up before the next one takes some.
-        A single group begins in the processes of one that was given to `keep`, where it fits.
+        A group begins in the processes of one that was given to `keep`, where it fits.
 
         Raises: ConfigError if the cluster is too small, WorkerTimeout if they are not up within `timeouts.start`,
             WorkerError or UserError if a worker cannot be built. Nothing stays behind then.
         """
-        timeout = self._config.timeouts.start
-        if len(specs) == 1 and (group := self._again(specs[0])) is not None:
-            return {group.role: group}
-        self._idle.close()
-        placements = node_watch.ask_head("start", lambda: place(specs, timeout, self._config.strategy))
-        groups_of = {spec.role: group for group in sharing(specs) for spec in group}
-
-        def start(spec: GroupSpec, rank: int) -> Any:
-            return self._actor(spec, rank, placements[spec.role], gpu_fraction(spec, rank, groups_of[spec.role]))
-
-        def start_all() -> dict[str, list[Any]]:
-            every = [spec for group in sharing(specs) for spec in group]
-            return {spec.role: [start(spec, rank) for rank in range(spec.workers)] for spec in every}
-
-        actors = node_watch.ask_head("start", start_all)
         roster = WorkerRegistry()
+
+        def again(spec: GroupSpec, placement: Placement) -> Starter | None:
+            return starter(spec, placement, self._config, self._local)
+
+        claimed = self._idle.claim(specs, self._config.timeouts.call, again, roster)
         try:
-            members = self._build(specs, actors, start, roster, timeout)
-            seats = self._seats(specs, actors, roster, timeout)
+            return self._start(specs, claimed, roster)
+        except WorkerDied:
+            if not claimed:
+                raise
+        self._idle.close()  # the system may have ended a process that waited: now all begin anew
+        return self._start(specs, {}, WorkerRegistry())
+
+    def _start(
+        self, specs: Sequence[GroupSpec], claimed: dict[str, WorkerGroup], roster: WorkerRegistry
+    ) -> dict[str, WorkerGroup]:
+        """`launch`, with some groups in claimed processes."""
+        new = Launch([spec for spec in specs if spec.role not in claimed], self._config, self._local, roster)
+        try:
+            new.begin()
+            self._idle.build(claimed, specs, self._config.timeouts)  # while the others import
+            started, seats = new.finish()
         except BaseException:
             with contextlib.suppress(NodeLost):
-                node_watch.ask_head("end", lambda: _give_back(actors, placements))
+                for group in claimed.values():
+                    group.close()
+                new.give_back()
             raise
-        groups = {
-            spec.role: WorkerGroup(
-                spec.role, members[spec.role], placements[spec.role], self._config.timeouts.call,
-                self._starter(spec, placements[spec.role]), roster,
-            )
+        self._groups += [*started.values(), *claimed.values()]
+        self.seats = seats + [
+            WorkerPlacement(spec.role, rank, member.node, (), spec.cpus, "")
             for spec in specs
-        }  # fmt: skip
-        self._groups += groups.values()
-        self.seats = seats
-        return groups
+            if spec.role in claimed
+            for rank, member in enumerate(claimed[spec.role].members)
+        ]
+        return {spec.role: (claimed | started)[spec.role] for spec in specs}
 
     def keep(self, group: WorkerGroup, spec: GroupSpec) -> None:
         """End `group`, which `launch` started from `spec` and whose calls have all ended, in place of `group.close()`.
@@ -134,16 +132,6 @@ class Cluster:
             self._idle.keep(group, spec)
         else:
             group.close()
-
-    def _again(self, spec: GroupSpec) -> WorkerGroup | None:
-        group = self._idle.take(spec, self._config.timeouts, lambda placement: self._starter(spec, placement))
-        if group is not None:
-            self._groups.append(group)
-            self.seats = [
-                WorkerPlacement(spec.role, rank, member.node, (), spec.cpus, "")
-                for rank, member in enumerate(group.members)
-            ]
-        return group
 
     # ---- bringing up
 
@@ -185,123 +173,11 @@ class Cluster:
 
     # ---- starting workers
 
-    def _actor(self, spec: GroupSpec, rank: int, placement: Placement, gpus: float) -> Any:
-        env = {} if self._local else worker_environment(self._config.threads, self._local)
-        if spec.gpus == 0 and ray.cluster_resources().get("GPU"):
-            env["CUDA_VISIBLE_DEVICES"] = ""  # Ray leaves all GPUs visible to a worker that asked for none
-        options: dict[str, Any] = {"runtime_env": {"env_vars": env}} if env else {}
-        return (
-            ray.remote(WorkerHost)
-            .options(
-                num_cpus=spec.cpus,
-                num_gpus=gpus,
-                max_restarts=0,
-                enable_task_events=False,  # a quarter of what a call costs; what workers do, the timeline says
-                scheduling_strategy=PlacementGroupSchedulingStrategy(
-                    placement.handle, placement_group_bundle_index=rank
-                ),
-                **options,
-            )
-            .remote(spec.role, rank)
-        )
-
-    def _starter(self, spec: GroupSpec, placement: Placement) -> Starter | None:
-        """How a worker of `spec` is started again; None where the others could not go on with a new one."""
-        if spec.distributed or spec.share:
-            return None
-
-        def start(rank: int) -> Starting:
-            actor = self._actor(spec, rank, placement, spec.gpus)
-            node = actor.prepare.remote(spec.spec.target, None, self._local)
-            return Starting(actor, node, actor.build.remote(spec.spec, RankInfo(spec.role, rank, spec.workers)))
-
-        return Starter(start, self._config.timeouts.start)
-
     def _set_env(self, values: dict[str, str]) -> None:
         """In this process and the children to come, until the cluster ends."""
         for name, value in values.items():
             self._outer_env.setdefault(name, os.environ.get(name))
             os.environ[name] = value
-
-    def _arrivals(
-        self, specs: Sequence[GroupSpec], actors: dict[str, list[Any]], start: _Start, timeout: float
-    ) -> dict[tuple[str, int], Arrival]:
-        """Import everywhere at once; (role, rank) -> where it is. A process that dies before it has done any work of
-        ours, as Ray or the system may end one while many start, is started once more (`actors` has the new one)."""
-        deadline = time.monotonic() + timeout
-        role_specs = {spec.role: spec for spec in specs}
-        waiting = {
-            (spec.role, rank): self._prepare(spec, rank, actor)
-            for spec in specs
-            for rank, actor in enumerate(actors[spec.role])
-        }
-        found: dict[tuple[str, int], Arrival] = {}
-        again: set[tuple[str, int]] = set()
-        while waiting:
-            try:
-                done = all_done(list(waiting.values()), deadline - time.monotonic(), together=True)
-            except WorkerDied as death:
-                place = death.role, death.rank
-                if place not in waiting or place in again:
-                    raise
-                again.add(place)
-                ray.kill(actors[death.role][death.rank], no_restart=True)
-                actors[death.role][death.rank] = actor = start(role_specs[death.role], death.rank)
-                waiting[place] = self._prepare(role_specs[death.role], death.rank, actor)
-            else:
-                for call, arrival in done:
-                    found[call.role, call.rank] = arrival
-                    del waiting[call.role, call.rank]
-        return found
-
-    def _prepare(self, spec: GroupSpec, rank: int, actor: Any) -> Call:
-        collective = self._config.timeouts.collective if spec.distributed and rank == 0 else None
-        return Call(actor.prepare.remote(spec.spec.target, collective, self._local), "start", spec.role, rank, UNKNOWN)
-
-    def _build(
-        self,
-        specs: Sequence[GroupSpec],
-        actors: dict[str, list[Any]],
-        start: _Start,
-        roster: WorkerRegistry,
-        timeout: float,
-    ) -> dict[str, list[Member]]:
-        """Learn the addresses, then construct everywhere at once."""
-        found = self._arrivals(specs, actors, start, timeout)
-        for (role, rank), arrival in found.items():
-            roster.enter(WorkerAddress(role, rank, arrival.node, arrival.node_id))
-        groups = sharing(specs)
-        for turn in range(max(len(group) for group in groups)):
-            calls = []
-            for spec in (group[turn] for group in groups if turn < len(group)):
-                leader = found[spec.role, 0]
-                for rank, actor in enumerate(actors[spec.role]):
-                    # Ray shows each worker its own GPUs only, so the local rank is always 0.
-                    info = RankInfo(spec.role, rank, spec.workers, 0, leader.store, leader.port)
-                    refs = [actor.build.remote(spec.spec, info)]
-                    if spec.share:  # the next role of the group is built where this one was
-                        refs.append(actor.call.remote(*asked("start", "keep_on_device", ((),))))
-                    node = found[spec.role, rank].node
-                    calls += [Call(ref, "start", spec.role, rank, node, roster) for ref in refs]
-            gather(calls, timeout)
-        return {
-            spec.role: [
-                Member(actor, found[spec.role, rank].node, found[spec.role, rank].node_id)
-                for rank, actor in enumerate(actors[spec.role])
-            ]
-            for spec in specs
-        }
-
-    def _seats(
-        self, specs: Sequence[GroupSpec], actors: dict[str, list[Any]], roster: WorkerRegistry, timeout: float
-    ) -> list[WorkerPlacement]:
-        """Asked of the workers themselves: which device a fraction came from is Ray's decision."""
-        placed = [(spec, rank, actor) for spec in specs for rank, actor in enumerate(actors[spec.role])]
-        calls = [Call(actor.where.remote(), "start", spec.role, rank, UNKNOWN, roster) for spec, rank, actor in placed]
-        return [
-            WorkerPlacement(spec.role, rank, node, gpus, spec.cpus, spec.share)
-            for (spec, rank, _), (node, gpus) in zip(placed, gather(calls, timeout), strict=True)
-        ]
 
 
 def _init(**settings: Any) -> None:
@@ -320,13 +196,6 @@ def _init(**settings: Any) -> None:
                     f"Ray did not come up in {_STARTS} tries of 30 s; the machine is too busy, or its memory is full"
                 )
                 raise WorkerTimeout("start", "cluster", -1, "this machine", cause) from error
-
-
-def _give_back(actors: Mapping[str, Sequence[Any]], placements: Mapping[str, Placement]) -> None:
-    for group in actors.values():
-        for actor in group:
-            ray.kill(actor, no_restart=True)
-    release(placements)
 
 
 def _end_at_once() -> None:

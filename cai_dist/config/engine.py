@@ -42,6 +42,11 @@ class EngineConfig(Section):
     """Bound on rows x columns of the keys and values of the `hf` engine; default: rows alone are bounded."""
     vllm: VllmConfig = VllmConfig()
 
+    @property
+    def leaves_nothing(self) -> bool:
+        """Whether a process is as good as new when its worker is gone: of other engines nobody knows."""
+        return self.backend == "hf" and self.training == "deepspeed"
+
 
 def missing_backend(config: EngineConfig) -> str | None:
     """What to do where the package of `config.backend` is not installed, in a line. Imports nothing."""

@@ -20,6 +20,7 @@ from cai_dist.plan.passes import (
 )
 from cai_dist.plan.shapes import Shape
 from cai_dist.plan.zero import ParameterCounts, States, Zero, share, states
+from cai_dist.types import PHASE_NEEDS
 
 MIB = 2**20
 PROCESS_CPU: Mapping[str, int] = {"trained": 545 * MIB, "scoring": 452 * MIB, "rollout": 450 * MIB}
@@ -35,17 +36,9 @@ NCCL_GPU = 400 * MIB
 HEAP = 1.0
 """On a CPU what a pass takes and gives back stays in the process, and pieces of other sizes do not fit into its gaps:
 its heap grows by this share of the largest pass more. Measured on SmolLM2 (benchmarks/plan_memory.py: cases `zero3` and
-`lora`); workers take large tensors from the heap, too (MALLOC_MMAP_THRESHOLD_ in cluster/runtime.py)."""
+`lora`); workers take large tensors from the heap, too (MALLOC_MMAP_THRESHOLD_ in cluster/environment.py)."""
 
 PHASES = ("start", "transfer", "rollout", "score", "update")
-NEEDS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
-    "transfer": {"policy": ("weights",), "rollout": ("weights",)},
-    "rollout": {"rollout": ("weights",)},
-    "score": dict.fromkeys(("policy", "value", "reference", "reward"), ("weights",)),
-    "update": dict.fromkeys(("policy", "value"), ("weights", "optimizer")),
-}
-"""What of a role that shares its GPU is on it in which phase, as `cluster.ppo.offload_plan.NEEDS`."""
-
 Items = Mapping[str, int]
 ITEMS = (
     "process",
@@ -256,10 +249,10 @@ def _residents(place: RolePlacement, phase: str, items: Items, held_back: Items)
     """(on the device, on the host) of a role that shares. On a CPU only an engine that sleeps gives anything up."""
     if phase == "start" or (not place.on_gpu and place.role != "rollout"):
         return items, {}
-    needed = NEEDS[phase].get(place.role, ())
+    needed = PHASE_NEEDS[phase].get(place.role, ())
     if not needed:
         return {}, held_back
-    if "optimizer" in needed or place.role not in NEEDS["update"]:
+    if "optimizer" in needed or place.role not in PHASE_NEEDS["update"]:
         return items, {}
     left = {name: size for name, size in held_back.items() if name != "weights"}
     here = {name: size - left.get(name, 0) for name, size in items.items()}

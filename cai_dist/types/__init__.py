@@ -2,7 +2,8 @@
 
 Text-side carriers (`Turn`, `Prompt`, `Demonstration`, `Comparison`) describe data in words. Of the token-side ones,
 `TokenSequence` (training data) holds tuples; `Generation` and `Trajectory` (samples of PPO) hold numpy arrays, and many
-of them travel packed in one flat array a field (`types.ragged`). Masks are never stored: they follow from lengths.
+of them travel packed in one flat array a field (`types.ragged`). A mask is stored only where a sample holds somebody
+else's words among the model's (`loss_mask`).
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from cai_dist.types.text import (
 )
 from cai_dist.types.weights import AdapterSpec, TensorPiece, TensorSpec, WeightPart, WeightPlan, WeightTerms
 from cai_dist.types.workers import (
+    PHASE_NEEDS,
     GenerateRequest,
     LabelRequest,
     MemoryPart,
@@ -41,6 +43,7 @@ from cai_dist.types.workers import (
 )
 
 __all__ = [
+    "PHASE_NEEDS",
     "AdapterSpec",
     "RemoteBlock",
     "ChoiceQuestion",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Generic, Literal, TypeVar
 
@@ -91,6 +91,13 @@ Phase = Literal["rollout", "score", "update", "transfer"]
 MemoryPart = Literal["weights", "optimizer"]
 """Of a worker's memory. `optimizer`: its states, fp32 masters and gradients; `weights` of a rollout worker: its engine
 with all caches."""
+PHASE_NEEDS: Mapping[str, Mapping[str, tuple[MemoryPart, ...]]] = {
+    "transfer": {"policy": ("weights",), "rollout": ("weights",)},
+    "rollout": {"rollout": ("weights",)},
+    "score": dict.fromkeys(("policy", "value", "reference", "reward"), ("weights",)),
+    "update": dict.fromkeys(("policy", "value"), ("weights", "optimizer")),
+}
+"""What of each role that shares its GPU is on it in which phase."""
 
 
 @dataclass(frozen=True, slots=True)

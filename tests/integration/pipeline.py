@@ -74,8 +74,8 @@ def digests(run_dir: Path) -> dict[str, str]:
     return {str(p.relative_to(run_dir)): hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(kept)}
 
 
-def copy_without(whole: Path, run_dir: Path, stages: Collection[str], logged: Collection[str] = ()) -> None:
-    """A copy of a finished run as it was before `stages` had begun; `logged`: other names that they log under."""
+def copy_without(whole: Path, run_dir: Path, stages: Collection[str]) -> None:
+    """A copy of a finished run as it was before `stages` had begun."""
     shutil.copytree(whole, run_dir)
     path = run_dir / "manifest.json"
     manifest = json.loads(path.read_text())
@@ -87,6 +87,5 @@ def copy_without(whole: Path, run_dir: Path, stages: Collection[str], logged: Co
         (run_dir / "evaluation.json").unlink()
         shutil.rmtree(run_dir / "report")
     metrics = run_dir / "metrics.jsonl"
-    gone = {*stages, *logged}
-    kept = [line for line in metrics.read_text().splitlines() if json.loads(line)["stage"] not in gone]
+    kept = [line for line in metrics.read_text().splitlines() if json.loads(line)["stage"] not in stages]
     metrics.write_text("".join(f"{line}\n" for line in kept))

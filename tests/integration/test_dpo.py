@@ -163,10 +163,20 @@ def finished(runs: Path, *stage: str) -> dict[str, str]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
+def test_a_run_with_dpo_ends_with_a_model_and_an_evaluation(whole: Path, tmp_path: Path) -> None:
+    run_dir = begun(whole, tmp_path)
+    assert "dpo/model/model.safetensors" in finished(tmp_path)
+    assert set(json.loads((run_dir / "evaluation.json").read_text())["models"]) == {"base", "sl", "dpo"}
+    assert list(json.loads((run_dir / "manifest.json").read_text())["stages"]) == [
+        "prepare", "revise", "sft", "feedback", "dpo", "evaluate",
+    ]  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.full  # what it goes on from is what SFT goes on from, and that is always tried (test_pipeline.py)
+@pytest.mark.timeout(1800)
 def test_killed_in_the_middle_it_ends_with_the_same_bytes(whole: Path, tmp_path: Path) -> None:
-    run_dir = tmp_path / "one" / "tiny-dpo"
-    # What both alignments have in common is the same: the stages before are those of the run with PPO.
-    pipeline.copy_without(whole, run_dir, ("preference", "ppo", "evaluate"))
+    run_dir = begun(whole, tmp_path / "one")
     # With checkpoints behind it and steps before it.
     pipeline.kill_when(TINY, tmp_path / "one", lambda: 3 in dpo_steps(run_dir))
     assert list((run_dir / "dpo" / "reference").glob("*.parquet"))
@@ -174,7 +184,10 @@ def test_killed_in_the_middle_it_ends_with_the_same_bytes(whole: Path, tmp_path:
     shutil.rmtree(tmp_path / "two" / "tiny-dpo" / "dpo")  # this one begins its stage again
     resumed, straight = finished(tmp_path / "one"), finished(tmp_path / "two", "dpo")
     assert resumed == straight and "dpo/model/model.safetensors" in resumed
-    assert set(json.loads((run_dir / "evaluation.json").read_text())["models"]) == {"base", "sl", "dpo"}
-    assert list(json.loads((run_dir / "manifest.json").read_text())["stages"]) == [
-        "prepare", "revise", "sft", "feedback", "dpo", "evaluate",
-    ]  # fmt: skip
+
+
+def begun(whole: Path, runs: Path) -> Path:
+    """A run as it is before `dpo`: what both alignments have in common is the same as that of the run with PPO."""
+    run_dir = runs / "tiny-dpo"
+    pipeline.copy_without(whole, run_dir, ("preference", "ppo", "evaluate"))
+    return run_dir

@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -91,7 +92,7 @@ def killed_in_the_middle(path: Path, runs: Path) -> Path | None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_killed_and_started_again_it_writes_the_same_prompts(tmp_path: Path) -> None:
+def test_it_writes_prompts_and_goes_on_from_the_shards_that_are_there(tmp_path: Path) -> None:
     path = run_file(tmp_path)
     finish(path, tmp_path / "whole")
     whole = digests(tmp_path / "whole")
@@ -99,11 +100,34 @@ def test_killed_and_started_again_it_writes_the_same_prompts(tmp_path: Path) -> 
     made = read_prompts(tmp_path / "whole" / "x" / "expand" / "red_team.parquet")
     assert made and len({words_of(p.turns[0].text) for p in made}) == len(made)
 
+    # As a kill behind its first shard leaves it.
+    runs = tmp_path / "parts"
+    shutil.copytree(tmp_path / "whole", runs)
+    manifest = runs / "x" / "manifest.json"
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"stages": {}}))
+    first = {"examples/00000.parquet", "wave-0/00000.parquet"}
+    for name in digests(runs):
+        if not name.endswith(".json") and name not in first:
+            (runs / "x" / "expand" / name).unlink()
+    goes_on(path, runs, whole)
+
+
+@pytest.mark.slow
+@pytest.mark.full
+@pytest.mark.timeout(1800)
+def test_killed_and_started_again_it_writes_the_same_prompts(tmp_path: Path) -> None:
+    path = run_file(tmp_path)
+    finish(path, tmp_path / "whole")
     # On a busy machine the stage may be over before this process has looked: another folder, another try.
     runs = next(filter(None, (killed_in_the_middle(path, tmp_path / f"parts-{n}") for n in range(5))), None)
     assert runs, "five times the stage ended before it could be killed"
+    goes_on(path, runs, digests(tmp_path / "whole"))
+
+
+def goes_on(path: Path, runs: Path, whole: dict[str, str]) -> None:
+    """Started again, the stage ends with the files of `whole` and has left those alone that were there."""
     kept = {name: (runs / "x" / "expand" / name).stat().st_mtime_ns for name in digests(runs)}
-    assert "red_team.parquet" not in kept
+    assert "red_team.parquet" not in kept and "wave-0/00000.parquet" in kept
     finish(path, runs)
     assert digests(runs) == whole
     again = {name: (runs / "x" / "expand" / name).stat().st_mtime_ns for name in kept}

@@ -16,11 +16,12 @@ import yaml
 from tests.integration import pipeline
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "my_extensions"
+ONE = {"train": {"sharding": {"ranks": 1, "zero": 0}}}
 RUN = {
     "extends": str(pipeline.TINY),
     "name": "mine",
     "alignment": "ppo",
-    "engine": {"backend": "strangers.rollout_engine:FewAtATime"},
+    "engine": {"backend": "strangers.rollout_engine:FewAtATime", "training": "strangers.training_engine:Timed"},
     "data": {
         "helpful": {"source": "strangers.data_source:rows", "limit": 12, "heldout": 6},
         "harm_ratings": {"source": "none"},
@@ -28,7 +29,8 @@ RUN = {
     },
     "feedback": {"model": "strangers.feedback_model:Shorter"},
     "own_stages": [{"use": "strangers.stage:answer_lengths", "name": "lengths", "after": "revise"}],
-    "preference": {"halves": False},
+    "sft": ONE,
+    "preference": {"halves": False} | ONE,
     "ppo": {
         "algorithm": "strangers.algorithm:ranked",
         "samples_per_prompt": 2,
@@ -37,6 +39,8 @@ RUN = {
         "snapshot_every": None,
         "policy": {"ranks": 1, "zero": 0},
         "schedule": "strangers.schedule:Counted",
+        "transfer": "strangers.transfer:one_at_a_time",
+        "transfer_bucket_mb": 0.05,
         "environment": {"use": "strangers.environment:Impatient", "args": {"words": 2}},
         "rewards": [
             {"use": "preference_model", "weight": 1.0},
@@ -77,6 +81,7 @@ def test_a_strangers_package_takes_part_in_every_stage(tmp_path: Path) -> None:
         assert penalty < 0 and score == pytest.approx(model + 0.5 * penalty, abs=1e-5)
         assert 1 < float(str(line["turns"])) <= 2
         assert line["sync_samples"] == 8 * number and float(str(line["reward_length_penalty_seconds"])) > 0
+        assert float(str(line["policy_step_seconds"])) > 0
     later = json.loads((run_dir / "evaluation.json").read_text())["later_turns"]
     assert later["environment"] == RUN["ppo"]["environment"]["use"]  # type: ignore[index]
     assert set(later["answers"]) == set(later["models"]) == {"base", "sl", "rl"} and later["answers"]["rl"] > 5

@@ -88,12 +88,21 @@ def test_what_does_not_fit_begins_anew_and_the_old_ends(
     second.close()
 
 
-def test_a_launch_of_several_groups_ends_what_is_idle(running: Cluster, tmp_path: Path) -> None:
-    first = running.launch([two()])["two"]
-    old = pids(first, tmp_path)
-    running.keep(first, two())
-    groups = running.launch([two("a", workers=1), two("b", workers=1)])
-    assert all(ends(pid) for pid in old)
+def test_of_several_groups_each_that_fits_gets_processes_and_the_rest_ends(running: Cluster, tmp_path: Path) -> None:
+    begun = [two("ranks", distributed=True), two("alone", workers=1), two("other", cpus=0.2, workers=1)]
+    first = running.launch(begun)
+    ranks, alone, other = (pids(first[spec.role], tmp_path) for spec in begun)
+    for spec in begun:
+        running.keep(first[spec.role], spec)
+    one = running.launch([two("one", workers=1)])["one"]
+    assert pids(one, tmp_path) == alone, "the one that fits best"
+    running.keep(one, two("one", workers=1))
+    wanted = [two("a", workers=1), two("b", distributed=True), two("c", workers=3)]
+    groups = running.launch(wanted)
+    assert list(groups) == ["a", "b", "c"] and sorted(seat.role for seat in running.seats) == [*"abbccc"]
+    assert pids(groups["a"], tmp_path) == alone and pids(groups["b"], tmp_path) == ranks
+    assert not {*pids(groups["c"], tmp_path)} & {*ranks, *alone, *other} and all(ends(pid) for pid in other)
+    assert [rank for rank, _ in groups["b"].broadcast("p", "echo", 1)] == [0, 1]
     for group in groups.values():
         group.close()
 

@@ -86,32 +86,52 @@ def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> boo
     return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_colocated_trains_the_policy_that_separate_does(warm: WarmCluster, models: PpoModels, tmp_path: Path) -> None:
-    apart, metrics, _ = run(warm, models, config("separate", 1, 3), tmp_path / "apart")
-    together, moved, roles = run(warm, models, config("colocated", 1, 3), tmp_path / "together")
-    assert same(apart, together)
-    assert not same(apart, load_file(Path(models.policy) / "model.safetensors"))
+Trained = tuple[dict[str, torch.Tensor], list[dict[str, float]]]
+
+
+@pytest.fixture(scope="module")
+def apart(warm: WarmCluster, models: PpoModels, tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    """What the policy is after a run of workers that share nothing, and what was logged."""
+    policy, logged, _ = run(warm, models, config("separate", 3, 2), tmp_path_factory.mktemp("apart"))
+    return policy, logged
+
+
+def test_colocated_trains_the_policy_that_separate_does(
+    warm: WarmCluster, models: PpoModels, apart: Trained, tmp_path: Path
+) -> None:
+    together, moved, roles = run(warm, models, config("colocated", 3, 2), tmp_path / "together")
+    policy, metrics = apart
+    assert same(policy, together)
+    assert not same(policy, load_file(Path(models.policy) / "model.safetensors"))
     for name in ("score", "kl_per_response", "policy_loss", "value_loss", "policy_grad_norm"):
         assert [line[name] for line in moved] == [line[name] for line in metrics]
     assert {seat.share for seat in roles.seats} == {"policy"}
-    # On a CPU the transfer hands the policy's memory out as numpy arrays: torch then lets it not be given up.
-    assert all(note.startswith("policy: ") and "of its weights" in note for note in roles.notes)
     assert set(roles.memory_peaks) == {"policy", "value", "reference", "reward", "rollout"}
     assert {"rollout", "score", "update", "transfer"} <= set(roles.memory_peaks["policy"])
     assert moved[-1]["memory_policy_mb"] > 1
 
 
-def test_a_stopped_hybrid_run_goes_on_as_if_nothing_had_been(
+@pytest.mark.full
+def test_colocated_trains_the_policy_that_separate_does_with_whole_weights(
     warm: WarmCluster, models: PpoModels, tmp_path: Path
 ) -> None:
+    policy, _, _ = run(warm, models, config("separate", 1, 3), tmp_path / "apart")
+    together, _, roles = run(warm, models, config("colocated", 1, 3), tmp_path / "together")
+    assert same(policy, together)
+    # On a CPU the transfer hands the policy's memory out as numpy arrays: torch then lets it not be given up.
+    assert roles.notes and all(n.startswith("policy: ") and "of its weights" in n for n in roles.notes)
+
+
+def test_a_stopped_hybrid_run_goes_on_as_if_nothing_had_been(
+    warm: WarmCluster, models: PpoModels, apart: Trained, tmp_path: Path
+) -> None:
     share = (("policy", "rollout"), ("value", "reward", "reference"))
-    apart, _, _ = run(warm, models, config("separate", 3, 2), tmp_path / "apart")
     ppo = config("hybrid", 3, 2, share=share)
     with pytest.raises(Interrupted):
         run(warm, models, ppo, tmp_path / "hybrid", stop_after=1)
     resumed, logged, roles = run(warm, models, ppo, tmp_path / "hybrid")
     assert len(logged) == 1
-    assert same(apart, resumed)
+    assert same(apart[0], resumed)
     assert {seat.role: seat.share for seat in roles.seats} == {role: group[0] for group in share for role in group}
 
 

@@ -42,6 +42,10 @@ class WarmCluster:
             }
         return {spec.role: groups[spec.role] for spec in specs}
 
+    def keep(self, group: WorkerGroup, spec: GroupSpec) -> None:
+        """As `Cluster.keep`; what is kept is decided by `launch`."""
+        group.close()
+
     def close(self) -> None:
         for groups in self._idle.values():
             for group in groups:

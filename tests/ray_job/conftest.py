@@ -42,7 +42,6 @@ class Head:
 @pytest.fixture(scope="session")
 def head() -> Iterator[Head]:
     folder = tempfile.mkdtemp(prefix="cairj", dir="/tmp")  # short: Ray's sockets have names of at most 107 bytes
-    port = _free_ports(6)
     environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")} | {
         "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32), "RAY_USAGE_STATS_ENABLED": "0",
         "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive",
@@ -50,23 +49,44 @@ def head() -> Iterator[Head]:
         # As an activated environment has it: `ray job submit -- cai-dist run` finds the command.
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
     }  # fmt: skip
-    ray = Path(sys.executable).with_name("ray")
-    process = subprocess.Popen(
-        [str(ray), "start", "--head", "--block", f"--node-ip-address={HOST}", f"--port={port}",
-         "--include-dashboard=true", f"--dashboard-host={HOST}", f"--dashboard-port={port + 1}",
-         f"--dashboard-agent-listen-port={port + 2}", f"--dashboard-agent-grpc-port={port + 3}",
-         f"--metrics-export-port={port + 4}", f"--ray-client-server-port={port + 5}", "--num-cpus=8",
-         f"--object-store-memory={200 * 2**20}", f"--temp-dir={folder}", "--disable-usage-stats"],
-        env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, stdin=subprocess.DEVNULL,
-        start_new_session=True,
-    )  # fmt: skip
-    address = f"http://{HOST}:{port + 1}"
+    process, address = _up(folder, environment)
     try:
-        _wait_until_up(process, address)
         yield Head(address, environment | {"RAY_API_SERVER_ADDRESS": address})
     finally:
         _end(process)
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _up(folder: str, environment: dict[str, str]) -> tuple[subprocess.Popen[bytes], str]:
+    """A head that answers, and the address of its dashboard. `ray start` gives its processes 30 seconds, which a busy
+    machine may not have had: it is tried three times."""
+    for tries_left in (2, 1, 0):
+        port = _free_ports(6)
+        log = Path(folder) / "start.log"
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                [str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", f"--node-ip-address={HOST}",
+                 f"--port={port}", "--include-dashboard=true", f"--dashboard-host={HOST}",
+                 f"--dashboard-port={port + 1}", f"--dashboard-agent-listen-port={port + 2}",
+                 f"--dashboard-agent-grpc-port={port + 3}", f"--metrics-export-port={port + 4}",
+                 f"--ray-client-server-port={port + 5}", "--num-cpus=8", f"--object-store-memory={200 * 2**20}",
+                 f"--temp-dir={folder}", "--disable-usage-stats"],
+                env=environment, stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
+                start_new_session=True,
+            )  # fmt: skip
+        address = f"http://{HOST}:{port + 1}"
+        try:
+            _wait_until_up(process, address)
+            return process, address
+        except BaseException as error:
+            _end(process)
+            if not tries_left or not isinstance(error, Ended):
+                raise AssertionError(f"{error}; Ray said: {log.read_text()[-2000:]}") from error
+    raise AssertionError
+
+
+class Ended(AssertionError):
+    """The head was gone before it answered."""
 
 
 def _free_ports(count: int) -> int:
@@ -85,7 +105,8 @@ def _free_ports(count: int) -> int:
 def _wait_until_up(process: subprocess.Popen[bytes], address: str) -> None:
     deadline = time.monotonic() + _UP_SECONDS
     while True:
-        assert process.poll() is None, "the Ray head ended while it was starting"
+        if process.poll() is not None:
+            raise Ended("the Ray head ended while it was starting")
         assert time.monotonic() < deadline, "the Ray head's dashboard did not come up"
         try:
             urllib.request.urlopen(f"{address}/api/version", timeout=5).close()

@@ -30,6 +30,7 @@ from cai_dist.errors import ConfigError
 from cai_dist.experience.moments import Whitening
 from cai_dist.experience.sample_checks import kept_samples, samples_of
 from cai_dist.experience.trajectories import Sums, TrajectoryRequest
+from cai_dist.registry import is_path
 from cai_dist.types import (
     GenerateRequest,
     Generation,
@@ -48,7 +49,8 @@ __all__ = ["PpoGroups", "PpoModels"]
 
 
 class PpoGroups:
-    """Starts the groups that the algorithm needs on `cluster`; a context manager that closes them.
+    """Starts the groups that the algorithm needs on `cluster`; a context manager that gives them back: for the next
+    stage (`Cluster.keep`), closed where it ends with an error.
 
     `end_id`: the token that closes an answer in the preference model's training data. `thoughts`: how what is not
     scored before an answer opens and closes. `prompts`: for reward terms of one's own. `threads`: CPU threads a worker.
@@ -98,7 +100,10 @@ class PpoGroups:
             prompts=prompts,
         )
         specs += reward_terms_spec(ppo, prompts, threads)
+        self._cluster = cluster
         self._groups: dict[str, WorkerGroup] = cluster.launch(specs)
+        own_code = {ROLE} | ({"rollout"} if ppo.environment and is_path(ppo.environment.use) else set())
+        self._reusable = {s.role: s for s in specs if engine.leaves_nothing and s.role not in own_code}
         self._terms = RewardTerms(ppo.rewards, self._groups.get(ROLE))
         self.seats = cluster.seats
         """Where every worker is."""
@@ -121,7 +126,14 @@ class PpoGroups:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        if error is not None:
+            self.close()
+            return
+        for role, group in self._groups.items():
+            if role in self._reusable:
+                self._cluster.keep(group, self._reusable[role])
+            else:
+                group.close()
 
     def close(self) -> None:
         """End all workers."""

@@ -16,14 +16,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-from cai_dist.types import MemoryPart, Phase
-
-NEEDS: Mapping[Phase, Mapping[str, tuple[MemoryPart, ...]]] = {
-    "transfer": {"policy": ("weights",), "rollout": ("weights",)},
-    "rollout": {"rollout": ("weights",)},
-    "score": dict.fromkeys(("policy", "value", "reference", "reward"), ("weights",)),
-    "update": dict.fromkeys(("policy", "value"), ("weights", "optimizer")),
-}
+from cai_dist.types import PHASE_NEEDS, MemoryPart, Phase
 
 
 class OffloadCall(Protocol):
@@ -52,16 +45,16 @@ class OffloadPlan:
 
         Raises: WorkerError or WorkerTimeout.
         """
-        groups = [group for group in self._shared if any(role in NEEDS[phase] for role in group)]
-        wanted = {role: NEEDS[phase].get(role, ()) for group in groups for role in group}
+        groups = [group for group in self._shared if any(role in PHASE_NEEDS[phase] for role in group)]
+        wanted = {role: PHASE_NEEDS[phase].get(role, ()) for group in groups for role in group}
         # All are told, not only those that had more: a call such as `export` brings back what it needs by itself.
         self._move({role: tuple(p for p in self._resident[role] if p in parts) for role, parts in wanted.items()})
         self._move({role: parts for role, parts in wanted.items() if parts != self._resident[role]})
 
     def keeps_rollout(self, phase: Phase) -> bool:
         """Whether the rollout workers have kept their weights once `phase` has been entered."""
-        return not any("rollout" in group and set(group) & set(NEEDS[phase]) for group in self._shared) or (
-            "rollout" in NEEDS[phase]
+        return not any("rollout" in group and set(group) & set(PHASE_NEEDS[phase]) for group in self._shared) or (
+            "rollout" in PHASE_NEEDS[phase]
         )
 
     @property

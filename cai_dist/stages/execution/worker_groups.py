@@ -143,11 +143,10 @@ def _group(ctx: RunContext, role: str, spec: WorkerSpec, workers: int, *, distri
     except BaseException:
         group.close()
         raise
-    engine = ctx.config.engine
-    if engine.backend == "hf" and engine.training == "deepspeed":
+    if ctx.config.engine.leaves_nothing:
         ctx.cluster().keep(group, asked)
     else:
-        group.close()  # what other engines leave in a process, nobody knows
+        group.close()
 
 
 @contextmanager

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from cai_dist.cluster.ppo.memory_log import peak_rows
-from cai_dist.cluster.ppo.offload_plan import NEEDS, OffloadPlan
-from cai_dist.types import Phase
+from cai_dist.cluster.ppo.offload_plan import OffloadPlan
+from cai_dist.types import PHASE_NEEDS, Phase
 
 ROLES = ("policy", "value", "reference", "reward", "rollout")
 
@@ -99,11 +99,11 @@ def test_a_group_that_has_nothing_to_do_stays_as_it_is() -> None:
 
 def test_roles_that_share_nothing_are_never_asked() -> None:
     lab = Lab()
-    for phase in NEEDS:
+    for phase in PHASE_NEEDS:
         lab.enter(phase)
         assert lab.log == []
     lab = Lab(["policy", "value"])
-    for phase in NEEDS:
+    for phase in PHASE_NEEDS:
         lab.enter(phase)
         assert {role for role, _ in lab.log} <= {"policy", "value"}
 

@@ -1,8 +1,6 @@
 import math
 
 import pytest
-import torch
-from transformers import get_linear_schedule_with_warmup
 
 from cai_dist.config.training import OptimizerConfig
 from cai_dist.engines.training.learning_rate import learning_rate
@@ -30,6 +28,9 @@ def test_the_last_step_learns(schedule: str, total: int) -> None:
 
 
 def test_linear_is_transformers_own() -> None:
+    import torch  # here: the tests of the mutants run this file again and again
+    from transformers import get_linear_schedule_with_warmup
+
     weight = torch.nn.Parameter(torch.zeros(1))
     adam = torch.optim.SGD([weight], lr=8.0)
     theirs, found = get_linear_schedule_with_warmup(adam, 0, 7), []

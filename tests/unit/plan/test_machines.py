@@ -11,7 +11,6 @@ from cai_dist.plan.workers import (
     CONTEXT_GPU,
     HEAP,
     NCCL_GPU,
-    NEEDS,
     PHASES,
     PROCESS_CPU,
     PROCESS_GPU,
@@ -31,12 +30,6 @@ WORK = Training(Tokens(20, 8), 2, 3, vocabulary=True)
 
 def worker(role: str, count: int, gpus: float, size: int) -> WorkerEstimate:
     return WorkerEstimate(role, count, gpus, {phase: {"weights": size} for phase in PHASES}, {"start": {"process": 1}})
-
-
-def test_the_table_of_residents_is_the_one_that_runs() -> None:
-    from cai_dist.cluster.ppo import offload_plan
-
-    assert dict(NEEDS) == dict(offload_plan.NEEDS)
 
 
 def test_roles_that_share_stand_side_by_side_others_alone() -> None:

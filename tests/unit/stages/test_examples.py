@@ -51,7 +51,10 @@ def test_an_example_is_short(example: Path) -> None:
 
 ALL: dict[str, Any] = {
     "name": "x",
-    "engine": {"backend": "my_extensions.rollout_engine:FewAtATime"},
+    "engine": {
+        "backend": "my_extensions.rollout_engine:FewAtATime",
+        "training": "my_extensions.training_engine:Timed",
+    },
     "data": {"helpful": {"source": "my_extensions.data_source:rows"}},
     "feedback": {"model": "my_extensions.feedback_model:Shorter"},
     "own_stages": [{"use": "my_extensions.stage:answer_lengths", "name": "lengths", "after": "revise"}],
@@ -59,6 +62,7 @@ ALL: dict[str, Any] = {
         "algorithm": "my_extensions.algorithm:ranked",
         "samples_per_prompt": 2,
         "schedule": "my_extensions.schedule:Counted",
+        "transfer": "my_extensions.transfer:one_at_a_time",
         "rewards": [{"use": "my_extensions.reward:length_penalty", "args": {"per_token": 0.5}}],
         "environment": {"use": "my_extensions.environment:Impatient", "args": {"words": 5}},
     },
@@ -133,7 +137,8 @@ def test_the_engine_gives_the_samples_of_the_built_in_one(tmp_path: Path) -> Non
     plain, mine = found.values()
     assert [ids for ids, _ in plain] == [ids for ids, _ in mine] and {name for _, name in mine} == {"few"}
     own = context.model_settings(build_run(ALL))["engines"]
-    assert own == {"engine.backend": source_note("my_extensions.rollout_engine:FewAtATime", "")}
+    paths = {"engine.backend": "rollout_engine:FewAtATime", "engine.training": "training_engine:Timed"}
+    assert own == {key: source_note(f"my_extensions.{path}", "") for key, path in paths.items()}
     assert "engines" not in context.model_settings(build_run({"name": "x"}))
 
 

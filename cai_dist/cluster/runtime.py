@@ -19,6 +19,7 @@ import ray
 
 from cai_dist.cluster import node_watch
 from cai_dist.cluster.environment import worker_environment
+from cai_dist.cluster.fork_server import ForkServer, can_fork
 from cai_dist.cluster.group import Starter, WorkerGroup
 from cai_dist.cluster.idle_workers import IdleWorkers
 from cai_dist.cluster.joining import join
@@ -48,6 +49,7 @@ class Cluster:
         self._groups: list[WorkerGroup] = []
         self._idle = IdleWorkers()
         self._outer_env: dict[str, str | None] = {}
+        self._forks: ForkServer | None = None
         self.seats: list[WorkerPlacement] = []
         """Where the workers of the last `launch` are."""
 
@@ -72,6 +74,7 @@ class Cluster:
         self._groups.clear()
         self._idle.close()
         self._leave()
+        self._end_forks()
         for name, value in self._outer_env.items():
             os.environ.pop(name, None)
             if value is not None:
@@ -143,14 +146,21 @@ class Cluster:
         # Set here, the environment reaches the processes that Ray starts ahead of time; set per actor, each actor would
         # wait for a new one.
         self._set_env(worker_environment(self._config.threads, self._local))
+        if self._config.fork_workers and can_fork():
+            self._forks = ForkServer()
+            common["runtime_env"] = {"py_executable": self._forks.__enter__().executable}
         cpus = self._config.num_cpus or max(os.cpu_count() or 1, self._needed_cpus)
         store = self._config.object_store_mb
-        _init(
-            num_cpus=math.ceil(cpus),
-            include_dashboard=False,
-            object_store_memory=store * 2**20 if store else None,
-            **common,
-        )
+        try:
+            _init(
+                num_cpus=math.ceil(cpus),
+                include_dashboard=False,
+                object_store_memory=store * 2**20 if store else None,
+                **common,
+            )
+        except BaseException:
+            self._end_forks()
+            raise
 
     def _join(self, common: dict[str, Any]) -> None:
         try:
@@ -170,6 +180,11 @@ class Cluster:
             return
         atexit.unregister(ray.shutdown)
         atexit.register(_end_at_once)
+
+    def _end_forks(self) -> None:
+        if self._forks is not None:
+            self._forks.__exit__()
+            self._forks = None
 
     # ---- starting workers
 

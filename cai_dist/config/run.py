@@ -102,6 +102,9 @@ class ClusterConfig(Section):
     num_cpus: float | None = Field(None, gt=0)
     """Logical CPUs of a local cluster; default: what the machine has, or what the placement asks for if more."""
     object_store_mb: int | None = Field(None, ge=80)
+    fork_workers: bool = True
+    """On a local cluster of a Linux machine without GPUs workers are forks of one process that has imported torch: they
+    start in a second or two in place of ten. Not with `engine.backend: vllm`, nor on other clusters."""
     threads: int = Field(1, ge=1)
     """CPU threads of each worker process (OMP_NUM_THREADS)."""
     cpus: float = Field(0.25, gt=0)

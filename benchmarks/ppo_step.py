@@ -137,7 +137,7 @@ def start(command: list[str], task: Path, threads: int, checkout: Path) -> dict[
         "HF_HUB_OFFLINE": "1",
         "PYTHONPATH": str(checkout),
     }
-    script = str(Path(__file__).parent / command[1])
+    script = str(checkout / "benchmarks" / command[1])
     done = subprocess.run(
         [command[0], script, str(task)], env=environment, capture_output=True, text=True, timeout=1200
     )

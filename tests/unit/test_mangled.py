@@ -346,6 +346,7 @@ BAD_YAML = [
 ]
 
 
+@pytest.mark.slow
 def test_constitutions_in_yaml(tmp_path: Path) -> None:
     healthy = (Path(load_constitution.__code__.co_filename).parent / "micro.yaml").read_text()
     loaded = 0
@@ -390,6 +391,7 @@ def published() -> dict[str, Any]:
     }
 
 
+@pytest.mark.slow
 def test_constitutions_as_published(tmp_path: Path) -> None:
     loaded = 0
     for number in range(PUBLISHED):

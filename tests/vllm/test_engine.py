@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,8 @@ class Pair:
     vllm: Any
     first: str
     second: str
+    others: list[Any] = field(default_factory=list)
+    """Engines beside it. One that ends takes the process groups of vLLM with it: all end together."""
 
     def send(self, folder: str, version: int) -> None:
         manifest, buckets = transfer(folder)
@@ -38,11 +41,14 @@ class Pair:
 
 
 @pytest.fixture(scope="module", params=[True, False], ids=["tied", "untied"])
-def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Pair:
+def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
     folders = [save_model(tmp_path_factory.mktemp("model"), tied=request.param, seed=seed) for seed in (0, 1)]
     engine = build_rollout_engine(VLLM, "fp32")
     engine.load(folders[0])
-    return Pair(engine, *folders)
+    made = Pair(engine, *folders)
+    yield made
+    for one in (*made.others, engine):
+        one._stop()
 
 
 def hf(folder: str) -> Any:
@@ -121,6 +127,7 @@ def test_the_request_alone_drives_sampling(pair: Pair) -> None:
     tail = pair.vllm.generate(replace(request, prompts=request.prompts[3:9], first=3))
     assert [response_of(s) for s in tail] == [response_of(s) for s in first[3:9]]
     other = build_rollout_engine(replace_rows(3), "fp32")  # another engine, other batches
+    pair.others.append(other)
     other.load(pair.first)
     assert [response_of(s) for s in other.generate(request)] == [response_of(s) for s in first]
     twice = pair.vllm.generate(replace(request, prompts=(PROMPTS[0],) * 8))

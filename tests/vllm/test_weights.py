@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -23,11 +24,12 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
 
 
 @pytest.fixture(scope="module")
-def engine(folders: tuple[str, str]) -> Any:
+def engine(folders: tuple[str, str]) -> Iterator[Any]:
     """Restarted, as after a fault: it has the architecture alone."""
-    made = build_rollout_engine(VLLM, "fp32", require_sync=True)
+    made: Any = build_rollout_engine(VLLM, "fp32", require_sync=True)
     made.load(folders[0])
-    return made
+    yield made
+    made._stop()
 
 
 def send(engine: Any, folder: str, version: int) -> None:

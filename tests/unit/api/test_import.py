@@ -25,6 +25,7 @@ def test_import_is_quick_and_brings_nothing_heavy() -> None:
     assert out.split("\n")[:2] == ["True", "[]"]
 
 
+@pytest.mark.slow
 def test_the_models_need_no_ray() -> None:
     names = "ChatModel, FeedbackModel, PreferenceModel, critique_and_revise, run_pipeline"
     absent = ("ray", "deepspeed", "vllm", "wandb")

@@ -27,6 +27,7 @@ SHORT = SamplingConfig(max_new_tokens=10)
 MODELS = ModelsConfig(context=512)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [{}, {"critique": False}, {"few_shot": 1, "retries": 1}], ids=str)
 def test_the_rounds_are_those_of_the_stage(
     run_of: Callable[..., RunContext], chat_folder: Path, settings: dict[str, Any]

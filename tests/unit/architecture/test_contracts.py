@@ -91,6 +91,7 @@ def test_without_a_fault_the_copy_keeps_every_contract(copy: Path) -> None:
     assert broken(copy) == set()
 
 
+@pytest.mark.slow
 def test_a_renamed_worker_class_is_seen(tmp_path: Path) -> None:
     """By mypy, in the registry alone: no string names the class any more."""
     workers = tmp_path / "cai_dist" / "workers"

@@ -17,7 +17,7 @@ import pytest
 from cai_dist.cluster import fork_server
 from cai_dist.cluster.fork_server import ForkServer, can_fork
 
-pytestmark = pytest.mark.skipif(not can_fork(), reason="forks are for Linux without GPUs")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(not can_fork(), reason="forks are for Linux without GPUs")]
 SCRIPT = """
 import json, os, sys
 seen = {"argv": sys.argv, "cwd": os.getcwd(), "torch": "torch" in sys.modules, "ray": "ray" in sys.modules}

@@ -27,6 +27,7 @@ def test_nobody_listens(port: int) -> None:
     assert time.monotonic() - began < 5
 
 
+@pytest.mark.slow
 def test_something_else_listens(monkeypatch: pytest.MonkeyPatch) -> None:
     """It takes connections and says nothing: Ray alone would go on asking for many minutes."""
     monkeypatch.setattr(joining, "_JOIN_SECONDS", 6.0)

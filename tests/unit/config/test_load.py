@@ -254,6 +254,7 @@ names = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,20}", fullmatch=True)
 texts = st.text(st.characters(blacklist_categories=("Cs",)), max_size=12)
 
 
+@pytest.mark.slow
 @given(
     name=names,
     prefill=texts,

@@ -173,6 +173,7 @@ class Counting(FakeRoles):
         return super()._sample(*args)  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 @settings(max_examples=25)
 @given(
     st.sampled_from([(1, 6), (2, 6), (3, 6), (2, 8), (1, 4)]),
@@ -276,6 +277,7 @@ def killed_at(call: int) -> FakeRoles:
     return roles
 
 
+@pytest.mark.slow
 @settings(max_examples=40)
 @given(
     st.sampled_from([ONE_OFF, PARTIAL]),

@@ -198,6 +198,7 @@ def gradients(
     return loss, {name: p.grad.clone() for name, p in named if p.grad is not None}, passes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 @settings(max_examples=25, derandomize=True)
 @given(

@@ -91,6 +91,7 @@ def test_ports_that_listen_and_ports_that_do_not() -> None:
         assert here.reach("127.0.0.1", server.getsockname()[1], 5.0) == "Connection refused"
 
 
+@pytest.mark.slow
 def test_an_all_reduce_of_two_processes() -> None:
     assert examine._reduce_here("gloo", 2) == ["", ""]
 

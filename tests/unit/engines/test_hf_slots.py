@@ -60,6 +60,7 @@ def same(found: list[Generation], expected: list[Generation]) -> None:
         assert one.logprobs == pytest.approx(other.logprobs, abs=1e-4)
 
 
+@pytest.mark.slow
 @settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     lengths=st.lists(st.integers(1, 30), min_size=1, max_size=14),
@@ -115,6 +116,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[int, int, int]]
     return found
 
 
+@pytest.mark.slow
 def test_the_cache_stays_as_wide_as_one_response(engine: HfRolloutEngine, seen: list[tuple[int, int, int]]) -> None:
     limited(engine, max_rows=4).generate(request_of([12] * 100))
     assert max(rows for rows, _, _ in seen) == 4

@@ -178,6 +178,7 @@ def test_an_interrupted_stage_keeps_its_reference_and_its_steps(stage: Any) -> N
     assert Counter(learned) == Counter((p.ids_a, p.ids_b, p.source) for p in training_pairs(run, "dpo", CHAT, 0.25))
 
 
+@pytest.mark.slow
 def test_every_call_is_small_and_none_is_made_twice(stage: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run that is cut off after each call still comes to its end, with the figures of one that is not."""
     run, groups = stage

@@ -18,6 +18,7 @@ def made() -> str:
         return page()
 
 
+@pytest.mark.slow
 def test_the_page_of_servers_is_up_to_date(made: str) -> None:
     written = PAGE.read_text(encoding="utf-8")
     assert written == made, "run: python -m tests.unit.stages.server_page"

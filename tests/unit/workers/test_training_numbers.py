@@ -75,6 +75,7 @@ def poison(made: Any, value: float) -> None:
     made._loss = loss
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("zero", "dtype"), STAGES)
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_a_step_that_is_not_finite_is_not_taken_and_ends_in_one_line(
@@ -155,6 +156,7 @@ def test_a_model_folder_with_nan_in_it_is_refused(model: str, tmp_path: Path) ->
 # ---- half precision
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("zero", range(4))
 def test_a_gradient_does_not_depend_on_how_many_micro_batches_it_is_summed_over(model: str, zero: int) -> None:
     made, item = worker(model, zero, "bf16", lr=1e-12), batch(1)
@@ -193,6 +195,7 @@ def distance(a: dict[str, Any], b: dict[str, Any]) -> float:
     return math.sqrt(sum((a[name].float() - b[name].float()).square().sum().item() for name in b))
 
 
+@pytest.mark.slow
 def test_every_stage_trains_in_bf16_as_fp32_masters_say(model: str) -> None:
     batches = [batch(8, seed) for seed in range(4)]
     masters, before = reference(model, batches)
@@ -206,6 +209,7 @@ def test_every_stage_trains_in_bf16_as_fp32_masters_say(model: str) -> None:
     assert rounding < 0.1 * moved
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("zero", [0, 1])
 def test_bf16_goes_on_bit_for_bit(model: str, zero: int, tmp_path: Path) -> None:
     made = worker(model, zero, "bf16")

@@ -63,6 +63,7 @@ def test_ranked_answers_reward_help_and_harmlessness_with_noise() -> None:
         assert len(found) > 100 and 0.8 < fmean(found) < 0.995
 
 
+@pytest.mark.slow
 def test_ratings_grow_with_harm_and_know_nothing_of_held_out_combinations() -> None:
     ratings = rated_answers(WORLD, 2000, seed=0)
     assert ratings == rated_answers(WORLD, 2000, seed=0) != rated_answers(WORLD, 2000, seed=1)

@@ -64,6 +64,7 @@ def test_no_training_stage_reaches_the_oracle(stage: str) -> None:
     assert not {ORACLE, HELD_OUT_QUESTIONS} & reached
 
 
+@pytest.mark.slow
 def test_no_worker_reaches_the_oracle() -> None:
     for path in (ROOT / "workers").glob("*.py"):
         assert ORACLE not in reached_from(module_name(path))

@@ -125,6 +125,7 @@ def test_the_oracle_agrees_with_the_writer() -> None:
 WORDS = st.lists(st.sampled_from(lexicon.vocabulary()) | st.text(max_size=8), max_size=40).map(" ".join)
 
 
+@pytest.mark.slow
 @given(response=WORDS | st.text(), index=st.integers(0, 369), request=WORDS | st.text())
 @settings(max_examples=300)
 def test_any_text_gets_a_judgement(response: str, index: int, request: str) -> None:

@@ -139,8 +139,9 @@ def start(command: list[str], task: Path, threads: int, checkout: Path) -> dict[
     }
     script = str(checkout / "benchmarks" / command[1])
     done = subprocess.run(
-        [command[0], script, str(task)], env=environment, capture_output=True, text=True, timeout=1200
-    )
+        [os.path.abspath(command[0]), script, str(task)], env=environment, cwd=checkout, capture_output=True, text=True,
+        timeout=1200,
+    )  # fmt: skip
     if done.returncode:
         sys.exit(f"{command[0]} {script} failed:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
     result: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])

@@ -11,7 +11,7 @@ from cai_dist.config.training import Layout
 from cai_dist.data.batches import sequence_positions
 from cai_dist.errors import ConfigError
 from cai_dist.losses.logprobs import MAX_LOGITS, LogitScaling, hidden_logprobs
-from cai_dist.models.compare import close, runs_plainly
+from cai_dist.models.compare import close, probe_ids, runs_plainly
 from cai_dist.models.layout import trunk_of, trunk_states, use_layout
 
 
@@ -60,7 +60,7 @@ class CausalModel(nn.Module):
     @torch.no_grad()
     def _check_head(self) -> None:
         """What comes out of the head must be what transformers makes of the same tokens."""
-        ids = torch.arange(1, 6, device=self.hf.device) % self.hf.config.get_text_config().vocab_size
+        ids = torch.tensor(probe_ids(self.hf, 5), device=self.hf.device)
         logits = self.hf(input_ids=ids[None], use_cache=False).logits[0]
         states = trunk_of(self.hf)(input_ids=ids[None], use_cache=False).last_hidden_state[0]
         found, _ = self.hf.get_output_embeddings()(states[:-1], ids[1:], 1.0, self._scaling, False)

@@ -7,6 +7,7 @@ a pass over the whole sequence with `eager` attention and without a cache.
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from cai_dist.engines.hf.label_logprobs import label_logprobs
 from cai_dist.engines.hf.samples import Samples
 from cai_dist.errors import ConfigError
 from cai_dist.models.attention import eagerly
-from cai_dist.models.compare import close, one_line, runs_plainly
+from cai_dist.models.compare import close, one_line, probe_ids, runs_plainly
 from cai_dist.types import GenerateRequest, LabelRequest, SamplingParams
 
 Ids = tuple[int, ...]
@@ -58,12 +59,9 @@ def _limited_steps(hf: Any) -> str:
 
 
 def _sequences(hf: Any) -> tuple[tuple[Ids, ...], tuple[Ids, ...]]:
-    """Prompts and answers: consecutive ids, as long as the vocabulary goes."""
-    vocabulary, used = hf.config.get_text_config().vocab_size, 0
-    made: list[Ids] = []
-    for length in _PROMPTS + _ANSWERS:
-        made.append(tuple((1 + used + i) % vocabulary for i in range(length)))
-        used += length
+    """Prompts and answers, of different ids as far as the vocabulary goes."""
+    ids = iter(probe_ids(hf, sum(_PROMPTS + _ANSWERS)))
+    made = [tuple(islice(ids, length)) for length in _PROMPTS + _ANSWERS]
     return tuple(made[: len(_PROMPTS)]), tuple(made[len(_PROMPTS) :])
 
 

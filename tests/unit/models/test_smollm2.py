@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
+from cai_dist.config.engine import EngineConfig
+from cai_dist.engines.factory import build_rollout_engine
 from cai_dist.errors import ConfigError
 from cai_dist.models import smollm2
+from cai_dist.models.compare import probe_ids
+from cai_dist.models.load import load_causal
 from cai_dist.models.resolve import resolve_model
 from cai_dist.types import Turn
 
@@ -98,3 +103,19 @@ def test_sources_resolve(tmp_path: Path) -> None:
     for source in ("world", str(tmp_path / "absent"), "./absent", "a/b/c", "../x", "", "x y"):
         with pytest.raises(ConfigError):
             resolve_model(source, "fp32", None)
+
+
+@pytest.mark.slow
+def test_a_trained_model_in_half_precision_is_served_and_packed(folder: Path) -> None:
+    """The probes at load read ordinary tokens: of SmolLM2's first ids, all special, bf16 makes something else in every
+    order of the same sums."""
+    for layout in ("packed", "padded"):
+        load_causal(str(folder), "bf16", layout=layout)  # type: ignore[arg-type]
+    build_rollout_engine(EngineConfig(), "bf16").load(str(folder))
+
+
+def test_probes_read_different_tokens_from_all_over_the_vocabulary() -> None:
+    for size in (20, 256, 49152):
+        hf = SimpleNamespace(config=SimpleNamespace(get_text_config=lambda size=size: SimpleNamespace(vocab_size=size)))
+        ids = probe_ids(hf, 8)
+        assert len({*ids}) == 8 and size // 20 < min(ids) and 0.8 * size < max(ids) < size

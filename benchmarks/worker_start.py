@@ -19,7 +19,7 @@ from cai_dist.cluster.runtime import Cluster, GroupSpec
 from cai_dist.config.run import ClusterConfig
 from cai_dist.types import WorkerSpec
 
-ROUNDS, WORKERS = 4, 4
+ROUNDS, WORKERS = 3, 4
 RESULT = Path(__file__).parent / "results" / "worker-start.md"
 
 

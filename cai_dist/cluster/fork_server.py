@@ -36,7 +36,13 @@ _END_SECONDS = 10.0
 
 def can_fork() -> bool:
     """Whether this machine is one for forks: Linux, and no NVIDIA GPU, whose driver a fork cannot use."""
-    return sys.platform == "linux" and hasattr(os, "pidfd_open") and not any(Path("/dev").glob("nvidia[0-9]*"))
+    if sys.platform != "linux" or any(Path("/dev").glob("nvidia[0-9]*")):
+        return False
+    try:  # an old kernel, or a container, may not have it
+        os.close(os.pidfd_open(os.getpid()))
+    except (AttributeError, OSError):
+        return False
+    return True
 
 
 class ForkServer:
@@ -83,6 +89,11 @@ class _Request:
     folder: str
     files: list[int]
 
+    def close(self) -> None:
+        """Hold the files no longer."""
+        for file in self.files:
+            os.close(file)
+
 
 @dataclass(eq=False)
 class _Fork:
@@ -120,15 +131,17 @@ def serve(listener: socket.socket, driver: int) -> _Request | None:
             if key.fileobj is listener:
                 connection, _ = listener.accept()
                 request = _received(connection)
-                if request is None:
-                    connection.close()
+                pid = _forked() if request is not None else None
+                if request is None or pid is None:
+                    if request is not None:
+                        request.close()
+                    connection.close()  # who asked for it becomes the worker itself
                     continue
-                pid = os.fork()
                 if pid == 0:
-                    _leave(server, [selector, listener, connection, *(other.connection for other in forks)], driver)
+                    connections = [connection, *(other.connection for other in forks)]
+                    _leave(server, [selector, listener, *connections], [driver, *(other.end for other in forks)])
                     return request
-                for file in request.files:
-                    os.close(file)
+                request.close()
                 fork = _Fork(pid, os.pidfd_open(pid), connection)
                 forks.add(fork)
                 with contextlib.suppress(OSError):
@@ -142,8 +155,16 @@ def serve(listener: socket.socket, driver: int) -> _Request | None:
                 forks.remove(fork)
 
 
+def _forked() -> int | None:
+    """The id of the new process, 0 in it; None where the system has no room for one."""
+    try:
+        return os.fork()
+    except OSError:
+        return None
+
+
 def _received(connection: socket.socket) -> _Request | None:
-    """A whole request; None where its sender is gone."""
+    """A whole request; None where it is none, or its sender is gone."""
     connection.settimeout(_REQUEST_SECONDS)
     files: list[int] = []
     try:
@@ -153,15 +174,17 @@ def _received(connection: socket.socket) -> _Request | None:
             found += part
         asked = json.loads(found)
         request = _Request(asked["command"], asked["environment"], asked["folder"], files)
-    except (OSError, ValueError):
+        if len(files) != 3:
+            raise ValueError("not the three files of a process")
+    except (OSError, ValueError, KeyError, TypeError):
         for file in files:
             os.close(file)
         return None
     connection.settimeout(None)
-    return request if len(files) == 3 else None
+    return request
 
 
-def _leave(server: int, own: list[Any], driver: int) -> None:
+def _leave(server: int, own: list[Any], files: list[int]) -> None:
     """In a fork: end with the server, and hold nothing that is its own."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != server:
@@ -169,7 +192,8 @@ def _leave(server: int, own: list[Any], driver: int) -> None:
     os.setpgid(0, 0)  # Ray ends workers with their process group
     for held in own:
         held.close()
-    os.close(driver)
+    for file in files:
+        os.close(file)
 
 
 def _become(request: _Request) -> None:
@@ -181,7 +205,8 @@ def _become(request: _Request) -> None:
     os.environ.clear()
     os.environ.update(request.environment)
     sys.argv = request.command
-    sys.path[0] = os.path.dirname(request.command[0])
+    if not sys.flags.safe_path:
+        sys.path[0] = os.path.dirname(request.command[0])
     runpy.run_path(request.command[0], run_name="__main__")
 
 

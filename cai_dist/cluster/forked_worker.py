@@ -13,7 +13,7 @@ import socket
 import sys
 
 LENGTH_BYTES = 8
-"""Of the length that precedes a request."""
+"""Size of the number in front of a request: how many bytes follow."""
 FORKED = b"f"
 """First byte of the answer: the process is there. What follows is its exit code, in decimal digits."""
 

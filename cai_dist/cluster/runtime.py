@@ -39,17 +39,19 @@ class Cluster:
     """Context manager. A local cluster ends with it; of a joined one only our actors do.
 
     `needed_cpus`: logical CPUs that a local cluster gets at least, where `cluster.num_cpus` does not say. Logical CPUs
-    only count placements; how many threads a worker runs is `cluster.threads`. Signal handlers are left as they were.
+    only count placements; how many threads a worker runs is `cluster.threads`. `forks`: whether workers may be forks at
+    all, for an engine that cannot. Signal handlers are left as they were.
     Raises ConfigError if no cluster answers at `cluster.address`.
     """
 
-    def __init__(self, config: ClusterConfig, needed_cpus: float = 0.0) -> None:
+    def __init__(self, config: ClusterConfig, needed_cpus: float = 0.0, forks: bool = True) -> None:
         self._config, self._needed_cpus = config, needed_cpus
+        self._forks = forks and config.fork_workers
         self._local = config.address == "local"
         self._groups: list[WorkerGroup] = []
         self._idle = IdleWorkers()
         self._outer_env: dict[str, str | None] = {}
-        self._forks: ForkServer | None = None
+        self._fork_server = contextlib.ExitStack()
         self.seats: list[WorkerPlacement] = []
         """Where the workers of the last `launch` are."""
 
@@ -74,7 +76,7 @@ class Cluster:
         self._groups.clear()
         self._idle.close()
         self._leave()
-        self._end_forks()
+        self._fork_server.close()
         for name, value in self._outer_env.items():
             os.environ.pop(name, None)
             if value is not None:
@@ -146,9 +148,9 @@ class Cluster:
         # Set here, the environment reaches the processes that Ray starts ahead of time; set per actor, each actor would
         # wait for a new one.
         self._set_env(worker_environment(self._config.threads, self._local))
-        if self._config.fork_workers and can_fork():
-            self._forks = ForkServer()
-            common["runtime_env"] = {"py_executable": self._forks.__enter__().executable}
+        if self._forks and can_fork():
+            server = self._fork_server.enter_context(ForkServer())
+            common["runtime_env"] = {"py_executable": server.executable}
         cpus = self._config.num_cpus or max(os.cpu_count() or 1, self._needed_cpus)
         store = self._config.object_store_mb
         try:
@@ -159,7 +161,7 @@ class Cluster:
                 **common,
             )
         except BaseException:
-            self._end_forks()
+            self._fork_server.close()
             raise
 
     def _join(self, common: dict[str, Any]) -> None:
@@ -180,13 +182,6 @@ class Cluster:
             return
         atexit.unregister(ray.shutdown)
         atexit.register(_end_at_once)
-
-    def _end_forks(self) -> None:
-        if self._forks is not None:
-            self._forks.__exit__()
-            self._forks = None
-
-    # ---- starting workers
 
     def _set_env(self, values: dict[str, str]) -> None:
         """In this process and the children to come, until the cluster ends."""

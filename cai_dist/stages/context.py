@@ -58,9 +58,8 @@ class RunContext:
             from cai_dist.cluster.placement import needed_cpus
             from cai_dist.cluster.runtime import Cluster
 
-            forks = self.config.cluster.fork_workers and self.config.engine.backend != "vllm"
-            settings = self.config.cluster.model_copy(update={"fork_workers": forks})
-            cluster = Cluster(settings, needed_cpus(self.config))
+            forks = self.config.engine.backend != "vllm"
+            cluster = Cluster(self.config.cluster, needed_cpus(self.config), forks)
             cluster.__enter__()
             self._cluster = cluster
             self.on_cluster_start()

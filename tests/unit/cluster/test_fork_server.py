@@ -72,8 +72,12 @@ def gone(pid: int) -> bool:
 
 
 def test_a_fork_is_the_process_that_was_asked_for(server: ForkServer, script: Path) -> None:
+    other = start(server, script, "sleep")
+    assert other.stdout and other.stdout.readline()
     process = start(server, script, "one", "two words")
     out, err = process.communicate(timeout=300)
+    other.kill()
+    other.wait(timeout=60)
     seen = json.loads(out)
     assert (process.returncode, err) == (0, "on stderr\n")
     assert seen["argv"] == [str(script), "one", "two words"] and seen["name"] == "__main__"
@@ -148,7 +152,13 @@ def test_without_a_server_the_process_is_the_worker_itself(script: Path) -> None
 def test_what_is_no_request_harms_nobody(server: ForkServer, script: Path) -> None:
     import socket
 
-    for sent in (b"", b"x", (5).to_bytes(8, "big") + b"hello"):
+    for sent in (
+        b"",
+        b"x",
+        (5).to_bytes(8, "big") + b"hello",
+        (2).to_bytes(8, "big") + b"[]",
+        (2).to_bytes(8, "big") + b"{}",
+    ):
         with socket.socket(socket.AF_UNIX) as stranger:
             stranger.connect(server._path)
             stranger.sendall(sent)

@@ -50,6 +50,24 @@ class ShardingConfig(Section):
     max_tokens_per_micro_batch: int | None = Field(None, ge=1)
     """Hard cap on the tokens of one forward pass of a rank (rows x longest with `models.layout: padded`); up to it
     micro-batches are filled. Default: `micro_batch` sequences each."""
+    gradient_checkpointing: Literal["auto"] | bool = "auto"
+    """Whether a layer keeps its input alone for the backward pass and runs once more there (arXiv 1604.06174): a third
+    more computation, a fraction of the memory, the same numbers. `auto`: on GPUs."""
+
+
+class ScoringConfig(Section):
+    """How one model that only scores is spread over processes: with ZeRO-3 each holds a part of every tensor."""
+
+    ranks: int = Field(2, ge=1)
+    """Number of processes (one GPU each where there are GPUs)."""
+    zero: Literal[3] = 3
+    """DeepSpeed ZeRO stage: only 3 cuts weights."""
+    ds_config: str | None = None
+    """Path of a DeepSpeed JSON with "auto" values; default: the packaged `ds_configs/zero3_score.json`."""
+
+    def sharding(self, micro_batch: int) -> ShardingConfig:
+        """The same as for a trained role, in passes of `micro_batch` sequences."""
+        return ShardingConfig(ranks=self.ranks, zero=self.zero, ds_config=self.ds_config, micro_batch=micro_batch)
 
 
 class LoraConfig(Section):

@@ -10,6 +10,7 @@ from cai_dist.engines.protocols.rollout import RolloutEngine
 from cai_dist.engines.protocols.training import TrainEngine
 from cai_dist.errors import ConfigError
 from cai_dist.models.causal import CausalModel
+from cai_dist.models.partition import Partition
 from cai_dist.models.scalar import ScalarHeadModel
 from cai_dist.registry import Registry, Signature
 
@@ -71,6 +72,18 @@ TRAINING: Registry[TrainBuilder] = Registry(
 def build_rollout_engine(config: EngineConfig, dtype: Dtype, *, require_sync: bool = False) -> RolloutEngine:
     """The engine of `config.backend`, empty. Raises ConfigError if it, or its package, is not there."""
     return ROLLOUT.resolve(config.backend)(dtype, config, require_sync=require_sync)
+
+
+def partition_for(
+    name: str, sharding: ShardingConfig, optimizer: OptimizerConfig, dtype: Dtype, timeout: float
+) -> Partition | None:
+    """How the model of a rank of this training engine is to be cut while it is built; None: it gets a whole one, as
+    every engine of one's own does. Raises ConfigError."""
+    if name != "deepspeed":
+        return None
+    from cai_dist.engines.training.partitioning import partition_of
+
+    return partition_of(sharding, optimizer, dtype, timeout)
 
 
 def build_train_engine(

@@ -10,16 +10,17 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from cai_dist.errors import DataError
 from cai_dist.models.lora import ADAPTER, LoraFactors, merged
+from cai_dist.models.partition import Partition, change, full_shape
 from cai_dist.tracking.atomic import sha256_file, sha256_json, write_json
 
 CONFIG_FILE = "adapter_config.json"
@@ -116,18 +117,22 @@ def read_adapter(source: str) -> Adapter | None:
     return Adapter(source, base, _factors(source, tensors, scaling))
 
 
-def merge_adapter(hf: Any, adapter: Adapter) -> None:
-    """Add the adapter to the weights of its freshly loaded base, in place. Raises DataError where they do not fit."""
+def merge_adapter(hf: Any, adapter: Adapter, partition: Partition | None = None) -> None:
+    """Add the adapter to the weights of its freshly loaded base, in place; each rank of a `partition` to its part.
+    Raises DataError where they do not fit."""
     parameters = dict(hf.named_parameters())
     for name, factors in adapter.factors.items():
         weight = parameters.get(name)
         shape = (factors.b.shape[0], factors.a.shape[1])
-        if weight is None or tuple(weight.shape) != shape:
+        if weight is None or full_shape(weight) != shape:
             raise DataError(
                 f"adapter {adapter.folder}: {name} {list(shape)} does not fit the base model {adapter.base}"
             )
-        with torch.no_grad():
-            weight.copy_(merged(weight, factors))
+        change(weight, partial(_with_adapter, factors), partition)
+
+
+def _with_adapter(factors: LoraFactors, part: Tensor, start: int) -> Tensor:
+    return merged(part, factors, start)
 
 
 def _factors(source: str, tensors: Mapping[str, Tensor], scaling: float) -> dict[str, LoraFactors]:

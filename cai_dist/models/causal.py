@@ -17,19 +17,21 @@ from cai_dist.models.layout import trunk_of, trunk_states, use_layout
 
 class CausalModel(nn.Module):
     """Wraps a Hugging Face causal LM. `hf` is the wrapped model, the one that is saved; its output layer is exchanged
-    for one with the same weights that also goes straight to log-probabilities.
+    for one with the same weights that also goes straight to log-probabilities. `like`: a small copy of the architecture
+    that has been wrapped in this layout; then nothing is compared here.
 
     Raises: ConfigError for an architecture that this layout, or this head, does not fit.
     """
 
-    def __init__(self, hf: Any, layout: Layout = "packed") -> None:
+    def __init__(self, hf: Any, layout: Layout = "packed", like: Any = None) -> None:
         super().__init__()
         self.hf, self.layout = hf, layout
         self._scaling = logit_scaling(hf.config)
         _exchange_head(hf)
-        with runs_plainly(hf):
-            self._check_head()
-        use_layout(hf, layout)
+        if like is None:
+            with runs_plainly(hf):
+                self._check_head()
+        use_layout(hf, layout, like)
 
     def forward(
         self, ids: Tensor, lengths: Tensor, wanted: Tensor, temperature: float, with_entropy: bool

@@ -67,11 +67,16 @@ def attention_window(config: Any) -> float:
     return min((float(limit) for limit in limits if limit), default=float("inf"))
 
 
-def use_layout(hf: Any, layout: Layout) -> None:
+def use_layout(hf: Any, layout: Layout, like: Any = None) -> None:
     """Make `hf` ready for `trunk_states` with this layout, and compare what that gives with each sequence alone.
+
+    With `like`, a small copy of the architecture that has been through this, nothing is run: `hf` gets its attention.
 
     Raises: ConfigError for a model that gives something else; it names the model and what to do.
     """
+    if like is not None:
+        hf.set_attn_implementation(like.config._attn_implementation)
+        return
     refusal = cannot_pack if layout == "packed" else cannot_pad
     with eagerly(hf), runs_plainly(hf):
         expected = _alone(hf)

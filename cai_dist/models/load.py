@@ -16,10 +16,14 @@ from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from cai_dist.config.training import Dtype, Layout
-from cai_dist.errors import DataError
+from cai_dist.errors import CaiError, DataError
 from cai_dist.models.adapter import merge_adapter, read_adapter
 from cai_dist.models.causal import CausalModel, LogprobHead, logit_scaling
+from cai_dist.models.layout import use_layout
+from cai_dist.models.partition import Partition, held
 from cai_dist.models.scalar import ScalarHeadModel, seed_head
+from cai_dist.models.sharded import load_partitioned
+from cai_dist.models.shrunken import shrunken_causal
 from cai_dist.models.tensors import all_finite
 from cai_dist.tracking.quiet import quiet_libraries
 
@@ -49,64 +53,61 @@ def load_tokenizer(source: str) -> Any:
     return _pretrained(AutoTokenizer, source, "tokenizer")
 
 
-def load_causal(source: str, dtype: Dtype, layout: Layout = "packed") -> CausalModel:
-    """A causal language model to train or to score with; see `load_hf_causal`. Raises DataError, ConfigError."""
-    return CausalModel(load_hf_causal(source, dtype), layout)
+def load_causal(
+    source: str, dtype: Dtype, layout: Layout = "packed", partition: Partition | None = None
+) -> CausalModel:
+    """A causal language model to train or to score with; see `load_hf_causal`. What is compared at loading is, with
+    `partition`, compared on a small random copy of the architecture. Raises DataError, ConfigError."""
+    like = None if partition is None else CausalModel(shrunken_causal(load_config(source)), layout).hf
+    return CausalModel(load_hf_causal(source, dtype, partition), layout, like)
 
 
-def load_hf_causal(source: str, dtype: Dtype) -> Any:
-    """A transformers causal language model in `dtype` on the CPU, in evaluation mode.
+def load_hf_causal(source: str, dtype: Dtype, partition: Partition | None = None) -> Any:
+    """A transformers causal language model in `dtype` on the CPU, in evaluation mode; with `partition` each rank has
+    its part of it (collective), where that puts it.
 
     `source` may be the folder of a LoRA adapter: then its base (a local folder) with the adapter merged into it.
     Raises DataError.
     """
     adapter = read_adapter(source)
     base = adapter.base if adapter else source
-    model, info = _pretrained(
-        AutoModelForCausalLM,
-        base,
-        "causal language model",
-        dtype=TORCH_DTYPES[dtype],
-        use_safetensors=True,
-        output_loading_info=True,
-    )
+    model, info = _weights(AutoModelForCausalLM, base, "causal language model", dtype, partition)
     _refuse_gaps(base, info, allowed=())
     if adapter:
-        merge_adapter(model, adapter)
-    _refuse_non_finite(source, model)
+        merge_adapter(model, adapter, partition)
+    _refuse_non_finite(source, model, partition)
     return model
 
 
-def load_scalar(source: str, dtype: Dtype, seed: int, layout: Layout = "packed") -> ScalarHeadModel:
-    """A trunk with one scalar per token in `dtype` on the CPU.
+def load_scalar(
+    source: str, dtype: Dtype, seed: int, layout: Layout = "packed", partition: Partition | None = None
+) -> ScalarHeadModel:
+    """A trunk with one scalar per token in `dtype` on the CPU; `partition` as in `load_causal`.
 
     `source` is a causal language model (the head is drawn from `seed`, the same on every rank) or a saved scalar model
     (the head is kept). Raises DataError, ConfigError.
     """
-    model, info = _pretrained(
-        AutoModelForSequenceClassification,
-        source,
-        "scalar model",
-        num_labels=1,
-        dtype=TORCH_DTYPES[dtype],
-        use_safetensors=True,
-        output_loading_info=True,
-    )
+    like = None if partition is None else shrunken_causal(load_config(source))
+    if like is not None:
+        use_layout(like, layout)
+    model, info = _weights(AutoModelForSequenceClassification, source, "scalar model", dtype, partition, num_labels=1)
     _refuse_gaps(source, info, allowed=("score.weight",))
     if "score.weight" in info["missing_keys"]:
-        seed_head(model.score.weight, seed)
-    _refuse_non_finite(source, model)
-    return ScalarHeadModel(model, layout)
+        seed_head(model.score.weight, seed, partition)
+    _refuse_non_finite(source, model, partition)
+    return ScalarHeadModel(model, layout, like)
 
 
-def load_scalar_with_language(source: str, dtype: Dtype, seed: int, layout: Layout = "packed") -> ScalarHeadModel:
+def load_scalar_with_language(
+    source: str, dtype: Dtype, seed: int, layout: Layout = "packed", partition: Partition | None = None
+) -> ScalarHeadModel:
     """A scalar model, like `load_scalar` from a causal language model, with its output layer beside the scalar head, so
     that the trunk can go on learning language. Tied to the embeddings where the source has it so. Raises DataError,
     ConfigError.
     """
-    scalar = load_scalar(source, dtype, seed, layout)
+    scalar = load_scalar(source, dtype, seed, layout, partition)
     # Its layout does not matter: what is taken is the output layer, checked against transformers' own logits.
-    causal = CausalModel(load_hf_causal(source, dtype), "padded")
+    causal = load_causal(source, dtype, "padded", partition)
     head: LogprobHead = causal.hf.get_output_embeddings()
     if head.weight is causal.hf.get_input_embeddings().weight:
         head.weight = scalar.hf.get_input_embeddings().weight
@@ -131,17 +132,11 @@ def copy_tokenizer(source: str, folder: Path) -> None:
 
 
 def _pretrained(auto: Any, source: str, what: str, **kwargs: Any) -> Any:
-    folder = Path(source)
-    if not folder.is_dir():
-        if not _HUB_NAME.fullmatch(source):
-            raise DataError(f"{what}: there is no folder {source!r}; give a model folder or a hub name")
-    elif not (folder / "config.json").is_file() and what != "tokenizer":
-        raise DataError(f"{what}: {source} holds no config.json; give a folder in the Hugging Face layout")
+    _refuse_no_model(source, what)
     try:
         loaded = auto.from_pretrained(source, trust_remote_code=False, **kwargs)
     except Exception as error:  # transformers raises anything from OSError to KeyError for a broken folder
-        line = " ".join(str(error).split())[:300]
-        raise DataError(f"{what}: cannot load {source!r}: {type(error).__name__}: {line}") from error
+        raise _unloadable(source, what, error) from error
     # Transformers follows an adapter_config.json by itself and puts live adapters, of any kind, into the base.
     model = loaded[0] if isinstance(loaded, tuple) else loaded
     if getattr(model, "_hf_peft_config_loaded", False):
@@ -149,11 +144,52 @@ def _pretrained(auto: Any, source: str, what: str, **kwargs: Any) -> Any:
     return loaded
 
 
-def _refuse_non_finite(source: str, model: Any) -> None:
-    bad = [name for name, parameter in model.named_parameters() if not all_finite([parameter])]
-    if bad:
-        more = f" (and {len(bad) - 1} more tensors)" if len(bad) > 1 else ""
-        raise DataError(f"the weights in {source!r} are not finite: NaN or infinite numbers in {bad[0]}{more}")
+def _refuse_no_model(source: str, what: str) -> None:
+    folder = Path(source)
+    if not folder.is_dir():
+        if not _HUB_NAME.fullmatch(source):
+            raise DataError(f"{what}: there is no folder {source!r}; give a model folder or a hub name")
+    elif not (folder / "config.json").is_file() and what != "tokenizer":
+        raise DataError(f"{what}: {source} holds no config.json; give a folder in the Hugging Face layout")
+
+
+def _unloadable(source: str, what: str, error: Exception) -> DataError:
+    line = " ".join(str(error).split())[:300]
+    return DataError(f"{what}: cannot load {source!r}: {type(error).__name__}: {line}")
+
+
+def _weights(
+    auto: Any, source: str, what: str, dtype: Dtype, partition: Partition | None, **changes: Any
+) -> tuple[Any, dict[str, Any]]:
+    """The model, whole or this rank's part of it, and what transformers says about the loading."""
+    if partition is None:
+        made: tuple[Any, dict[str, Any]] = _pretrained(
+            auto,
+            source,
+            what,
+            dtype=TORCH_DTYPES[dtype],
+            use_safetensors=True,
+            output_loading_info=True,
+            **changes,
+        )
+        return made
+    _refuse_no_model(source, what)
+    try:
+        return load_partitioned(auto, source, TORCH_DTYPES[dtype], partition, **changes)
+    except CaiError:
+        raise
+    except Exception as error:
+        raise _unloadable(source, what, error) from error
+
+
+def _refuse_non_finite(source: str, model: Any, partition: Partition | None) -> None:
+    """All ranks look at what they hold, and all raise, even where one alone has found something."""
+    bad = [name for name, parameter in model.named_parameters() if not all_finite([held(parameter)])]
+    if (partition is None or partition.everywhere(not bad)) and not bad:
+        return
+    more = f" (and {len(bad) - 1} more tensors)" if len(bad) > 1 else ""
+    where = f"{bad[0]}{more}" if bad else "the part of another rank"
+    raise DataError(f"the weights in {source!r} are not finite: NaN or infinite numbers in {where}")
 
 
 def refuse_non_finite_files(folder: Path) -> None:

@@ -16,6 +16,7 @@ from cai_dist.data.batches import sequence_positions
 from cai_dist.losses.logprobs import LogitScaling
 from cai_dist.models.causal import LogprobHead
 from cai_dist.models.layout import trunk_states, use_layout
+from cai_dist.models.partition import Partition, full_shape, put
 
 HEAD_STD = 0.02
 
@@ -24,18 +25,18 @@ class ScalarHeadModel(nn.Module):
     """Wraps `AutoModelForSequenceClassification(num_labels=1)`. `hf` is the wrapped model, the one that is saved.
 
     In the pretraining of a preference model it has a language head, too (`load_scalar_with_language`): a part of this
-    module and so of its checkpoints, but not of `hf` and so never of what is exported.
+    module and so of its checkpoints, but not of `hf` and so never of what is exported. `like` as in `CausalModel`.
 
     Raises: ConfigError for an architecture that this layout does not fit.
     """
 
-    def __init__(self, hf: Any, layout: Layout = "packed") -> None:
+    def __init__(self, hf: Any, layout: Layout = "packed", like: Any = None) -> None:
         super().__init__()
         self.hf, self.layout = hf, layout
         _exchange_score(hf)
         self.language: LogprobHead | None = None
         self.scaling = LogitScaling()
-        use_layout(hf, layout)
+        use_layout(hf, layout, like)
 
     def use_full_head(self) -> None:
         """Nothing to do: unlike that of `CausalModel`, the scalar head always is whole."""
@@ -79,8 +80,7 @@ def _exchange_score(hf: Any) -> None:
     hf.score = head.train(linear.training)
 
 
-def seed_head(weight: Tensor, seed: int) -> None:
+def seed_head(weight: nn.Parameter, seed: int, partition: Partition | None = None) -> None:
     """Fill the head [1, H] with a small normal draw that depends on `seed` alone."""
-    draw = torch.randn(weight.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float32)
-    with torch.no_grad():
-        weight.copy_(draw * HEAD_STD)
+    draw = torch.randn(full_shape(weight), generator=torch.Generator().manual_seed(seed), dtype=torch.float32)
+    put(weight, draw * HEAD_STD, partition)

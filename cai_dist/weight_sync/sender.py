@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from cai_dist.errors import WeightTransferError
 from cai_dist.models.lora import LoraFactors, merged
+from cai_dist.models.partition import full_shape
 from cai_dist.models.tensors import flat_bytes, spec_of
 from cai_dist.types import AdapterSpec, TensorPiece, TensorSpec, WeightPart, WeightPlan, WeightTerms
 from cai_dist.weight_sync.protocol import buckets
@@ -136,4 +137,4 @@ class ParameterSource:
 
 
 def _spec(name: str, parameter: Tensor) -> TensorSpec:
-    return spec_of(name, parameter, tuple(getattr(parameter, "ds_shape", parameter.shape)))
+    return spec_of(name, parameter, full_shape(parameter))

@@ -13,11 +13,13 @@ import torch
 from cai_dist.config.run import TimeoutsConfig
 from cai_dist.config.training import Dtype, HeadDtype, Layout, LoraConfig, OptimizerConfig, ShardingConfig
 from cai_dist.distributed.process_group import init_process_group, prepare_device
-from cai_dist.engines.factory import build_train_engine
+from cai_dist.engines.factory import build_train_engine, partition_for
 from cai_dist.engines.protocols.training import TrainEngine
 from cai_dist.models.causal import CausalModel
+from cai_dist.models.checkpointing import use_checkpointing
 from cai_dist.models.load import copy_tokenizer
 from cai_dist.models.lora import add_lora
+from cai_dist.models.partition import Partition
 from cai_dist.models.scalar import ScalarHeadModel
 from cai_dist.types import MemoryPart, RankInfo
 from cai_dist.workers.memory import take_reading
@@ -84,17 +86,21 @@ class TrainedWorker(Worker, ABC):
         timeout = (timeouts or TimeoutsConfig()).collective
         init_process_group(info, timeout)
         self.source = model
-        built = self.build(model, dtype, seed, layout)
+        partition = partition_for(training, sharding, optimizer, dtype, timeout)
+        built = self.build(model, dtype, seed, layout, partition)
         if head_dtype == "fp32":
             built.use_full_head()
         if lora is not None:
             add_lora(built, lora, seed)
+        use_checkpointing(built.hf, sharding, torch.cuda.is_available())
         self._adapter_only = lora is not None and lora.save == "adapter"
         self.engine = build_train_engine(training, built, optimizer, sharding, dtype, total_steps, timeout, dropout)
 
     @abstractmethod
-    def build(self, source: str, dtype: Dtype, seed: int, layout: Layout) -> CausalModel | ScalarHeadModel:
-        """The model to train; the same on every rank."""
+    def build(
+        self, source: str, dtype: Dtype, seed: int, layout: Layout, partition: Partition | None
+    ) -> CausalModel | ScalarHeadModel:
+        """The model to train; the same on every rank, or this rank's part of it."""
 
     def keep_on_device(self, parts: Collection[MemoryPart]) -> dict[MemoryPart, float]:
         """Keep these parts on the device, as in `Worker`; what a call needs comes back by itself. Not collective."""

@@ -15,6 +15,7 @@ from cai_dist.engines.protocols.training import Model
 from cai_dist.losses.dpo import dpo_loss
 from cai_dist.models.causal import CausalModel
 from cai_dist.models.load import load_causal
+from cai_dist.models.partition import Partition
 from cai_dist.types import DpoPair, RankInfo, ScoredPair, StepShard
 from cai_dist.workers.base import TrainedWorker
 from cai_dist.workers.forward import batch_logprobs
@@ -27,9 +28,9 @@ class DpoWorker(TrainedWorker):
         super().__init__(info, **kwargs)
         self._kind, self._beta = loss, beta
 
-    def build(self, source: str, dtype: Dtype, seed: int, layout: Layout) -> CausalModel:
+    def build(self, source: str, dtype: Dtype, seed: int, layout: Layout, partition: Partition | None) -> CausalModel:
         """The causal LM in `source`."""
-        return load_causal(source, dtype, layout)
+        return load_causal(source, dtype, layout, partition)
 
     def train_step(self, shard: StepShard[DpoPair]) -> dict[str, float]:
         """One optimiser step; `shard.denominator` is the global number of pairs."""

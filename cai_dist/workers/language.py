@@ -12,6 +12,7 @@ from cai_dist.engines.protocols.training import Model
 from cai_dist.losses.language import language_loss
 from cai_dist.models.causal import CausalModel
 from cai_dist.models.load import load_causal
+from cai_dist.models.partition import Partition
 from cai_dist.types import StepShard, TokenSequence
 from cai_dist.workers.base import TrainedWorker
 from cai_dist.workers.forward import batch_logprobs
@@ -20,9 +21,9 @@ from cai_dist.workers.forward import batch_logprobs
 class LanguageWorker(TrainedWorker):
     """One rank of a causal LM that learns weighted tokens."""
 
-    def build(self, source: str, dtype: Dtype, seed: int, layout: Layout) -> CausalModel:
+    def build(self, source: str, dtype: Dtype, seed: int, layout: Layout, partition: Partition | None) -> CausalModel:
         """The causal LM in `source`."""
-        return load_causal(source, dtype, layout)
+        return load_causal(source, dtype, layout, partition)
 
     def train_step(self, shard: StepShard[TokenSequence]) -> dict[str, float]:
         """One optimiser step; `shard.denominator` is the global sum of the weights."""

@@ -21,6 +21,7 @@ from cai_dist.experience.trajectories import TrajectoryRequest, make_trajectorie
 from cai_dist.losses.policy import PolicyObjective, policy_loss, token_means
 from cai_dist.models.causal import CausalModel
 from cai_dist.models.load import load_causal
+from cai_dist.models.partition import Partition
 from cai_dist.types import Generation, KeepRemote, RankInfo, StepShard, TensorSpec, Trajectory, WeightPart, WeightPlan
 from cai_dist.types.ragged import Array, Ragged
 from cai_dist.weight_sync.broadcast import Rendezvous, WeightSender
@@ -44,9 +45,9 @@ class PolicyWorker(TrainedWorker):
         self._sender: WeightSender | None = None
         self._segment: SegmentSender | None = None
 
-    def build(self, source: str, dtype: Dtype, seed: int, layout: Layout) -> CausalModel:
+    def build(self, source: str, dtype: Dtype, seed: int, layout: Layout, partition: Partition | None) -> CausalModel:
         """The causal LM in `source`."""
-        return load_causal(source, dtype, layout)
+        return load_causal(source, dtype, layout, partition)
 
     def train_step(
         self, shard: StepShard[Trajectory], kl_coefficient: float, whitening: Whitening | None

@@ -15,6 +15,7 @@ from cai_dist.engines.protocols.training import Model
 from cai_dist.losses.language import language_loss
 from cai_dist.losses.preference import soft_preference_loss
 from cai_dist.models.load import load_scalar, load_scalar_with_language
+from cai_dist.models.partition import Partition
 from cai_dist.models.scalar import ScalarHeadModel
 from cai_dist.types import LabelledPair, RankInfo, ScoredPair, StepShard
 from cai_dist.workers.base import TrainedWorker
@@ -28,9 +29,11 @@ class PreferenceWorker(TrainedWorker):
         super().__init__(info, **kwargs)
         self._margin = margin
 
-    def build(self, source: str, dtype: Dtype, seed: int, layout: Layout) -> ScalarHeadModel:
+    def build(
+        self, source: str, dtype: Dtype, seed: int, layout: Layout, partition: Partition | None
+    ) -> ScalarHeadModel:
         """A scalar head (seeded, unless `source` has one) on the trunk in `source`."""
-        return load_scalar(source, dtype, seed, layout)
+        return load_scalar(source, dtype, seed, layout, partition)
 
     def train_step(self, shard: StepShard[ScoredPair]) -> dict[str, float]:
         """One optimiser step; `shard.denominator` is the global number of pairs."""
@@ -59,10 +62,12 @@ class PretrainingWorker(TrainedWorker):
         self._language_weight = language_weight
         super().__init__(info, **kwargs)
 
-    def build(self, source: str, dtype: Dtype, seed: int, layout: Layout) -> ScalarHeadModel:
+    def build(
+        self, source: str, dtype: Dtype, seed: int, layout: Layout, partition: Partition | None
+    ) -> ScalarHeadModel:
         """A seeded scalar head on the trunk in `source`, with the language head of `source` where it is needed."""
         load = load_scalar_with_language if self._language_weight else load_scalar
-        return load(source, dtype, seed, layout)
+        return load(source, dtype, seed, layout, partition)
 
     def train_step(self, shard: StepShard[LabelledPair]) -> dict[str, float]:
         """One optimiser step; `shard.denominator` is the global number of pairs."""

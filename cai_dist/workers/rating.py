@@ -12,6 +12,7 @@ from cai_dist.data.batches import sequence_batch
 from cai_dist.engines.protocols.training import Model
 from cai_dist.losses.rating import rating_loss
 from cai_dist.models.load import load_scalar
+from cai_dist.models.partition import Partition
 from cai_dist.models.scalar import ScalarHeadModel
 from cai_dist.types import RatedSequence, StepShard
 from cai_dist.workers.base import TrainedWorker
@@ -21,9 +22,11 @@ from cai_dist.workers.forward import last_token_scores
 class RatingWorker(TrainedWorker):
     """One rank of a scalar model whose score, read at the last token, is the rating itself."""
 
-    def build(self, source: str, dtype: Dtype, seed: int, layout: Layout) -> ScalarHeadModel:
+    def build(
+        self, source: str, dtype: Dtype, seed: int, layout: Layout, partition: Partition | None
+    ) -> ScalarHeadModel:
         """A scalar head (seeded) on the trunk in `source`."""
-        return load_scalar(source, dtype, seed, layout)
+        return load_scalar(source, dtype, seed, layout, partition)
 
     def train_step(self, shard: StepShard[RatedSequence]) -> dict[str, float]:
         """One optimiser step; `shard.denominator` is the global number of answers."""

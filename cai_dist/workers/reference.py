@@ -10,7 +10,7 @@ from cai_dist.config.run import TimeoutsConfig
 from cai_dist.config.training import Dtype, HeadDtype, Layout, ShardingConfig
 from cai_dist.data.batches import response_rows, sample_batch
 from cai_dist.engines.protocols.training import Model
-from cai_dist.engines.training.frozen import build_scoring_engine
+from cai_dist.engines.training.frozen import build_scoring_engine, scoring_partition
 from cai_dist.experience.sample_checks import kept_rows
 from cai_dist.models.load import load_causal
 from cai_dist.types import Generation, KeepRemote, MemoryPart, RankInfo, StepShard
@@ -36,7 +36,7 @@ class ReferenceWorker(Worker):
     ) -> None:
         super().__init__(info, threads=threads)
         timeout = (timeouts or TimeoutsConfig()).collective
-        built = load_causal(model, dtype, layout)
+        built = load_causal(model, dtype, layout, scoring_partition(info, sharding, dtype, timeout))
         if head_dtype == "fp32":
             built.use_full_head()
         self._engine = build_scoring_engine(built, info, sharding, dtype, timeout)

@@ -12,7 +12,7 @@ from cai_dist.config.training import Dtype, Layout, ShardingConfig
 from cai_dist.data.batches import sample_batch
 from cai_dist.data.thoughts import NO_THOUGHTS, ThoughtIds
 from cai_dist.engines.protocols.training import Model
-from cai_dist.engines.training.frozen import build_scoring_engine
+from cai_dist.engines.training.frozen import build_scoring_engine, scoring_partition
 from cai_dist.models.load import load_scalar
 from cai_dist.types import Generation, MemoryPart, RankInfo, StepShard
 from cai_dist.workers.base import Worker
@@ -21,7 +21,8 @@ from cai_dist.workers.forward import last_token_scores
 
 class RewardWorker(Worker):
     """A frozen scalar model. `end_id` is the token that closes an answer in the preference model's training data;
-    `thoughts` are the marks of what a model may write before an answer, which is not scored."""
+    `thoughts` are the marks of what a model may write before an answer, which is not scored. Whole in each worker, or
+    spread over the group with `sharding` (ZeRO-3, no optimiser)."""
 
     def __init__(
         self,
@@ -39,7 +40,8 @@ class RewardWorker(Worker):
         super().__init__(info, threads=threads)
         self._end_id, self._thoughts = end_id, thoughts
         timeout = (timeouts or TimeoutsConfig()).collective
-        self._engine = build_scoring_engine(load_scalar(model, dtype, 0, layout), info, sharding, dtype, timeout)
+        built = load_scalar(model, dtype, 0, layout, scoring_partition(info, sharding, dtype, timeout))
+        self._engine = build_scoring_engine(built, info, sharding, dtype, timeout)
 
     def scores(self, shard: StepShard[Generation]) -> list[float]:
         """Raw score (logits) of each sample of this rank, in order, read at the last token of prompt + response.

@@ -14,6 +14,7 @@ from cai_dist.engines.protocols.training import Model
 from cai_dist.experience.sample_checks import kept_rows
 from cai_dist.losses.value import value_loss
 from cai_dist.models.load import load_scalar
+from cai_dist.models.partition import Partition
 from cai_dist.models.scalar import ScalarHeadModel
 from cai_dist.types import Generation, KeepRemote, RankInfo, StepShard, Trajectory
 from cai_dist.types.ragged import Array, Ragged
@@ -28,9 +29,11 @@ class ValueWorker(TrainedWorker):
         super().__init__(info, **kwargs)
         self._clip = value_clip
 
-    def build(self, source: str, dtype: Dtype, seed: int, layout: Layout) -> ScalarHeadModel:
+    def build(
+        self, source: str, dtype: Dtype, seed: int, layout: Layout, partition: Partition | None
+    ) -> ScalarHeadModel:
         """A scalar head (seeded, unless `source` has one) on the trunk in `source`."""
-        return load_scalar(source, dtype, seed, layout)
+        return load_scalar(source, dtype, seed, layout, partition)
 
     def train_step(self, shard: StepShard[Trajectory]) -> dict[str, float]:
         """One optimiser step; `shard.denominator` is the global number of response tokens."""

@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 
 from cai_dist.config.training import OptimizerConfig
+from cai_dist.models.partition import full_shape
 
 
 def parameter_groups(model: nn.Module, hf: Any, optimizer: OptimizerConfig) -> list[dict[str, Any]]:
@@ -32,7 +33,7 @@ def _no_matrices(model: nn.Module) -> set[int]:
         id(parameter)
         for module in model.modules()
         for name, parameter in module.named_parameters(recurse=False)
-        if parameter.dim() < 2
+        if len(full_shape(parameter)) < 2
         or name.endswith("bias")
         or "norm" in type(module).__name__.lower()
         or getattr(parameter, "_no_weight_decay", False)

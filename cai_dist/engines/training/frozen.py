@@ -12,6 +12,7 @@ from cai_dist.distributed.process_group import init_process_group, worker_device
 from cai_dist.engines.protocols.training import Model
 from cai_dist.engines.training.offload import Offloader, model_tensors
 from cai_dist.models.causal import CausalModel
+from cai_dist.models.partition import Partition
 from cai_dist.models.scalar import ScalarHeadModel
 from cai_dist.types import MemoryPart, RankInfo
 
@@ -51,6 +52,19 @@ class LocalScoringEngine:
         """Weights on the device or on the host. Returns MiB that could not leave."""
         self._memory.keep_on_device(parts)
         return self._memory.left
+
+
+def scoring_partition(
+    info: RankInfo, sharding: ShardingConfig | None, dtype: Dtype, timeout: float
+) -> Partition | None:
+    """How the model of a scoring engine is to be cut while it is built; None: it gets a whole one. Joins the process
+    group of `info` where it is cut."""
+    if sharding is None:
+        return None
+    from cai_dist.engines.training.partitioning import partition_of
+
+    init_process_group(info, timeout)
+    return partition_of(sharding, None, dtype, timeout)
 
 
 def build_scoring_engine(

@@ -1,0 +1,70 @@
+"""Parameters that no process holds whole: how ZeRO-3 cuts them, and how numbers get into them without a gather.
+
+DeepSpeed cuts a flattened parameter of n elements into slices of ceil(n / ranks), the last one padded, and keeps that of
+a rank in `ds_tensor` (partition_parameters.py, `_partition_param`); a small parameter is whole on every rank, too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+_NOBODY = "a partitioned parameter, and nobody says how it is cut"
+
+
+class Partition(Protocol):
+    """How the parameters of a model are cut over the ranks of a group while it is built (ZeRO-3)."""
+
+    rank: int
+    ranks: int
+
+    def construction(self) -> AbstractContextManager[Any]:
+        """A block in which every module that is made is cut as soon as it is there. Collective."""
+        ...
+
+    def everywhere(self, here: bool) -> bool:
+        """Whether it is so on all ranks. Collective."""
+        ...
+
+
+def is_partitioned(parameter: Any) -> bool:
+    """Whether this process may hold a part of the parameter alone."""
+    return hasattr(parameter, "ds_tensor")
+
+
+def full_shape(parameter: Any) -> tuple[int, ...]:
+    """The shape of the whole parameter, however much of it is here."""
+    return tuple(getattr(parameter, "ds_shape", parameter.shape))
+
+
+def held(parameter: Any) -> Tensor:
+    """What of a parameter is here: its slice (with what pads it), or all."""
+    found: Tensor = getattr(parameter, "ds_tensor", parameter).detach()
+    return found
+
+
+@torch.no_grad()
+def change(parameter: Any, new: Callable[[Tensor, int], Tensor], partition: Partition | None) -> None:
+    """Exchange the elements of a parameter that are here: `new` gets flat ones and the place of the first of them in
+    the whole flattened parameter."""
+    if not is_partitioned(parameter):
+        parameter.copy_(new(parameter.reshape(-1), 0).view(parameter.shape))
+        return
+    assert partition is not None, _NOBODY
+    size = -(-parameter.ds_numel // partition.ranks)
+    start = min(partition.rank * size, parameter.ds_numel)
+    mine = held(parameter)[: min(size, parameter.ds_numel - start)]
+    mine.copy_(new(mine, start))
+    if parameter.data.numel() == parameter.ds_numel:  # small: whole on every rank, too
+        parameter.data.copy_(new(parameter.data.reshape(-1), 0).view(parameter.data.shape))
+
+
+@torch.no_grad()
+def put(parameter: Any, whole: Tensor, partition: Partition | None) -> None:
+    """Make the elements of a parameter those of `whole` (of the same shape); each rank copies what it holds."""
+    flat = whole.reshape(-1)
+    change(parameter, lambda part, start: flat[start : start + part.numel()], partition)

@@ -1,0 +1,116 @@
+"""Models that are built cut over two ranks, compared with the same models loaded whole; run by `tests.two_ranks`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+import cai_dist
+from cai_dist.config.training import Dtype, LoraConfig, OptimizerConfig, ShardingConfig
+from cai_dist.engines.training.deepspeed_engine import DeepSpeedEngine
+from cai_dist.engines.training.partitioning import partition_of
+from cai_dist.errors import UserError
+from cai_dist.models.export import save_model
+from cai_dist.models.load import load_causal, load_scalar, load_scalar_with_language
+from cai_dist.models.lora import add_lora
+from cai_dist.types import RankInfo
+
+SECONDS = 120.0
+IDS = torch.arange(3, 35) * 7 % 61 + 3
+LENGTHS = torch.tensor([19, 13])
+KINDS: dict[str, Callable[..., Any]] = {
+    "causal": lambda source, dtype, layout, *cut: load_causal(source, dtype, layout, *cut),
+    "scalar": lambda source, dtype, layout, *cut: load_scalar(source, dtype, 5, layout, *cut),
+    "language": lambda source, dtype, layout, *cut: load_scalar_with_language(source, dtype, 5, layout, *cut),
+}
+
+
+def zero3(folder: Path, threshold: int) -> ShardingConfig:
+    """ZeRO-3 on two ranks; parameters of fewer elements than `threshold` are whole on both, too."""
+    settings = json.loads((Path(cai_dist.__file__).parent / "ds_configs" / "zero3.json").read_text("utf-8"))
+    settings["zero_optimization"]["stage3_param_persistence_threshold"] = threshold
+    target = folder / f"zero3-{threshold}-{dist.get_rank()}.json"
+    target.write_text(json.dumps(settings), "utf-8")
+    return ShardingConfig(ranks=2, zero=3, micro_batch=1, ds_config=str(target))
+
+
+def outputs(model: Any, kind: str) -> torch.Tensor:
+    """Everything that a model says of two sequences."""
+    wanted = torch.ones(len(IDS), dtype=torch.bool)
+    if kind == "causal":
+        found: torch.Tensor = model(IDS, LENGTHS, wanted, 0.7, False)[0]
+        return found
+    if kind == "scalar":
+        return model(IDS, LENGTHS)  # type: ignore[no-any-return]
+    return torch.cat(model(IDS, LENGTHS, wanted))
+
+
+def compare(
+    info: RankInfo,
+    sources: list[str],
+    folder: str,
+    dtype: Dtype = "fp32",
+    kinds: tuple[str, ...] = ("causal",),
+    layouts: tuple[str, ...] = ("packed", "padded"),
+    threshold: int = 0,
+    lora: bool = False,
+) -> dict[str, str]:
+    """Source:kind -> "same" (outputs bit for bit, and what is exported byte for byte, after no step), "refused", or
+    what is not the same."""
+    return {
+        f"{Path(source).name}:{kind}": _compare(source, Path(folder), dtype, kind, layouts, threshold, lora)
+        for source in sources
+        for kind in kinds
+    }
+
+
+def _compare(
+    source: str, folder: Path, dtype: Dtype, kind: str, layouts: tuple[str, ...], threshold: int, lora: bool
+) -> str:
+    load = KINDS[kind]
+    whole = None
+    for layout in layouts:
+        try:
+            whole = load(source, dtype, layout)
+            break
+        except UserError:
+            continue
+    sharding, optimizer = zero3(folder, threshold), OptimizerConfig(weight_decay=0.1)
+    partition = partition_of(sharding, optimizer, dtype, SECONDS)
+    if whole is None:
+        return "refused"
+    with torch.no_grad():
+        expected = outputs(whole, kind)
+    cut = load(source, dtype, layout, partition)
+    if lora:
+        for model in (whole, cut):
+            add_lora(model, LoraConfig(rank=2), 1)
+    engine = DeepSpeedEngine(cut, optimizer, sharding, dtype, 4, SECONDS)
+    held = sum(getattr(p, "ds_tensor", p).numel() for p in engine._model.parameters() if p.requires_grad or not lora)
+    total = sum(p.numel() for p in whole.parameters() if p.requires_grad or not lora)
+    if not held <= 0.6 * total:
+        return f"a rank holds {held} of {total} elements"
+    found = engine.infer([None], lambda model, _: outputs(model, kind))[0]
+    if not torch.equal(found, expected):
+        return f"outputs off by {float((found - expected).abs().max()):.3g}"
+    if lora:
+        return "same"
+    return _same_export(engine, whole, folder / f"{Path(source).name}-{kind}")
+
+
+def _same_export(engine: DeepSpeedEngine, whole: Any, folder: Path) -> str:
+    """Files of the export of the cut model against those of the whole one."""
+    engine.export(folder / "cut")
+    if dist.get_rank() == 0:
+        save_model(whole.hf, folder / "whole")
+    dist.barrier()
+    for file in sorted((folder / "whole").iterdir()):
+        theirs = folder / "cut" / file.name
+        if not theirs.is_file() or file.read_bytes() != theirs.read_bytes():
+            return f"{file.name} is another"
+    return "same"

@@ -21,7 +21,7 @@ from cai_dist.config.algorithms import (
 from cai_dist.config.base import Section, StrategyPath
 from cai_dist.config.environment import EnvironmentConfig
 from cai_dist.config.rewards import MODEL, RewardTerm
-from cai_dist.config.training import LoraConfig, OptimizerConfig, SamplingConfig, ShardingConfig
+from cai_dist.config.training import LoraConfig, OptimizerConfig, SamplingConfig, ScoringConfig, ShardingConfig
 from cai_dist.registry import is_path
 
 
@@ -94,6 +94,11 @@ class PpoConfig(Section):
     """Samples per optimiser step over all ranks."""
     policy: ShardingConfig = ShardingConfig()
     value: ShardingConfig = ShardingConfig()
+    reference: ScoringConfig | None = None
+    """The reference spread over several processes, for a model that one cannot hold; default: whole in each of
+    `placement.reference.workers`."""
+    reward: ScoringConfig | None = None
+    """The preference model spread over several processes; default: whole in each of `placement.reward.workers`."""
     policy_optimizer: OptimizerConfig = OptimizerConfig()
     value_optimizer: OptimizerConfig = OptimizerConfig()
     lora: LoraConfig | None = None
@@ -227,9 +232,17 @@ class PpoConfig(Section):
         return tuple(role for role in self.roles if role in ("policy", "value"))
 
     def workers_of(self, role: str) -> int:
-        """Worker processes of a role: the ranks of its engine where it is trained, else what its placement says."""
-        count = getattr(self, role).ranks if role in self.trained_roles else getattr(self.placement, role).workers
+        """Worker processes of a role: the ranks of its engine where it is trained or sharded, else what its placement
+        says."""
+        ranked = role in self.trained_roles or self.scoring(role) is not None
+        count = getattr(self, role).ranks if ranked else getattr(self.placement, role).workers
         return int(count)
+
+    def scoring(self, role: str) -> ShardingConfig | None:
+        """How a role that only scores is spread over processes, in passes as large as the policy's; None: it is whole
+        in each of them."""
+        found: ScoringConfig | None = getattr(self, role) if role in ("reference", "reward") else None
+        return None if found is None else found.sharding(self.policy.micro_batch)
 
     @property
     def cpus(self) -> float:

@@ -17,7 +17,7 @@ from cai_dist.config.ppo import PpoConfig
 from cai_dist.config.preference import DpoConfig, PreferenceConfig
 from cai_dist.config.stages import ALIGNMENTS, EXPAND, GENERATING, PPO, Alignment, AlignmentSpec
 from cai_dist.config.supervised import ExpandConfig, ReviseConfig, SftConfig
-from cai_dist.config.training import Dtype, HeadDtype, Layout, TrainConfig
+from cai_dist.config.training import Dtype, ExportConfig, HeadDtype, Layout, TrainConfig
 
 Strategy = Literal["pack", "spread"]
 
@@ -50,6 +50,7 @@ class ModelsConfig(Section):
     was begun, in UTC, as `manifest.json` has it."""
     context: int = Field(256, ge=16)
     """Longest sequence in tokens, prompt and response together."""
+    export: ExportConfig = ExportConfig()
 
     @model_validator(mode="after")
     def _chat(self) -> ModelsConfig:

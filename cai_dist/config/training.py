@@ -54,6 +54,10 @@ class ShardingConfig(Section):
     """Whether a layer keeps its input alone for the backward pass and runs once more there (arXiv 1604.06174): a third
     more computation, a fraction of the memory, the same numbers. `auto`: on GPUs."""
 
+    def checkpoints(self, on_gpu: bool) -> bool:
+        """`gradient_checkpointing` without `auto`."""
+        return on_gpu if self.gradient_checkpointing == "auto" else self.gradient_checkpointing
+
 
 class ScoringConfig(Section):
     """How one model that only scores is spread over processes: with ZeRO-3 each holds a part of every tensor."""
@@ -68,6 +72,16 @@ class ScoringConfig(Section):
     def sharding(self, micro_batch: int) -> ShardingConfig:
         """The same as for a trained role, in passes of `micro_batch` sequences."""
         return ShardingConfig(ranks=self.ranks, zero=self.zero, ds_config=self.ds_config, micro_batch=micro_batch)
+
+
+class ExportConfig(Section):
+    """The files of a trained model in the Hugging Face layout."""
+
+    dtype: Literal["model"] | Dtype = "model"
+    """Precision of the weights in the files; `model`: that of the training's weights, `models.dtype`."""
+    max_shard_gb: float = Field(5.0, gt=0)
+    """Largest file, in GB (1e9 bytes); one tensor that is larger gets a file of its own. As much host memory is taken
+    while a model is written."""
 
 
 class LoraConfig(Section):

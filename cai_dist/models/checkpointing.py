@@ -23,11 +23,10 @@ def use_checkpointing(hf: Any, sharding: ShardingConfig, on_gpu: bool) -> bool:
     With `auto` that is on GPUs, for architectures whose layers can be. Raises ConfigError where it is asked for and
     they cannot.
     """
-    asked = sharding.gradient_checkpointing
-    if asked is False or (asked == "auto" and not on_gpu):
+    if not sharding.checkpoints(on_gpu):
         return False
     layers = [module for module in hf.modules() if isinstance(module, GradientCheckpointingLayer)]
-    if not layers and asked is True:
+    if not layers and sharding.gradient_checkpointing is True:
         raise ConfigError(
             f"gradient_checkpointing=true: the layers of {type(hf).__name__} cannot be computed a second time; "
             "set it to auto or false"

@@ -1,4 +1,4 @@
-"""Writing a model folder, whatever generation_config.json the model came with.
+"""Writing a model folder: file by file, whatever generation_config.json the model came with.
 
 Transformers loads a generation configuration that contradicts itself with a warning and refuses to save it: many older
 model folders (vicuna, Llama 2) name a temperature without `do_sample`, and so would train to the end and then not be
@@ -7,11 +7,10 @@ exported (transformers#29665).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
-
-from torch import Tensor
 
 _SAMPLING: dict[str, float | None] = {
     "temperature": 1.0,
@@ -30,13 +29,26 @@ _KEPT = ("token_id", "_version", "_from_model_config")
 """Endings of what is never given up: the ids of special tokens, above all."""
 
 
-def save_model(hf: Any, folder: Path, state: Mapping[str, Tensor] | None = None) -> tuple[str, ...]:
-    """Write weights (`state`; None: those of the model itself), config.json and generation_config.json of a
-    transformers model into `folder`. The generation configuration is repaired first, in place; returns what was changed
-    in it."""
+def save_model(hf: Any, folder: Path) -> tuple[str, ...]:
+    """Write weights, config.json and generation_config.json of a transformers model into `folder`. The generation
+    configuration is repaired first, in place; returns what was changed in it."""
     repaired = repair_generation(hf.generation_config) if hf.can_generate() else ()
-    hf.save_pretrained(folder, state_dict=None if state is None else dict(state))
+    hf.save_pretrained(folder)
     return repaired
+
+
+def save_configs(hf: Any, folder: Path, dtype: str) -> None:
+    """Write config.json and generation_config.json as `save_model` does, for weights in `dtype` ("float32")."""
+    if hf.can_generate():
+        repair_generation(hf.generation_config)
+    with TemporaryDirectory(dir=folder) as beside:
+        hf.save_pretrained(beside, state_dict={})
+        for file in Path(beside).glob("*.json"):
+            file.replace(folder / file.name)
+    path = folder / "config.json"
+    settings = json.loads(path.read_text("utf-8"))
+    if settings.get("dtype") != dtype:
+        path.write_text(json.dumps(settings | {"dtype": dtype}, indent=2, sort_keys=True) + "\n", "utf-8")
 
 
 def repair_generation(generation: Any) -> tuple[str, ...]:

@@ -11,7 +11,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
@@ -24,10 +23,9 @@ from cai_dist.models.partition import Partition, held
 from cai_dist.models.scalar import ScalarHeadModel, seed_head
 from cai_dist.models.sharded import load_partitioned
 from cai_dist.models.shrunken import shrunken_causal
-from cai_dist.models.tensors import all_finite
+from cai_dist.models.tensors import TORCH_DTYPES, all_finite
 from cai_dist.tracking.quiet import quiet_libraries
 
-TORCH_DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _TOKENIZER_FILES = (
     "tokenizer.json",

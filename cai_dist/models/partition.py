@@ -1,7 +1,7 @@
 """Parameters that no process holds whole: how ZeRO-3 cuts them, and how numbers get into them without a gather.
 
-DeepSpeed cuts a flattened parameter of n elements into slices of ceil(n / ranks), the last one padded, and keeps that of
-a rank in `ds_tensor` (partition_parameters.py, `_partition_param`); a small parameter is whole on every rank, too.
+DeepSpeed cuts a flattened parameter of n elements into slices of ceil(n / ranks), the last one padded, and keeps a
+rank's slice in `ds_tensor` (partition_parameters.py, `_partition_param`); a small one is whole on every rank, too.
 """
 
 from __future__ import annotations

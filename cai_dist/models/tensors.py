@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from cai_dist.types import TensorSpec
+
+TORCH_DTYPES: Mapping[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
+"""Of the settings' names of precisions."""
 
 
 def spec_of(name: str, tensor: Tensor, shape: tuple[int, ...] | None = None) -> TensorSpec:

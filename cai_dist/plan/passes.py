@@ -7,7 +7,8 @@ pass, with width h, all query heads together q, key-value heads k, MLP width f a
     attention      queries, output of the kernel and of the gather: 3 q b; keys and values: 2 k b
     MLP            gate, up, activation and product: 4 f b (a plain MLP: 2 f b)
 
-There is no activation checkpointing in cai_dist: all of it stays until the layer's backward pass.
+All of it stays until the layer's backward pass. With gradient checkpointing a layer keeps its input alone, h b, and all
+else of one layer at a time is there while that layer is computed again.
 """
 
 from __future__ import annotations
@@ -32,13 +33,16 @@ class Tokens:
     wanted: int
 
 
-def kept_activations(shape: Shape, item: int, tokens: int) -> int:
-    """Bytes that a forward pass over `tokens` tokens keeps for its backward pass."""
+def kept_activations(shape: Shape, item: int, tokens: int, checkpointed: bool = False) -> int:
+    """Bytes that a forward pass over `tokens` tokens keeps for its backward pass, or what there is of them at a time
+    where they are computed again."""
     queries, keys = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
     norms = 6 * shape.hidden * 4 if item == 4 else 2 * shape.hidden * 8
     mlp = (4 if shape.gated else 2) * shape.intermediate
     layer = norms + item * (3 * queries + 2 * keys + mlp)
     last = norms // 2
+    if checkpointed:
+        return tokens * (shape.layers * item * shape.hidden + layer + last)
     return tokens * (shape.layers * layer + last)
 
 

@@ -2,7 +2,8 @@
 
 Work is counted in floating-point operations: 2 a token and element of a matrix in a forward pass, 2 (h V) for a token's
 logits, 2 L q a token and layer for causal attention over a sequence of L tokens (q: all query heads together); a
-backward pass is twice that. A rate is either measured in a finished run on the same kind of machine, or assumed.
+backward pass is twice that, and with gradient checkpointing the layers' forward pass comes once more. A rate is either
+measured in a finished run on the same kind of machine, or assumed.
 """
 
 from __future__ import annotations
@@ -102,7 +103,7 @@ def work_of(config: RunConfig, shapes: Mapping[str, Shape], tokens: Tokens) -> W
     if ppo.old_logprobs == "sampler":
         scoring.remove("policy")
     score = sum(one[role] for role in scoring) + (one["policy"] if ppo.lora is not None else 0.0)
-    update = 3.0 * ppo.epochs * sum(one[role] for role in ppo.trained_roles)
+    update = sum(_updates(config, shapes, tokens, role) for role in ppo.trained_roles)
     transfer = float(ITEM[config.models.dtype] * shapes["policy"].parameters)
     return Work(one["rollout"], score, update, transfer)
 
@@ -146,9 +147,12 @@ def _scoring(config: RunConfig, shapes: Mapping[str, Shape], tokens: Tokens, rol
 
 
 def _updates(config: RunConfig, shapes: Mapping[str, Shape], tokens: Tokens, role: str) -> float:
-    samples = _samples(config)
-    rows = samples * tokens.wanted if role == "policy" else 0
-    return 3.0 * config.ppo.epochs * forward(shapes[role], samples * tokens.sequence, tokens.sequence, rows)
+    ppo, every = config.ppo, _samples(config) * tokens.sequence
+    rows = _samples(config) * tokens.wanted if role == "policy" else 0
+    work = 3.0 * forward(shapes[role], every, tokens.sequence, rows)
+    if getattr(ppo, role).checkpoints(bool(getattr(ppo.placement, role).gpus)):
+        work += forward(shapes[role], every, tokens.sequence, 0)
+    return ppo.epochs * work
 
 
 def _decoding(config: RunConfig, shape: Shape, tokens: Tokens, rows: int, rates: Rates) -> float:

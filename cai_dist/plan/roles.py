@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from cai_dist.config.run import RunConfig
 from cai_dist.config.stages import DPO, GENERATING, PPO, PREFERENCE, SFT
@@ -111,6 +111,7 @@ def ppo_stage(config: RunConfig, found: Mapping[str, Shape], assumed: Assumed, m
             one = split(role, ppo.mini_batch, sharding, tokens.sequence)
             splits.append(one)
             work = _training(one, tokens, role == "policy", ppo.sampling.temperature != 1.0)
+            work = replace(work, checkpointed=sharding.checkpoints(place.on_gpu))
             elements = trained_elements(shape, ppo.lora, causal=role == "policy")
             zero = read_zero(sharding, config.models.dtype, getattr(ppo, f"{role}_optimizer"))
             workers.append(
@@ -129,7 +130,9 @@ def ppo_stage(config: RunConfig, found: Mapping[str, Shape], assumed: Assumed, m
             one = split(role, samples, ppo.policy.model_copy(update={"ranks": place.count}), tokens.sequence)
             work = _training(one, tokens, role == "reference", ppo.sampling.temperature != 1.0)
             size = shape.parameters if role == "reference" else shape.scalar_parameters
-            workers.append(scoring_worker(place, shape, item, size, work))
+            cut = ppo.scoring(role)
+            zero = None if cut is None else read_zero(cut, config.models.dtype, None)
+            workers.append(scoring_worker(place, shape, item, size, work, zero))
     return PlannedStage(PPO, tuple(workers), tuple(splits), ppo.shared_groups)
 
 
@@ -216,9 +219,10 @@ def other_stages(
     for name, train, causal, vocabulary, per_item in jobs:
         sharding, shape = train.sharding, found["pretrained"]
         one = split(name, train.batch_size, sharding, tokens.sequence, per_item)
-        work = _training(one, tokens, vocabulary, False, per_item)
-        elements = trained_elements(shape, None, causal, with_head=vocabulary and not causal)
         place = RolePlacement(name, sharding.ranks, config.cluster.gpus)
+        work = _training(one, tokens, vocabulary, False, per_item)
+        work = replace(work, checkpointed=sharding.checkpoints(place.on_gpu))
+        elements = trained_elements(shape, None, causal, with_head=vocabulary and not causal)
         zero = read_zero(sharding, config.models.dtype, train.optimizer)
         worker = trained_worker(place, shape, elements, zero, work)
         kept = {phase: items for phase, items in worker.device.items() if phase in ("start", "update")}

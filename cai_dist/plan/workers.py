@@ -19,7 +19,7 @@ from cai_dist.plan.passes import (
     passing_activations,
 )
 from cai_dist.plan.shapes import Shape
-from cai_dist.plan.zero import ParameterCounts, States, Zero, share, states
+from cai_dist.plan.zero import ParameterCounts, States, Zero, gathered, share, states
 from cai_dist.types import PHASE_NEEDS
 
 MIB = 2**20
@@ -97,7 +97,8 @@ class RolePlacement:
 class Training:
     """What a trained model's rank works on in one micro-batch, and in how many of them a step goes.
 
-    `vocabulary`: log-probabilities come out (a scalar head has none); `scaled`: at a temperature other than 1.
+    `vocabulary`: log-probabilities come out (a scalar head has none); `scaled`: at a temperature other than 1;
+    `checkpointed`: a layer keeps its input alone for the backward pass.
     """
 
     tokens: Tokens
@@ -105,6 +106,7 @@ class Training:
     passes: int
     vocabulary: bool
     scaled: bool = False
+    checkpointed: bool = False
 
     @property
     def total(self) -> int:
@@ -157,15 +159,21 @@ def _start(elements: ParameterCounts, zero: Zero, on_gpu: bool) -> Items:
     return _sum(whole, {"weights": copies, "optimizer": 4 * part, "gradients": gradients})
 
 
-def scoring_worker(place: RolePlacement, shape: Shape, item: int, elements: int, work: Training) -> WorkerEstimate:
-    """A frozen model, whole in one process. On a CPU its file is mapped; all of it is read when it is loaded."""
-    weights = {"weights": item * elements}
+def scoring_worker(
+    place: RolePlacement, shape: Shape, item: int, elements: int, work: Training, zero: Zero | None = None
+) -> WorkerEstimate:
+    """A frozen model: whole in one process (on a CPU its file is mapped; all of it is read when it is loaded), or, with
+    `zero`, a rank's part of it and the weights that are whole during a pass."""
+    weights = {"weights": item * (elements if zero is None else share(elements, zero.ranks))}
     scoring = {
         "activations": passing_activations(shape, item, work.total),
         "logits": logits(shape, item, work.rows, work.scaled, training=False),
+        "buffers": 0 if zero is None else gathered(elements, zero),
     }
     passes: dict[str, Items] = {"transfer": {}, "rollout": {}, "score": scoring, "update": {}}
     process = CONTEXT_GPU if place.on_gpu else PROCESS_CPU["scoring"]
+    if zero is not None:
+        process = CONTEXT_GPU + NCCL_GPU if place.on_gpu else PROCESS_CPU["trained"]
     return _worker(place, process, weights, weights, passes, held_back=weights)
 
 
@@ -207,7 +215,7 @@ def _update(shape: Shape, elements: ParameterCounts, zero: Zero, held: States, w
     backward = {
         "gradients": gradients + largest,
         "buffers": held.gathered + held.buckets - (zero.item * zero.reduce_bucket if zero.stage == 3 else 0),
-        "activations": kept_activations(shape, zero.item, work.total),
+        "activations": kept_activations(shape, zero.item, work.total, work.checkpointed),
         "logits": logits(shape, zero.item, work.rows, work.scaled, training=True),
     }
     step = {"gradients": gradients + held.step}

@@ -75,9 +75,9 @@ class States:
     host_optimizer: int = 0
 
 
-def read_zero(sharding: ShardingConfig, dtype: Dtype, optimizer: OptimizerConfig | None = None) -> Zero:
-    """ZeRO as in the DeepSpeed file that the run would use. Raises ConfigError as the run would."""
-    optimizer = optimizer or OptimizerConfig()
+def read_zero(sharding: ShardingConfig, dtype: Dtype, optimizer: OptimizerConfig | None) -> Zero:
+    """ZeRO as in the DeepSpeed file that the run would use; without an optimiser, of a model that only scores. Raises
+    ConfigError as the run would."""
     found: Mapping[str, Any] = build_ds_config(sharding, optimizer, dtype)["zero_optimization"]
     stage = int(found.get("stage", 0))
     return Zero(
@@ -112,9 +112,6 @@ def states(model: ParameterCounts, zero: Zero, passes: int, on_gpu: bool) -> Sta
     optimizer = 8 * part + (0 if zero.stage == 0 and b == 4 else 4 * part)
     gradients, always = _gradients(zero, trained, part, passes)
     step = 0 if zero.stage == 0 or (b == 2 and zero.stage < 3) else 4 * part
-    gathered = 0
-    if zero.stage == 3 and (zero.ranks > 1 or zero.offload_weights):
-        gathered = b * (min(model.total, zero.max_live) + min(model.total, zero.prefetch_bucket))
     host_weights = host_optimizer = 0
     if zero.offload_optimizer and zero.stage:
         # Beside masters and moments the fp32 gradients, and a buffer of the partition: in stage 3 what they are summed
@@ -126,7 +123,15 @@ def states(model: ParameterCounts, zero: Zero, passes: int, on_gpu: bool) -> Sta
     if zero.offload_weights:
         host_weights, weights = weights, 0
     buckets = _buckets(zero, trained, on_gpu)
-    return States(weights, optimizer, gradients, buckets, gathered, step, always, host_weights, host_optimizer)
+    whole = gathered(model.total, zero)
+    return States(weights, optimizer, gradients, buckets, whole, step, always, host_weights, host_optimizer)
+
+
+def gathered(elements: int, zero: Zero) -> int:
+    """Bytes of the weights that are whole during a pass of stage 3, at most, and of the buffer that they come in."""
+    if zero.stage < 3 or (zero.ranks == 1 and not zero.offload_weights):
+        return 0
+    return zero.item * (min(elements, zero.max_live) + min(elements, zero.prefetch_bucket))
 
 
 def _gradients(zero: Zero, trained: int, part: int, passes: int) -> tuple[int, int]:

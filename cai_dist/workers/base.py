@@ -11,7 +11,15 @@ from typing import Any
 import torch
 
 from cai_dist.config.run import TimeoutsConfig
-from cai_dist.config.training import Dtype, HeadDtype, Layout, LoraConfig, OptimizerConfig, ShardingConfig
+from cai_dist.config.training import (
+    Dtype,
+    ExportConfig,
+    HeadDtype,
+    Layout,
+    LoraConfig,
+    OptimizerConfig,
+    ShardingConfig,
+)
 from cai_dist.distributed.process_group import init_process_group, prepare_device
 from cai_dist.engines.factory import build_train_engine, partition_for
 from cai_dist.engines.protocols.training import TrainEngine
@@ -77,6 +85,7 @@ class TrainedWorker(Worker, ABC):
         head_dtype: HeadDtype = "model",
         lora: LoraConfig | None = None,
         dropout: bool = False,
+        export: ExportConfig | None = None,
         training: str = "deepspeed",
         seed: int = 0,
         timeouts: TimeoutsConfig | None = None,
@@ -85,7 +94,7 @@ class TrainedWorker(Worker, ABC):
         super().__init__(info, threads=threads, seed=seed)
         timeout = (timeouts or TimeoutsConfig()).collective
         init_process_group(info, timeout)
-        self.source = model
+        self.source, self._export = model, export
         partition = partition_for(training, sharding, optimizer, dtype, timeout)
         built = self.build(model, dtype, seed, layout, partition)
         if head_dtype == "fp32":
@@ -122,7 +131,7 @@ class TrainedWorker(Worker, ABC):
         if self._adapter_only:
             self.engine.export_adapter(Path(folder), self.source)
         else:
-            self.engine.export(Path(folder))
+            self.engine.export(Path(folder), self._export)
         if self.info.rank == 0:
             copy_tokenizer(self.source, Path(folder))
 

@@ -23,7 +23,7 @@ from cai_dist.cluster.runtime import Cluster
 from cai_dist.config.engine import EngineConfig
 from cai_dist.config.ppo import PpoConfig
 from cai_dist.config.run import TimeoutsConfig
-from cai_dist.config.training import Dtype, HeadDtype, Layout
+from cai_dist.config.training import Dtype, ExportConfig, HeadDtype, Layout
 from cai_dist.data.schedule import BatchPlan, plan_items
 from cai_dist.data.thoughts import NO_THOUGHTS, ThoughtIds
 from cai_dist.errors import ConfigError
@@ -68,6 +68,7 @@ class PpoGroups:
         dtype: Dtype,
         layout: Layout = "packed",
         head_dtype: HeadDtype = "model",
+        export: ExportConfig | None = None,
         end_id: int,
         thoughts: ThoughtIds = NO_THOUGHTS,
         policy_steps: int,
@@ -89,6 +90,7 @@ class PpoGroups:
             dtype=dtype,
             layout=layout,
             head_dtype=head_dtype,
+            export=export or ExportConfig(),
             end_id=end_id,
             thoughts=thoughts,
             policy_steps=policy_steps,

@@ -9,7 +9,7 @@ from cai_dist.cluster.placement import GroupSpec
 from cai_dist.config.engine import EngineConfig
 from cai_dist.config.ppo import PpoConfig
 from cai_dist.config.run import TimeoutsConfig
-from cai_dist.config.training import Dtype, HeadDtype, Layout
+from cai_dist.config.training import Dtype, ExportConfig, HeadDtype, Layout
 from cai_dist.data.thoughts import NO_THOUGHTS, ThoughtIds
 from cai_dist.errors import ConfigError
 from cai_dist.losses.policy import PolicyObjective
@@ -39,6 +39,7 @@ def ppo_specs(
     dtype: Dtype,
     layout: Layout,
     head_dtype: HeadDtype,
+    export: ExportConfig,
     end_id: int,
     thoughts: ThoughtIds = NO_THOUGHTS,
     policy_steps: int,
@@ -61,10 +62,11 @@ def ppo_specs(
     head = {"head_dtype": head_dtype}
     trained = scoring | {"seed": seed, "training": engine.training}
     kwargs: dict[str, dict[str, Any]] = {
-        "policy": trained | head | _policy_kwargs(ppo, models, policy_steps),
+        "policy": trained | head | {"export": export} | _policy_kwargs(ppo, models, policy_steps),
         "value": trained | _value_kwargs(ppo, models, value_steps),
-        "reference": scoring | head | {"model": models.reference},
-        "reward": scoring | {"model": models.reward, "end_id": end_id, "thoughts": thoughts},
+        "reference": scoring | head | {"model": models.reference, "sharding": ppo.scoring("reference")},
+        "reward": scoring
+        | {"model": models.reward, "end_id": end_id, "thoughts": thoughts, "sharding": ppo.scoring("reward")},
         "rollout": common | talk | {"model": models.policy, "engine": engine, "require_sync": True},
     }
     return [role_spec(role, ppo, kwargs[role]) for role in ppo.roles]
@@ -118,6 +120,6 @@ def role_spec(role: str, ppo: PpoConfig, kwargs: dict[str, Any]) -> GroupSpec:
         workers=ppo.workers_of(role),
         cpus=placement.cpus,
         gpus=placement.gpus,
-        distributed=trained,
+        distributed=trained or ppo.scoring(role) is not None,
         share=next((group[0] for group in ppo.shared_groups if role in group), ""),
     )

@@ -76,6 +76,7 @@ def _pause_problems(ppo: PpoConfig) -> Iterator[str]:
 
 def _unused(ppo: PpoConfig) -> Iterator[str]:
     """Settings that the algorithm would not look at."""
+    yield from _unused_scoring(ppo)
     if ppo.lora is not None and ppo.placement.reference != PlacementConfig():
         yield (
             "ppo.placement.reference: leave it out; with ppo.lora there are no reference workers, the policy ranks "
@@ -102,6 +103,21 @@ def _unused(ppo: PpoConfig) -> Iterator[str]:
             f"ppo.gamma={ppo.gamma:g}: must be 1 with ppo.algorithm={ppo.algorithm}, which gives a whole response one "
             "advantage and discounts nothing"
         )
+
+
+def _unused_scoring(ppo: PpoConfig) -> Iterator[str]:
+    """A sharded role that is not there, or whose processes are counted a second time."""
+    for role, why in (("reference", "with ppo.lora the policy answers"), ("reward", "no ppo.rewards use the model")):
+        scoring, place = getattr(ppo, role), getattr(ppo.placement, role)
+        if scoring is None:
+            continue
+        if role not in ppo.roles:
+            yield f"ppo.{role}: leave it out; there are no such workers ({why})"
+        elif place.workers not in (PlacementConfig().workers, scoring.ranks):
+            yield (
+                f"ppo.placement.{role}.workers={place.workers}: leave it out; ppo.{role}.ranks={scoring.ranks} says "
+                "how many processes the model is spread over"
+            )
 
 
 def ppo_warnings(ppo: PpoConfig) -> Iterator[str]:

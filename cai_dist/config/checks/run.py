@@ -218,12 +218,17 @@ def _shardings(config: RunConfig) -> Iterator[tuple[str, ShardingConfig]]:
     yield "preference.pretraining.train.sharding", config.preference.pretraining.train.sharding
     yield "dpo.train.sharding", config.dpo.train.sharding
     yield "evaluate.ratings.train.sharding", config.evaluate.ratings.train.sharding
-    for role in config.ppo.trained_roles:
-        yield f"ppo.{role}", getattr(config.ppo, role)
+    for role in config.ppo.roles:
+        if role in config.ppo.trained_roles:
+            yield f"ppo.{role}", getattr(config.ppo, role)
+        elif scoring := config.ppo.scoring(role):
+            yield f"ppo.{role}", scoring
 
 
-def _optimizer(config: RunConfig, key: str) -> OptimizerConfig:
-    """The optimiser of the role whose sharding has this key."""
+def _optimizer(config: RunConfig, key: str) -> OptimizerConfig | None:
+    """The optimiser of the role whose sharding has this key; None where it only scores."""
+    if key.startswith("ppo.") and key.removeprefix("ppo.") not in config.ppo.trained_roles:
+        return None
     found: Any = config
     beside = f"{key}_optimizer" if key.startswith("ppo.") else key.removesuffix("sharding") + "optimizer"
     for name in beside.split("."):
@@ -244,7 +249,9 @@ def _token_cap_problems(config: RunConfig) -> Iterator[str]:
             yield f"{key}.max_tokens_per_micro_batch={cap}: must be at least {what} = {least}"
 
 
-def _ds_config_problems(key: str, sharding: ShardingConfig, optimizer: OptimizerConfig, dtype: Dtype) -> Iterator[str]:
+def _ds_config_problems(
+    key: str, sharding: ShardingConfig, optimizer: OptimizerConfig | None, dtype: Dtype
+) -> Iterator[str]:
     """The DeepSpeed JSON is there, is an object and makes a configuration with the run's settings."""
     if sharding.ds_config is None:
         return

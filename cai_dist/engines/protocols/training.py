@@ -10,6 +10,7 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor
 
+from cai_dist.config.training import ExportConfig
 from cai_dist.types import MemoryPart
 from cai_dist.weight_sync.protocol import WeightSource
 
@@ -70,8 +71,9 @@ class TrainEngine(Protocol):
         """Restore what `save` wrote, bit for bit. Raises CheckpointError."""
         ...
 
-    def export(self, folder: Path) -> None:
-        """Write the model in the Hugging Face layout (rank 0 writes), LoRA adapters merged into the weights."""
+    def export(self, folder: Path, settings: ExportConfig | None = None) -> None:
+        """Write the model in the Hugging Face layout (rank 0 writes), LoRA adapters merged into the weights, in files
+        as `settings` (`models.export`) says."""
         ...
 
     def export_adapter(self, folder: Path, base: str) -> None:

@@ -20,7 +20,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from cai_dist.config.ds_config import build_ds_config
-from cai_dist.config.training import Dtype, OptimizerConfig, ShardingConfig
+from cai_dist.config.training import Dtype, ExportConfig, OptimizerConfig, ShardingConfig
 from cai_dist.distributed.process_group import worker_device
 from cai_dist.engines.protocols.training import LossFn, Model
 from cai_dist.engines.training.decay import parameter_groups
@@ -28,10 +28,11 @@ from cai_dist.engines.training.deepspeed_setup import import_deepspeed, initiali
 from cai_dist.engines.training.finite import refuse_weights, spoilt, step_problem
 from cai_dist.engines.training.learning_rate import learning_rate
 from cai_dist.engines.training.offload import Offloader, model_tensors, optimizer_tensors, scratch_tensors
+from cai_dist.engines.training.weight_files import WeightFiles
 from cai_dist.errors import CheckpointError, NonFiniteError
 from cai_dist.models.adapter import write_adapter
 from cai_dist.models.causal import CausalModel
-from cai_dist.models.export import save_model
+from cai_dist.models.export import save_configs
 from cai_dist.models.lora import (
     LoraFactors,
     adapter_dropouts,
@@ -41,7 +42,7 @@ from cai_dist.models.lora import (
     split_parameters,
 )
 from cai_dist.models.scalar import ScalarHeadModel
-from cai_dist.models.tensors import from_numpy, to_numpy
+from cai_dist.models.tensors import TORCH_DTYPES, from_numpy, spec_of, to_numpy
 from cai_dist.types import MemoryPart
 from cai_dist.weight_sync.protocol import buckets
 from cai_dist.weight_sync.sender import ParameterSource
@@ -230,21 +231,29 @@ class DeepSpeedEngine:
         with self._deepspeed.zero.GatheredParameters(parameters, modifier_rank=None):
             yield
 
-    def export(self, folder: Path) -> None:
-        """Write the model, see `TrainEngine`. A tied output head is left to the config, as transformers
-        does. Raises NonFiniteError."""
+    def export(self, folder: Path, settings: ExportConfig | None = None) -> None:
+        """Write the model, see `TrainEngine`. A tied output head is left to the config, as transformers does. Raises
+        NonFiniteError."""
         self._memory.need("weights")
         refuse_weights(self._model, self.device, self.steps, "model")
-        state: dict[str, Tensor] = {}
-        for bucket in buckets(self.weights.specs(), _EXPORT_BUCKET):
-            dtypes = {spec.name: spec.dtype for spec in bucket}
-            whole = self._full_parameters(list(dtypes))
-            state |= {name: from_numpy(array, dtypes[name]) for name, array in whole.items()}
+        settings, hf = settings or ExportConfig(), self._model.hf
+        specs = {spec.name: spec for spec in self.weights.specs()}
+        persistent = set(hf.state_dict(keep_vars=True))
+        buffers = {name: buffer for name, buffer in hf.named_buffers() if name in persistent}
+        entries = [*specs.values(), *(spec_of(name, buffer) for name, buffer in buffers.items())]
+        dtype = None if settings.dtype == "model" else TORCH_DTYPES[settings.dtype]
+        folder.mkdir(parents=True, exist_ok=True)
+        files = WeightFiles(hf, entries, folder, int(settings.max_shard_gb * 1e9), dtype)
+        for group in files.groups:
+            whole = {name: buffers[name].detach().cpu() for name in group if name in buffers}
+            for bucket in buckets([specs[name] for name in group if name in specs], _EXPORT_BUCKET):
+                arrays = self._full_parameters([spec.name for spec in bucket])
+                whole |= {name: from_numpy(array, specs[name].dtype) for name, array in arrays.items()}
+            if self.rank == 0:
+                files.add(whole)
         if self.rank == 0:
-            hf = self._model.hf
-            persistent = set(hf.state_dict(keep_vars=True))
-            state |= {name: b.detach().cpu() for name, b in hf.named_buffers() if name in persistent}
-            save_model(hf, folder, state)
+            files.close()
+            save_configs(hf, folder, str(dtype or hf.dtype).removeprefix("torch."))
         dist.barrier()
 
     def export_adapter(self, folder: Path, base: str) -> None:

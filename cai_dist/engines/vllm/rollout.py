@@ -20,8 +20,8 @@ from cai_dist.engines.hf.prefill_batches import refuse_empty
 from cai_dist.engines.protocols.rollout import EngineStatus
 from cai_dist.engines.vllm.setup import MAX_TOKENS_SCORED, on_cpu, parameters_of, start_vllm, stop_vllm
 from cai_dist.errors import DataError, StaleEngineError, WeightTransferError
-from cai_dist.models.load import TORCH_DTYPES, refuse_non_finite_files
-from cai_dist.models.tensors import read_only_tensor
+from cai_dist.models.load import refuse_non_finite_files
+from cai_dist.models.tensors import TORCH_DTYPES, read_only_tensor
 from cai_dist.types import Finish, GenerateRequest, Generation, LabelRequest, TensorSpec, WeightPart
 from cai_dist.weight_sync.receiver import TransferLedger, refuse_other_model, whole_tensors
 

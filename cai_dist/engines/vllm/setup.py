@@ -16,7 +16,8 @@ from cai_dist.config.training import Dtype
 from cai_dist.errors import DataError
 from cai_dist.models.adapter import read_adapter
 from cai_dist.models.export import save_model
-from cai_dist.models.load import TORCH_DTYPES, load_config, load_hf_causal
+from cai_dist.models.load import load_config, load_hf_causal
+from cai_dist.models.tensors import TORCH_DTYPES
 
 _ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine lives here: weights are handed over, not sent

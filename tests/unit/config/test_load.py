@@ -236,7 +236,7 @@ def test_an_unset_variable_is_named_with_its_key(write, monkeypatch):
 
 def test_path_keys_exist():
     keys = [key for key in all_keys() if is_path_key(key)]
-    assert len(keys) == 7 + 5 * 3 + 8  # single ones, data sources with `path` and `hub`, DeepSpeed files
+    assert len(keys) == 7 + 5 * 3 + 10  # single ones, data sources with `path` and `hub`, DeepSpeed files
 
 
 @pytest.mark.parametrize("text", ["a\x85b", "\u2028", "x\u2029 y", "\ufeffa", "a\r\nb", "off", "1e-5", "", "~"])

@@ -31,7 +31,19 @@ def test_a_run_that_fits(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_a_run_that_does_not_fit_ends_with_8_and_says_where(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["plan", LLAMA[0], *LLAMA[1:], "ppo.value.micro_batch=4", "--json"]) == 8
+    assert (
+        main(
+            [
+                "plan",
+                LLAMA[0],
+                *LLAMA[1:],
+                "ppo.value.gradient_checkpointing=false",
+                "ppo.value.micro_batch=4",
+                "--json",
+            ]
+        )
+        == 8
+    )
     found = json.loads(capsys.readouterr().out)
     assert found["verdict"] == "does not fit"
     assert any("value[0]" in line for line in found["problems"])

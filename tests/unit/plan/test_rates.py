@@ -33,7 +33,8 @@ def test_work_of_an_iteration() -> None:
     headed = forward(found["policy"], 64 * 200, 200, 64 * 100)
     assert work.rollout == headed
     assert work.score == 2 * headed + 2 * plain  # policy, reference, value, reward
-    assert work.update == 3 * 2 * (headed + plain)
+    # Two epochs, and on GPUs the layers of each (as many FLOPs as a pass without logits) a second time.
+    assert work.update == 2 * (3 * (headed + plain) + 2 * plain)
     assert work.transfer == 2 * 8_030_261_248
 
 
@@ -47,7 +48,10 @@ def test_seconds_are_work_over_rates() -> None:
     assert measured.transfer == pytest.approx(16.06, rel=1e-3)
     # On GPUs of their own policy and value step side by side: the slower of the two counts, over its four ranks.
     assumed = seconds(config, found, tokens, Rates(0, 1e14, 1e14, 1e9, "gpu", "assumed", read=1e12))
-    assert assumed.update == pytest.approx(3 * work.rollout / (4 * 1e14))
+    layers = forward(found["policy"], 64 * 200, 200, 0)
+    assert assumed.update == pytest.approx((3 * work.rollout + layers) / (4 * 1e14))
+    kept = run_of(policy={"ranks": 4, "gradient_checkpointing": False})
+    assert work_of(config, found, tokens).update - work_of(kept, found, tokens).update == layers
     # 64 samples on 2 engines at once: each of 100 tokens reads 16.06 GB of weights and the cache so far.
     reads = 100 * (2 * 8_030_261_248 + 32 * 150 * 131_072)
     prompts = forward(found["rollout"], 3200, 100, 32) / 1e14

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cai_dist.config.training import ShardingConfig
+from cai_dist.config.training import OptimizerConfig, ShardingConfig
 from cai_dist.errors import ConfigError
 from cai_dist.plan.shapes import PRESETS
 from cai_dist.plan.zero import ParameterCounts, States, Zero, read_zero, states
@@ -127,9 +127,9 @@ def _states_of(name: str, zero: Zero) -> States:
 
 
 def test_settings_come_from_the_file_that_the_run_would_use() -> None:
-    found = read_zero(ShardingConfig(ranks=4, zero=3, ds_config="zero3_offload"), "bf16")
+    found = read_zero(ShardingConfig(ranks=4, zero=3, ds_config="zero3_offload"), "bf16", OptimizerConfig())
     assert (found.stage, found.ranks, found.item) == (3, 4, 2)
     assert found.offload_optimizer and found.offload_weights
     assert found.reduce_bucket == 50_000_000
     with pytest.raises(ConfigError, match="must be the same"):
-        read_zero(ShardingConfig(ranks=4, zero=2, ds_config="zero3_offload"), "bf16")
+        read_zero(ShardingConfig(ranks=4, zero=2, ds_config="zero3_offload"), "bf16", OptimizerConfig())

@@ -18,6 +18,7 @@ from cai_dist.errors import UserError
 from cai_dist.models.export import save_model
 from cai_dist.models.load import load_causal, load_scalar, load_scalar_with_language
 from cai_dist.models.lora import add_lora
+from cai_dist.models.partition import held
 from cai_dist.types import RankInfo
 
 SECONDS = 120.0
@@ -51,60 +52,68 @@ def outputs(model: Any, kind: str) -> torch.Tensor:
     return torch.cat(model(IDS, LENGTHS, wanted))
 
 
-def compare(
-    info: RankInfo,
-    sources: list[str],
-    folder: str,
-    dtype: Dtype = "fp32",
-    kinds: tuple[str, ...] = ("causal",),
-    layouts: tuple[str, ...] = ("packed", "padded"),
-    threshold: int = 0,
-    lora: bool = False,
-) -> dict[str, str]:
-    """Source:kind -> "same" (outputs bit for bit, and what is exported byte for byte, after no step), "refused", or
-    what is not the same."""
-    return {
-        f"{Path(source).name}:{kind}": _compare(source, Path(folder), dtype, kind, layouts, threshold, lora)
-        for source in sources
-        for kind in kinds
-    }
+def compare(info: RankInfo, jobs: list[dict[str, Any]], folder: str) -> dict[str, str]:
+    """Name of a job -> "same" (outputs bit for bit, buffers, and what is exported byte for byte), "refused", or what is
+    not the same. A job has `name`, `source` and what `_compare` takes beside."""
+    return {job["name"]: _compare(Path(folder) / job["name"], **job) for job in jobs}
 
 
 def _compare(
-    source: str, folder: Path, dtype: Dtype, kind: str, layouts: tuple[str, ...], threshold: int, lora: bool
+    folder: Path,
+    name: str,
+    source: str,
+    kind: str = "causal",
+    dtype: Dtype = "fp32",
+    layouts: tuple[str, ...] = ("packed", "padded"),
+    threshold: int = 0,
+    lora: bool = False,
+    share: float = 0.55,
 ) -> str:
     load = KINDS[kind]
+    folder.mkdir(exist_ok=True)
     whole = None
     for layout in layouts:
         try:
+            load(source, "fp32", layout)  # in half precision a check sees less
             whole = load(source, dtype, layout)
             break
         except UserError:
             continue
-    sharding, optimizer = zero3(folder, threshold), OptimizerConfig(weight_decay=0.1)
-    partition = partition_of(sharding, optimizer, dtype, SECONDS)
     if whole is None:
         return "refused"
+    sharding, optimizer = zero3(folder, threshold), OptimizerConfig(weight_decay=0.1)
     with torch.no_grad():
         expected = outputs(whole, kind)
-    cut = load(source, dtype, layout, partition)
+    cut = load(source, dtype, layout, partition_of(sharding, optimizer, dtype, SECONDS))
     if lora:
         for model in (whole, cut):
             add_lora(model, LoraConfig(rank=2), 1)
     engine = DeepSpeedEngine(cut, optimizer, sharding, dtype, 4, SECONDS)
-    held = sum(getattr(p, "ds_tensor", p).numel() for p in engine._model.parameters() if p.requires_grad or not lora)
-    total = sum(p.numel() for p in whole.parameters() if p.requires_grad or not lora)
-    if not held <= 0.6 * total:
-        return f"a rank holds {held} of {total} elements"
     found = engine.infer([None], lambda model, _: outputs(model, kind))[0]
-    if not torch.equal(found, expected):
-        return f"outputs off by {float((found - expected).abs().max()):.3g}"
-    if lora:
-        return "same"
-    return _same_export(engine, whole, folder / f"{Path(source).name}-{kind}")
+    return (
+        _another_size(cut, whole, share)
+        or _another_buffer(cut, whole)
+        or ("" if torch.equal(found, expected) else f"outputs off by {float((found - expected).abs().max()):.3g}")
+        or ("" if lora else _another_file(engine, whole, folder))
+        or "same"
+    )
 
 
-def _same_export(engine: DeepSpeedEngine, whole: Any, folder: Path) -> str:
+def _another_size(cut: Any, whole: Any, share: float) -> str:
+    """A rank holds half of the elements and a little of padding, where nothing is small enough to stay whole."""
+    mine, total = (sum(held(p).numel() for p in model.parameters()) for model in (cut, whole))
+    return "" if mine <= share * total else f"a rank holds {mine} of {total} elements"
+
+
+def _another_buffer(cut: Any, whole: Any) -> str:
+    theirs = dict(whole.named_buffers())
+    for name, buffer in cut.named_buffers():
+        if buffer.dtype != theirs[name].dtype or not torch.equal(buffer, theirs[name]):
+            return f"{name} is another"
+    return ""
+
+
+def _another_file(engine: DeepSpeedEngine, whole: Any, folder: Path) -> str:
     """Files of the export of the cut model against those of the whole one."""
     engine.export(folder / "cut")
     if dist.get_rank() == 0:
@@ -114,4 +123,18 @@ def _same_export(engine: DeepSpeedEngine, whole: Any, folder: Path) -> str:
         theirs = folder / "cut" / file.name
         if not theirs.is_file() or file.read_bytes() != theirs.read_bytes():
             return f"{file.name} is another"
-    return "same"
+    return ""
+
+
+def refusals(info: RankInfo, sources: list[str], folder: str) -> list[str]:
+    """What each rank says of models that cannot be loaded."""
+    found = []
+    for source in sources:
+        try:
+            load_causal(
+                source, "fp32", "packed", partition_of(zero3(Path(folder), 0), OptimizerConfig(), "fp32", SECONDS)
+            )
+            found.append("loaded")
+        except UserError as error:
+            found.append(str(error))
+    return found

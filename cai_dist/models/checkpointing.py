@@ -32,12 +32,13 @@ def use_checkpointing(hf: Any, sharding: ShardingConfig, on_gpu: bool) -> bool:
             "set it to auto or false"
         )
     for layer in layers:
-        layer.__class__ = _checkpointed(type(layer))
+        kind: Any = type(layer)
+        layer.__class__ = _checkpointed(kind)
     return bool(layers)
 
 
 @cache
-def _checkpointed(kind: type[Any]) -> type[Any]:
+def _checkpointed(kind: Any) -> Any:
     """The kind of layer whose call keeps nothing but its input, under the same name.
 
     The whole call is repeated, with the hooks around it: under ZeRO-3 these gather the layer's weights again.

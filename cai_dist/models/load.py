@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 
 from cai_dist.config.training import Dtype, Layout
 from cai_dist.errors import CaiError, DataError
-from cai_dist.models.adapter import merge_adapter, read_adapter
+from cai_dist.models.adapter import Adapter, merge_adapter, read_adapter
 from cai_dist.models.causal import CausalModel, LogprobHead, logit_scaling
 from cai_dist.models.layout import use_layout
 from cai_dist.models.partition import Partition, held
@@ -54,20 +54,26 @@ def load_tokenizer(source: str) -> Any:
 def load_causal(
     source: str, dtype: Dtype, layout: Layout = "packed", partition: Partition | None = None
 ) -> CausalModel:
-    """A causal language model to train or to score with; see `load_hf_causal`. What is compared at loading is, with
-    `partition`, compared on a small random copy of the architecture. Raises DataError, ConfigError."""
-    like = None if partition is None else CausalModel(shrunken_causal(load_config(source)), layout).hf
-    return CausalModel(load_hf_causal(source, dtype, partition), layout, like)
+    """A causal language model to train or to score with; see `load_hf_causal`. With `partition` each rank gets its part
+    of it, where that puts it (collective), and what is compared at loading is compared on a small random copy of the
+    architecture. Raises DataError, ConfigError."""
+    adapter = read_adapter(source)
+    like = None
+    if partition is not None:
+        like = CausalModel(shrunken_causal(load_config(adapter.base if adapter else source)), layout).hf
+    return CausalModel(_hf_causal(source, adapter, dtype, partition), layout, like)
 
 
-def load_hf_causal(source: str, dtype: Dtype, partition: Partition | None = None) -> Any:
-    """A transformers causal language model in `dtype` on the CPU, in evaluation mode; with `partition` each rank has
-    its part of it (collective), where that puts it.
+def load_hf_causal(source: str, dtype: Dtype) -> Any:
+    """A transformers causal language model in `dtype` on the CPU, in evaluation mode.
 
     `source` may be the folder of a LoRA adapter: then its base (a local folder) with the adapter merged into it.
     Raises DataError.
     """
-    adapter = read_adapter(source)
+    return _hf_causal(source, read_adapter(source), dtype, None)
+
+
+def _hf_causal(source: str, adapter: Adapter | None, dtype: Dtype, partition: Partition | None) -> Any:
     base = adapter.base if adapter else source
     model, info = _weights(AutoModelForCausalLM, base, "causal language model", dtype, partition)
     _refuse_gaps(base, info, allowed=())

@@ -44,9 +44,10 @@ def load_partitioned(
     with no_init_weights(), partition.construction():
         hf = auto.from_config(config, dtype=dtype, trust_remote_code=False)
     hf.eval()
-    taker = _Taker(hf, partition)
+    taker: Any = _Taker(hf, partition)
+    conversions: Any = get_model_conversion_mapping(hf)
     with _reading_in_turn(), _opened(folder) as tensors:
-        settings = LoadStateDictConfig(dtype=dtype, weight_mapping=get_model_conversion_mapping(hf))
+        settings = LoadStateDictConfig(dtype=dtype, weight_mapping=conversions)
         info, _ = convert_and_load_state_dict_in_model(model=taker, state_dict=dict(tensors), load_config=settings)
     hf._weight_conversions = taker._weight_conversions  # for the way back, when the model is saved
     found: dict[str, Any] = info.to_dict()

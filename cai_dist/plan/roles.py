@@ -130,9 +130,9 @@ def ppo_stage(config: RunConfig, found: Mapping[str, Shape], assumed: Assumed, m
             one = split(role, samples, ppo.policy.model_copy(update={"ranks": place.count}), tokens.sequence)
             work = _training(one, tokens, role == "reference", ppo.sampling.temperature != 1.0)
             size = shape.parameters if role == "reference" else shape.scalar_parameters
-            cut = ppo.scoring(role)
-            zero = None if cut is None else read_zero(cut, config.models.dtype, None)
-            workers.append(scoring_worker(place, shape, item, size, work, zero))
+            sharded = ppo.scoring(role)
+            cut = None if sharded is None else read_zero(sharded, config.models.dtype, None)
+            workers.append(scoring_worker(place, shape, item, size, work, cut))
     return PlannedStage(PPO, tuple(workers), tuple(splits), ppo.shared_groups)
 
 

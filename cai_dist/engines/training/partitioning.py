@@ -23,8 +23,12 @@ class ZeroPartition:
         self._config, self._deepspeed = config, import_deepspeed(timeout)
 
     def construction(self) -> AbstractContextManager[Any]:
-        """See `Partition`."""
-        made: AbstractContextManager[Any] = self._deepspeed.zero.Init(config_dict_or_path=self._config)
+        """See `Partition`. DeepSpeed says where tensors are made, and not of which type: a model in half precision has
+        buffers in full (the frequencies of rotary embeddings), and DeepSpeed would make these half, too."""
+        zero = self._deepspeed.zero
+        made: AbstractContextManager[Any] = zero.Init(
+            config_dict_or_path=self._config, tensor_overrides=[zero.DeepSpeedTensorOverride.device]
+        )
         return made
 
     def everywhere(self, here: bool) -> bool:

@@ -67,7 +67,8 @@ class WeightFiles:
             )
         if len(self._files) == 1:
             return
-        self._done, places = 0, {}
+        self._done = 0
+        places: dict[str, str] = {}
         for names in self._files:
             places |= dict.fromkeys(names, self._name())
             self._done += 1

@@ -127,12 +127,12 @@ def test_the_loss_reads_the_better_answer_alone(untied: str) -> None:
 
 def test_without_a_language_loss_there_is_no_language_head(untied: str) -> None:
     made = worker(0.0)
-    model = made.build(untied, "fp32", 1, "packed")
+    model = made.build(untied, "fp32", 1, "packed", None)
     assert model.language is None
     with torch.no_grad():
         loss, metrics = made._loss(model, pairs(), 5.0)
     assert "language_loss" not in metrics and loss.item() > 0
-    assert worker(1.0).build(untied, "fp32", 1, "packed").language is not None
+    assert worker(1.0).build(untied, "fp32", 1, "packed", None).language is not None
 
 
 @pytest.mark.parametrize("name", ["tied", "untied"])

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from cai_dist.cluster.ppo.groups import PpoGroups, PpoModels
 from cai_dist.config.ppo import PlacementConfig, PpoConfig, RoleShards
-from cai_dist.config.training import OptimizerConfig, SamplingConfig, ShardingConfig
+from cai_dist.config.training import OptimizerConfig, SamplingConfig, ScoringConfig, ShardingConfig
 from cai_dist.coordinator import loop
 from cai_dist.coordinator.prompt_cursor import TokenizedPrompt
 from cai_dist.models.load import load_scalar
@@ -37,7 +37,8 @@ def one_iteration(
 ) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
     """Metrics and the policy's weights after one iteration of 8 ragged samples in two mini-batches."""
     few = PlacementConfig(cpus=0.1)
-    shard = ShardingConfig(ranks=ranks, zero=zero, micro_batch=1)  # type: ignore[arg-type]
+    again = settings.pop("gradient_checkpointing", "auto")
+    shard = ShardingConfig(ranks=ranks, zero=zero, micro_batch=1, gradient_checkpointing=again)  # type: ignore[arg-type]
     config = PpoConfig(
         iterations=1,
         prompts_per_iteration=8 // settings.get("samples_per_prompt", 1),
@@ -89,6 +90,22 @@ def test_a_second_rank_changes_nothing(warm: WarmCluster, models: PpoModels, tmp
         for name, tensor in weights.items():
             # Adam's first steps have the size of the rate, whatever the gradient: a tenth of it is rounding of signs
             torch.testing.assert_close(tensor, expected[1][name], rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_scoring_models_in_two_parts_and_layers_computed_twice_change_nothing(
+    warm: WarmCluster, models: PpoModels, tmp_path: Path
+) -> None:
+    plain = one_iteration(warm, models, tmp_path / "plain", 3, 2)
+    sharded = {"reference": ScoringConfig(ranks=2), "reward": ScoringConfig(ranks=2)}
+    metrics, weights = one_iteration(warm, models, tmp_path / "parts", 3, 2, gradient_checkpointing=True, **sharded)
+    for name, tensor in weights.items():
+        assert torch.equal(tensor, plain[1][name]), name
+    timings = {name for name in metrics if name.endswith(("seconds", "_mb", "_per_second")) or "memory" in name}
+    assert {k: v for k, v in metrics.items() if k not in timings} == {
+        k: v for k, v in plain[0].items() if k not in timings
+    }
 
 
 EVERYTHING = {

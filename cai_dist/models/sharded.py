@@ -11,6 +11,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -44,10 +45,11 @@ def load_partitioned(
     with no_init_weights(), partition.construction():
         hf = auto.from_config(config, dtype=dtype, trust_remote_code=False)
     hf.eval()
+    _fill_buffers(hf)
     taker: Any = _Taker(hf, partition)
     conversions: Any = get_model_conversion_mapping(hf)
     with _reading_in_turn(), _opened(folder) as tensors:
-        settings = LoadStateDictConfig(dtype=dtype, weight_mapping=conversions)
+        settings = LoadStateDictConfig(weight_mapping=conversions)
         info, _ = convert_and_load_state_dict_in_model(model=taker, state_dict=dict(tensors), load_config=settings)
     hf._weight_conversions = taker._weight_conversions  # for the way back, when the model is saved
     found: dict[str, Any] = info.to_dict()
@@ -55,6 +57,23 @@ def load_partitioned(
     if hf.can_generate():
         hf.generation_config = _generation_config(source)
     return hf, found
+
+
+def _fill_buffers(hf: Any) -> None:
+    """Compute what is in no file (frequencies, positions) as `from_pretrained` does: in full precision, and rounded
+    where the buffer is half. Modules alone that have no parameters of their own."""
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        for module in hf.modules():
+            if module._non_persistent_buffers_set and not module._parameters:
+                hf._init_weights(module)
+
+
+@dataclass(frozen=True)
+class _Outline:
+    """Stands for a tensor where its shape is looked at. It is of no type: what is in a file is cast slice by slice."""
+
+    shape: torch.Size
+    dtype: None = None
 
 
 class _Taker:
@@ -65,8 +84,8 @@ class _Taker:
         self.config, self.base_model_prefix = hf.config, hf.base_model_prefix
         self._weight_conversions: Any = None
 
-    def state_dict(self) -> dict[str, Tensor]:
-        """Names, shapes and types of all that files may hold, without memory."""
+    def state_dict(self) -> dict[str, _Outline]:
+        """Names and shapes of all that files may hold."""
         entries: Mapping[str, Tensor] = self._hf.state_dict(keep_vars=True)
         return {name: _outline(tensor) for name, tensor in entries.items()}
 
@@ -97,8 +116,8 @@ class _Place:
             target.copy_(value)
 
 
-def _outline(tensor: Tensor) -> Tensor:
-    return torch.empty(full_shape(tensor), dtype=tensor.dtype, device="meta")
+def _outline(tensor: Tensor) -> _Outline:
+    return _Outline(torch.Size(full_shape(tensor)))
 
 
 def _local(source: str) -> Path:

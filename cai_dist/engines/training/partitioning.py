@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -22,20 +23,35 @@ class ZeroPartition:
         self.rank, self.ranks = dist.get_rank(), dist.get_world_size()
         self._config, self._deepspeed = config, import_deepspeed(timeout)
 
-    def construction(self) -> AbstractContextManager[Any]:
+    @contextmanager
+    def construction(self) -> Iterator[None]:
         """See `Partition`. DeepSpeed says where tensors are made, and not of which type: a model in half precision has
         buffers in full (the frequencies of rotary embeddings), and DeepSpeed would make these half, too."""
         zero = self._deepspeed.zero
-        made: AbstractContextManager[Any] = zero.Init(
-            config_dict_or_path=self._config, tensor_overrides=[zero.DeepSpeedTensorOverride.device]
-        )
-        return made
+        overrides = [zero.DeepSpeedTensorOverride.device]
+        with (
+            _without_broadcasts(self._deepspeed.comm),
+            zero.Init(config_dict_or_path=self._config, tensor_overrides=overrides),
+        ):
+            yield
 
     def everywhere(self, here: bool) -> bool:
         """See `Partition`."""
         flag = torch.tensor([int(here)], device=worker_device())
         dist.all_reduce(flag, op=dist.ReduceOp.MIN)
         return bool(flag.item())
+
+
+@contextmanager
+def _without_broadcasts(comm: Any) -> Iterator[None]:
+    """A block in which rank 0 does not send every parameter to the others as soon as it is made: nothing is in it yet.
+    Its memory then is never touched, but for the slice that stays."""
+    before = comm.broadcast
+    comm.broadcast = lambda *args, **kwargs: None
+    try:
+        yield
+    finally:
+        comm.broadcast = before
 
 
 def partition_of(

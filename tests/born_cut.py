@@ -12,6 +12,7 @@ import torch.distributed as dist
 
 import cai_dist
 from cai_dist.config.training import Dtype, LoraConfig, OptimizerConfig, ShardingConfig
+from cai_dist.engines.training.decay import parameter_groups
 from cai_dist.engines.training.deepspeed_engine import DeepSpeedEngine
 from cai_dist.engines.training.partitioning import partition_of
 from cai_dist.errors import UserError
@@ -137,4 +138,15 @@ def refusals(info: RankInfo, sources: list[str], folder: str) -> list[str]:
             found.append("loaded")
         except UserError as error:
             found.append(str(error))
+    return found
+
+
+def decaying(info: RankInfo, source: str, folder: str) -> list[list[str]]:
+    """Names of the parameters that weight decay acts on: in the cut model, and in the whole one."""
+    optimizer = OptimizerConfig(weight_decay=0.1)
+    found = []
+    for partition in (partition_of(zero3(Path(folder), 0), optimizer, "fp32", SECONDS), None):
+        model = load_causal(source, "fp32", "packed", partition)
+        ids = {id(p) for p in parameter_groups(model, model.hf, optimizer)[0]["params"]}
+        found.append([name for name, parameter in model.named_parameters() if id(parameter) in ids])
     return found

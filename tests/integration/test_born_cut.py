@@ -79,6 +79,12 @@ def test_models_cut_at_birth_are_the_whole_ones(tmp_path: Path) -> None:
     assert first == second == {job["name"]: "same" for job in jobs}
 
 
+def test_weights_that_are_cut_decay_as_whole_ones_do(tmp_path: Path) -> None:
+    source = save_llama(tmp_path / "model", tied=False, seed=2)
+    cut, whole = on_two_ranks(born_cut.decaying, source=source, folder=str(tmp_path))[0]
+    assert cut == whole and any("proj" in name for name in cut) and not any("norm" in name for name in cut)
+
+
 @pytest.mark.full
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 def test_every_architecture_is_cut_at_birth_or_refused(dtype: str, tmp_path: Path) -> None:

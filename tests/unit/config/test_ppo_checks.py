@@ -209,3 +209,35 @@ def test_a_trained_role_has_as_many_workers_as_ranks_and_another_what_its_placem
         "policy": 3, "value": 2, "reference": 1, "reward": 4, "rollout": 1,
     }  # fmt: skip
     assert ppo.cpus == 0.5 * 11
+
+
+def test_a_sharded_role_has_as_many_workers_as_ranks() -> None:
+    ppo = run_of(reference={"ranks": 4}, reward={"ranks": 3}, policy={"micro_batch": 2}).ppo
+    assert (ppo.workers_of("reference"), ppo.workers_of("reward")) == (4, 3)
+    sharding = ppo.scoring("reference")
+    assert sharding is not None and (sharding.ranks, sharding.zero, sharding.micro_batch) == (4, 3, 2)
+    assert run_of().ppo.scoring("reference") is None and ppo.scoring("policy") is None
+
+
+@pytest.mark.parametrize(
+    ("ppo", "message"),
+    [
+        ({"reference": {"ranks": 2}, "lora": {}}, "ppo.reference: leave it out; there are no such workers"),
+        (
+            {"reward": {"ranks": 2}, "rewards": ({"use": "my.rewards:length"},)},
+            "ppo.reward: leave it out; there are no such workers",
+        ),
+        (
+            {"reference": {"ranks": 2}, "placement": {"reference": {"workers": 3}}},
+            "ppo.placement.reference.workers=3: leave it out; ppo.reference.ranks=2",
+        ),
+    ],
+)
+def test_a_sharded_role_that_is_not_there_or_counted_twice_is_refused(ppo: dict[str, Any], message: str) -> None:
+    found = list(ppo_problems(run_of(**ppo).ppo))
+    assert len([line for line in found if line.startswith(message)]) == 1, found
+
+
+def test_the_deepspeed_file_of_a_sharded_role_is_looked_at() -> None:
+    with pytest.raises(ConfigError, match=r"ppo\.reference\.ds_config='nowhere\.json': no such file"):
+        check_run(run_of(reference={"ranks": 2, "ds_config": "nowhere.json"}))

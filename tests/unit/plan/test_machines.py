@@ -169,3 +169,12 @@ def test_an_engine_on_a_cpu_keeps_bases_and_the_pages_that_it_has_touched() -> N
     assert found.device["rollout"]["heap"] == int(
         HEAP * (found.device["rollout"]["KV cache"] + found.device["rollout"]["activations"])
     )
+
+
+def test_a_sharded_reference_holds_its_share() -> None:
+    zero = Zero(stage=3, ranks=4, item=2, prefetch_bucket=100, max_live=5000)
+    found = scoring_worker(RolePlacement("reference", 4, 1.0), SHAPE, 2, SHAPE.parameters, WORK, zero)
+    assert found.device["score"]["weights"] == 2 * -(-SHAPE.parameters // 4)
+    assert found.device["score"]["buffers"] == 2 * (5000 + 100), "what is whole during a pass, and the prefetched"
+    whole = scoring_worker(RolePlacement("reference", 4, 1.0), SHAPE, 2, SHAPE.parameters, WORK)
+    assert whole.device["score"]["weights"] == 2 * SHAPE.parameters and "buffers" not in whole.device["score"]

@@ -37,6 +37,11 @@ def test_kept_activations_by_hand() -> None:
     assert kept_activations(SHAPE, 2, 10) == 10 * (2 * (1024 + 1792) + 512)
 
 
+def test_checkpointed_activations_by_hand() -> None:
+    # Of each of two layers its input, 64 numbers; all 1280 of one that is computed again; the last norm.
+    assert kept_activations(SHAPE, 4, 1, checkpointed=True) == 4 * (2 * 64 + 1280 + 192)
+
+
 @pytest.mark.parametrize(("dtype", "item"), [(torch.float32, 4), (torch.bfloat16, 2)])
 def test_autograd_keeps_what_is_counted(dtype: torch.dtype, item: int) -> None:
     from transformers import LlamaConfig, LlamaForCausalLM

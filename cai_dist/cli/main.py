@@ -202,11 +202,14 @@ def _run(arguments: argparse.Namespace) -> int:
     """`run` and `stage`."""
     config = _load(arguments, ready=True)
     from cai_dist.api.runs import run_and_report
+    from cai_dist.config.checks.run import run_warnings
     from cai_dist.tracking.console import Console
     from cai_dist.tracking.signals import StopFlag
 
     arguments.run_dir = Path(config.runs_dir) / config.name
     with StopFlag() as stop, Console(config.tracking.console) as console:
+        for line in run_warnings(config):
+            console.warn(line)
         try:
             run_and_report(config, arguments.stage, console, stop, stop.install)
         except CaiError as error:

@@ -115,7 +115,6 @@ def seconds(config: RunConfig, shapes: Mapping[str, Shape], tokens: Tokens, rate
         return Seconds(
             (work.rollout + work.score) / rates.rollout, 0.0, work.update / rates.update, transfer, rates.source
         )
-    placement = ppo.placement
     score = max(
         _scoring(config, shapes, tokens, role) / (config.ppo.workers_of(role) * rates.score)
         for role in ppo.roles
@@ -129,7 +128,7 @@ def seconds(config: RunConfig, shapes: Mapping[str, Shape], tokens: Tokens, rate
     together = any({"policy", "value"} <= set(group) for group in ppo.shared_groups)
     update = sum(steps.values()) if together else max(steps.values())
     samples = ppo.prompts_per_iteration * ppo.samples_per_prompt
-    engines = placement.rollout.workers
+    engines = ppo.workers_of("rollout")
     rollout = _decoding(config, shapes["rollout"], tokens, -(-samples // engines), rates)
     return Seconds(rollout, score, update, transfer, rates.source)
 

@@ -125,7 +125,7 @@ def _placement_problems(config: RunConfig) -> Iterator[str]:
     ppo, cluster = config.ppo, config.cluster
     for role in ppo.trained_roles:
         workers, ranks = getattr(ppo.placement, role).workers, getattr(ppo, role).ranks
-        if workers not in (1, ranks):
+        if workers not in (None, ranks):
             yield f"ppo.placement.{role}.workers={workers}: leave it out; the ranks come from ppo.{role}.ranks={ranks}"
     if cluster.address != "local" or cluster.num_cpus is None:
         return

@@ -93,9 +93,10 @@ can be overridden on the command line: `cai-dist run launch/runs/demo.yaml ppo.i
 - **Strict.** Unknown keys, wrong types (`"3"` or `3.0` for a whole number) and contradictions are refused, each as one
   line `FILE:LINE: key=value: what is allowed`. `cai-dist check RUN.yaml` tells in a second.
 - **`extends: other.yaml`** starts from another file (its path is relative to the file that says so). Sections merge key
-  by key, the nearer file wins, lists are replaced. **`null`** takes an inherited key away: it has its default again, a
-  section as well as a number. Of a setting that may be null (`ppo.lora`, `feedback.gate`) null is the value. Where nothing
-  is inherited, null is a mistake. The same goes for overrides: `ppo.placement=null`.
+  by key, the nearer file wins, lists are replaced. **`null`** takes an inherited key away, a
+  section as well as a number: it has its default again. Where null is a value of the setting (`ppo.lora`,
+  `feedback.gate`) it is that value. Where nothing is inherited, it is a mistake. Overrides may do so, too:
+  `ppo.placement=null`.
 - **Overrides** are applied last, in their order, and are typed as in YAML: `seed=1`, `tracking.wandb=off`,
   `revise.principles=null`, `feedback.option_labels='["A", "B"]'`, `'ppo.kl={target: 5.0}'`.
 - **Paths.** `~` and `${VARIABLE}` are replaced in `runs_dir`, `constitution`, `models.assistant`, `models.pretrained`,

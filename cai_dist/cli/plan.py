@@ -27,7 +27,8 @@ exit codes:
   8   the plan is made, and the run does not fit
 
 examples:
-  cai-dist plan launch/runs/llama8b-8gpu.yaml --gpus-per-node 8 --gpu-memory 80 --cpu-memory 1000
+  cai-dist plan launch/runs/llama8b-8gpu.yaml
+  cai-dist plan launch/runs/llama8b-8gpu.yaml --nodes 2 --gpu-memory 141
   cai-dist plan mine.yaml ppo.policy.zero=3 --model llama-70b --nodes 8 --gpus-per-node 8 --gpu-memory 80
   cai-dist plan launch/runs/smollm2.yaml --rates runs/smollm2 --prompt-tokens 200
 """
@@ -48,10 +49,12 @@ def add_commands(commands: argparse._SubParsersAction[Any], common: argparse.Arg
     plan.add_argument(
         "overrides", metavar="key.sub=value", nargs="*", default=[], help="overrides, as of `cai-dist run`"
     )
-    plan.add_argument("--nodes", type=_count, default=1, metavar="N", help="nodes (default 1)")
-    plan.add_argument("--gpus-per-node", type=_count, default=0, metavar="G", help="default: none")
-    plan.add_argument("--gpu-memory", type=_size, metavar="GB", help="of one GPU, in 10^9 bytes; 80 for an 80 GB card")
-    plan.add_argument(
+    there = plan.add_argument_group("machines", "what is not given is as `cluster.hardware` of the run file says")
+    there.add_argument("--nodes", type=_count, metavar="N", help="nodes (default 1)")
+    there.add_argument("--gpus-per-node", type=_count, metavar="G", help="default: none")
+    there.add_argument("--gpu-memory", type=_size, metavar="GB", help="of one GPU, in 10^9 bytes; 80 for an 80 GB card")
+    there.add_argument("--cpus-per-node", type=_count, metavar="C", help="logical CPUs")
+    there.add_argument(
         "--cpu-memory", type=_size, metavar="GB", help="of one node; default of a run without GPUs: this machine's"
     )
     plan.add_argument(
@@ -111,7 +114,7 @@ def _load(arguments: argparse.Namespace) -> RunConfig:
     from cai_dist.config.loading.load import load_run
 
     config = load_run(arguments.file, arguments.overrides, elsewhere=True)
-    check_run(config, ready=False, files=False)
+    check_run(config, ready=False, files=False, machines=False)
     return config
 
 
@@ -127,15 +130,23 @@ def _models(given: list[str]) -> dict[str, str]:
 
 
 def _machines(arguments: argparse.Namespace, config: RunConfig) -> Machines:
+    """The machines of the command line, and of the run file where that is silent."""
     from cai_dist.plan.machines import Machines
 
-    if arguments.nodes < 1:
-        raise ConfigError(f"--nodes {arguments.nodes}: must be at least 1")
-    host = arguments.cpu_memory
-    asks = config.cluster.gpus or config.ppo.placement.policy.gpus
-    if host is None and not arguments.gpus_per_node and not asks:
+    if arguments.nodes == 0:
+        raise ConfigError("--nodes 0: must be at least 1")
+    there = config.cluster.hardware
+    gpus = there.gpus_per_node if arguments.gpus_per_node is None else arguments.gpus_per_node
+    host = arguments.cpu_memory or _bytes(there.cpu_memory_gb)
+    if host is None and not gpus and not (config.cluster.gpus or config.ppo.placement.policy.gpus):
         host = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return Machines(arguments.nodes, arguments.gpus_per_node, arguments.gpu_memory, host)
+    memory = arguments.gpu_memory or _bytes(there.gpu_memory_gb)
+    cpus = arguments.cpus_per_node or there.cpus_per_node
+    return Machines(arguments.nodes or there.nodes, gpus or 0, memory, host, cpus)
+
+
+def _bytes(gigabytes: float | None) -> int | None:
+    return None if gigabytes is None else int(gigabytes * 1e9)
 
 
 def _rates(arguments: argparse.Namespace, assumed: Assumed) -> Rates | None:

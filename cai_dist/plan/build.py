@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from cai_dist.config.checks.placement import placement_warnings
+from cai_dist.config.demand import demands
 from cai_dist.config.run import RunConfig
 from cai_dist.config.stages import PPO
 from cai_dist.plan.batches import rollout_equation
@@ -92,8 +94,14 @@ def _problems(
     machines: Machines,
     placed: Callable[[RunConfig], tuple[StagePlan, ...]],
 ) -> list[str]:
-    """One line for each stage that asks for too many GPUs, and for the first of the like places that are too full."""
-    lines = []
+    """One line for each stage that asks for too many CPUs or GPUs, and for the first of the like places that are too
+    full."""
+    lines = [
+        f"{one.stage}: asks for {one.cpus:g} CPUs{one.why} of {machines.nodes * machines.cpus}; lower cpus, or workers "
+        "and ranks"
+        for one in demands(config)
+        if machines.cpus is not None and one.cpus > machines.nodes * machines.cpus
+    ]
     there = machines.nodes * machines.gpus
     for one in stages:
         name = one.stage.name
@@ -144,6 +152,8 @@ def _remarks(config: RunConfig, stages: tuple[StagePlan, ...], machines: Machine
         for split in one.stage.splits
         if split.remark()
     ]
+    if PPO in config.stages:
+        lines += placement_warnings(config.ppo)
     if machines.gpus and not any(one.loads.needed_gpus for one in stages):
         lines.append(
             "this run asks for no GPU: set cluster.gpus and ppo.placement.<role>.gpus to 1, or see the suggestion"

@@ -16,12 +16,14 @@ Verdict = Literal["fits", "tight", "does not fit"]
 
 @dataclass(frozen=True)
 class Machines:
-    """What there is. `gpu_memory`, `cpu_memory`: bytes of one GPU and of one node; None: not known, not judged."""
+    """What there is. `gpu_memory`, `cpu_memory`: bytes of one GPU and of one node; `cpus`: logical CPUs of one node;
+    None: not known, not judged."""
 
     nodes: int = 1
     gpus: int = 0
     gpu_memory: int | None = None
     cpu_memory: int | None = None
+    cpus: int | None = None
 
 
 @dataclass(frozen=True)

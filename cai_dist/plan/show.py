@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from cai_dist.config.demand import demand_line
 from cai_dist.config.stages import PPO
 from cai_dist.plan.build import RunPlan, StagePlan
 from cai_dist.plan.machines import Load
@@ -57,16 +58,18 @@ def headline(plan: RunPlan) -> list[str]:
     gpus = f"{machines.nodes} x {machines.gpus} GPUs" if machines.gpus else "no GPUs"
     memory = f" of {gib(machines.gpu_memory)} GiB" if machines.gpus and machines.gpu_memory else ""
     host = f", {gib(machines.cpu_memory)} GiB of host memory a node" if machines.cpu_memory else ""
+    cpus = f", {machines.cpus} CPUs a node" if machines.cpus else ""
     models: dict[Shape, list[str]] = {}
     for name, shape in plan.shapes.items():
         if name in ("assistant", "pretrained", "feedback") or name in config.ppo.roles:
             models.setdefault(shape, []).append(name)
-    lines = [f"machines: {machines.nodes} {'node' if machines.nodes == 1 else 'nodes'}, {gpus}{memory}{host}"]
+    lines = [f"machines: {machines.nodes} {'node' if machines.nodes == 1 else 'nodes'}, {gpus}{memory}{host}{cpus}"]
     for shape, names in models.items():
         lines.append(
             f"model {shape.name}: {shape.parameters / 1e9:.3g} G parameters, {config.models.dtype}: {', '.join(names)}"
         )
     lines.append(f"a sample of PPO is counted as {plan.sequence} tokens")
+    lines.append(demand_line(config))
     return lines
 
 
@@ -142,7 +145,10 @@ def verdict_of(plan: RunPlan) -> str:
     asked = max(one.loads.needed_gpus for one in plan.stages)
     if plan.verdict is None and asked:
         per_node = "" if plan.machines.gpus else f"--gpus-per-node {-(-asked // plan.machines.nodes)} "
-        return f"not judged: the run asks for {asked} GPUs; say what they are: {per_node}--gpu-memory GB (of each)"
+        return (
+            f"not judged: the run asks for {asked} GPUs; say what they are: {per_node}--gpu-memory GB (of each), or "
+            "cluster.hardware"
+        )
     if plan.verdict is None:
         return "not judged: say what a node has: --cpu-memory GB"
     places = {"GPUs": plan.machines.gpu_memory, "hosts": plan.machines.cpu_memory}

@@ -1,9 +1,7 @@
 """One tree of settings laid over another: a run file over the one that it extends, an override over a file.
 
-section over section    key by key
-null                    where the setting may be null, it is; elsewhere what was inherited is taken away, and the
-                        key has its default again
-everything else         replaces what was there, lists too
+Sections merge key by key. Null is the value of a setting that may be null; elsewhere it takes away what was inherited,
+and the key has its default again. Everything else, lists too, replaces what was there.
 """
 
 from __future__ import annotations

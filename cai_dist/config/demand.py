@@ -13,14 +13,19 @@ from cai_dist.config.stages import GENERATING, PPO, PREFERENCE, SUPERVISED
 
 @dataclass(frozen=True)
 class Demand:
-    """All workers of a stage that are up together. `why`, in words of the run file, is said behind the number of CPUs;
-    `place`: CPUs of the largest place, whose workers stand on one node."""
+    """All workers of a stage that are up together. `why`: where the CPUs come from, in words of the run file; `place`:
+    CPUs of the largest place, whose workers stand on one node."""
 
     stage: str
     why: str
     cpus: float
     gpus: int
     place: float
+
+    @property
+    def said(self) -> str:
+        """Number of CPUs, and where it comes from."""
+        return f"{self.cpus:g}{', ' if self.stage == PPO else ' = '}{self.why}"
 
 
 def demands(config: RunConfig) -> Iterator[Demand]:
@@ -29,7 +34,7 @@ def demands(config: RunConfig) -> Iterator[Demand]:
         yield _of_ppo(config.ppo)
     cluster = config.cluster
     for stage, key, workers in _groups(config):
-        why = f" = {key} x cluster.cpus = {workers} x {cluster.cpus:g}"
+        why = f"{key} x cluster.cpus = {workers} x {cluster.cpus:g}"
         yield Demand(stage, why, workers * cluster.cpus, math.ceil(workers * cluster.gpus - 1e-9), cluster.cpus)
 
 
@@ -53,8 +58,8 @@ def hardware_problems(config: RunConfig) -> Iterator[str]:
     for one in demands(config):
         if there.cpus_per_node is not None and one.cpus > there.nodes * there.cpus_per_node:
             yield (
-                f"cluster.hardware: {there.nodes} x {there.cpus_per_node} CPUs, but {one.stage} asks for {one.cpus:g} "
-                f"at once{one.why}; lower cpus, workers or ranks, or name larger machines"
+                f"cluster.hardware: {there.nodes} x {there.cpus_per_node} CPUs, but {one.stage} asks for "
+                f"{one.said} at once; lower cpus, workers or ranks, or name larger machines"
             )
         if there.gpus_per_node is not None and one.gpus > there.nodes * there.gpus_per_node:
             yield (
@@ -75,7 +80,7 @@ def _of_ppo(ppo: PpoConfig) -> Demand:
         if role not in grouped:
             gpus += ppo.workers_of(role) * getattr(place, role).gpus
             places.append(getattr(place, role).cpus)
-    return Demand(PPO, ", what ppo.placement adds up to", ppo.cpus, math.ceil(gpus - 1e-9), max(places))
+    return Demand(PPO, "what ppo.placement adds up to", ppo.cpus, math.ceil(gpus - 1e-9), max(places))
 
 
 def _groups(config: RunConfig) -> Iterator[tuple[str, str, int]]:

@@ -37,6 +37,7 @@ class RunPlan:
     stages: tuple[StagePlan, ...]
     seconds: Seconds | None
     """Of one iteration of PPO; None without rates."""
+    rates: Rates | None
     problems: tuple[str, ...]
     """One line for everything that does not fit, with the way out."""
     remarks: tuple[str, ...]
@@ -69,9 +70,11 @@ def make_plan(config: RunConfig, machines: Machines, assumed: Assumed, rates: Ra
 
     planned, ppo = placed(config), config.ppo
     tokens = tokens_of(config, assumed, ppo.longest_response)
-    if rates is None and ppo.placement.policy.gpus and config.models.dtype == "bf16":
+    if rates is None and (machines.gpus or ppo.placement.policy.gpus) and config.models.dtype == "bf16":
         rates = H100
-    times = seconds(config, found, tokens, rates) if rates is not None and PPO in config.stages else None
+    times = None
+    if rates is not None and PPO in config.stages and (ppo.placement.policy.gpus or rates.per == "all"):
+        times = seconds(config, found, tokens, rates, planned[0].stage.workers)
     equation = ""
     if PPO in config.stages:
         equation = rollout_equation(ppo.prompts_per_iteration, ppo.samples_per_prompt, ppo.mini_batch, ppo.epochs)
@@ -82,6 +85,7 @@ def make_plan(config: RunConfig, machines: Machines, assumed: Assumed, rates: Ra
         sequence=tokens.sequence,
         stages=planned,
         seconds=times,
+        rates=rates,
         problems=tuple(_problems(config, planned, machines, placed)),
         remarks=tuple(_remarks(config, planned, machines)),
         equation=equation,
@@ -97,8 +101,8 @@ def _problems(
     """One line for each stage that asks for too many CPUs or GPUs, and for the first of the like places that are too
     full."""
     lines = [
-        f"{one.stage}: asks for {one.cpus:g} CPUs{one.why} of {machines.nodes * machines.cpus}; lower cpus, or workers "
-        "and ranks"
+        f"{one.stage}: asks for {one.cpus:g} CPUs of {machines.nodes * machines.cpus} ({one.why}); lower cpus, or "
+        "workers and ranks"
         for one in demands(config)
         if machines.cpus is not None and one.cpus > machines.nodes * machines.cpus
     ]

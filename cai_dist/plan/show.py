@@ -167,10 +167,11 @@ def time_lines(plan: RunPlan) -> Iterator[str]:
     ppo = plan.config.ppo
     seconds = found.total(ppo.schedule)
     beside = " (one_step_off: rollout beside score and update)" if ppo.schedule == "one_step_off" else ""
+    moves = f", to hosts and back {_seconds(found.moves)}" if found.moves else ""
     score = f", score {_seconds(found.score)}" if found.score else " (with scoring)"
     yield (
         f"an iteration: rollout {_seconds(found.rollout)}{score}, update {_seconds(found.update)}, "
-        f"transfer {_seconds(found.transfer)}: {_seconds(seconds)}{beside}; "
+        f"transfer {_seconds(found.transfer)}{moves}: {_seconds(seconds)}{beside}; "
         f"{ppo.iterations} iterations: {_seconds(seconds * ppo.iterations)}"
     )
     yield f"rates: {found.source}"

@@ -134,7 +134,7 @@ def _placement_problems(config: RunConfig) -> Iterator[str]:
         return
     for one in demands(config):
         if one.cpus > cluster.num_cpus:
-            yield f"cluster.num_cpus={cluster.num_cpus:g}: must be at least {one.cpus:g}{one.why}"
+            yield f"cluster.num_cpus={cluster.num_cpus:g}: must be at least {one.said}"
 
 
 def _missing_files(config: RunConfig) -> Iterator[str]:

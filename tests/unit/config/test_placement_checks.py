@@ -139,9 +139,7 @@ def test_ranks_are_said_once() -> None:
 @pytest.mark.parametrize("workers", [1, 3])
 def test_a_second_number_for_ranks_is_refused_where_it_is_another(workers: int) -> None:
     check_run(run_of({"policy": {"workers": 2}}))
-    with pytest.raises(
-        ConfigError, match=r"policy.workers=\d: leave it out; the ranks come from ppo.policy.ranks=2"
-    ):
+    with pytest.raises(ConfigError, match=r"policy.workers=\d: leave it out; the ranks come from ppo.policy.ranks=2"):
         check_run(run_of({"policy": {"workers": workers}}))
 
 

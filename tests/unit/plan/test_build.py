@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import yaml
 
+from cai_dist.config.checks.run import check_run
 from cai_dist.config.loading.load import build_run, load_run
 from cai_dist.config.run import RunConfig
 from cai_dist.errors import ConfigError
 from cai_dist.plan.build import make_plan
+from cai_dist.plan.layouts import layouts, staged
 from cai_dist.plan.machines import Machines
 from cai_dist.plan.roles import Assumed, shapes, tokens_of, trained_elements
 from cai_dist.plan.shapes import PRESETS
-from cai_dist.plan.suggest import suggest
+from cai_dist.plan.suggest import FASTER, suggest
 from cai_dist.plan.ways import way_out
 from tests.unit.plan.runs import run_of
 
@@ -116,9 +119,76 @@ def _merged(base: dict, over: dict) -> dict:
 
 
 def test_a_run_that_fits_is_left_alone_and_told_if_a_lower_stage_would_do() -> None:
+    """Where no times are known, or nothing else is faster."""
     small = Assumed({"": "llama-1b"})
-    found = suggest(make_plan(run_of(), H100, small), small)
-    assert found is not None and found.lines == "" and "zero1 would do" in found.why
+    cpus = Machines(cpu_memory=10**12)
+    found = suggest(make_plan(run_of(gpus=0.0), cpus, small), small)
+    assert found is not None and found.lines == "" and "zero1 would do" in found.why and found.seconds is None
+    quick = suggest(make_plan(run_of(), H100, small), small)
+    assert quick is not None
+    pasted = build_run(_merged(run_of().model_dump(mode="json"), yaml.safe_load(quick.lines)))
+    again = suggest(make_plan(staged(pasted, "zero2"), H100, small), small)
+    assert again is not None and again.lines == "" and again.seconds == pytest.approx(quick.seconds)
+    assert "none is faster" in again.why and "zero1 would do" in again.why
+
+
+def test_of_all_that_fit_the_fastest_is_suggested_with_its_figures() -> None:
+    """Not the first: separate GPUs fit, too, and take longer. What is pasted is what was planned."""
+    config, one = run_of(), replace(H100, nodes=2, cpus=64)
+    plan = make_plan(config, one, NOTHING)
+    found = suggest(plan, NOTHING)
+    assert found is not None and plan.seconds is not None and found.seconds is not None
+    own = plan.seconds.total("sync")
+    assert found.seconds < FASTER * own and f"{found.seconds:.0f} s an iteration, the fastest of" in found.why
+    again = build_run(_merged(config.model_dump(mode="json"), yaml.safe_load(found.lines)))
+    check_run(again, ready=False, files=False)
+    assert _timed(again, one) == (True, pytest.approx(found.seconds))
+    others = [_timed(layout.config, one) for layout in list(layouts(config, one, offload=False))[-16::3]]
+    fit = [seconds for fits, seconds in others if fits]
+    assert len(fit) > 3 and found.seconds <= min(fit) + 1e-9 and max(fit) > 1.2 * found.seconds
+
+
+def _timed(config: RunConfig, machines: Machines) -> tuple[bool, float]:
+    plan = make_plan(config, machines, NOTHING)
+    assert plan.seconds is not None and plan.ppo is not None
+    fits = {load.verdict for load in plan.ppo.loads.all} == {"fits"}
+    return fits and not any(line.startswith("ppo") for line in plan.problems), plan.seconds.total("sync")
+
+
+@pytest.mark.parametrize(
+    "ppo",
+    [
+        {"schedule": "one_step_off"},
+        {"transfer": "cuda_ipc", "placement": {"mode": "colocated", "rollout": {"gpus": 1, "workers": 4}}},
+        {"placement": {"mode": "hybrid", "share": [["policy", "rollout"], ["value", "reward"]]}},
+        {"algorithm": "grpo", "samples_per_prompt": 4},
+        {"lora": {"rank": 8}},
+        {"policy": {"ranks": 4, "zero": 3, "ds_config": "zero3_offload"}},
+    ],
+)
+def test_every_layout_that_is_tried_says_what_it_is(ppo: dict[str, Any]) -> None:
+    """Its lines, pasted into the run, are the layout that was planned, and the run is in order with them."""
+    config = run_of(**ppo)
+    machines = replace(H100, nodes=1, cpus=8)
+    found = suggest(make_plan(config, machines, NOTHING), NOTHING)
+    assert found is not None and found.lines
+    again = build_run(_merged(config.model_dump(mode="json"), yaml.safe_load(found.lines)))
+    check_run(again, ready=False, files=False)
+    assert again.ppo.cpus <= 8
+    plan = make_plan(again, machines, NOTHING)
+    assert plan.ppo is not None and {load.verdict for load in plan.ppo.loads.all} <= {"fits", None}
+    assert plan.seconds is not None and plan.seconds.total(again.ppo.schedule) == pytest.approx(found.seconds)
+
+
+def test_cpus_are_counted() -> None:
+    config = run_of(placement={"policy": {"gpus": 1, "cpus": 3.0}})
+    enough = make_plan(config, replace(H100, cpus=8), NOTHING)
+    assert not [line for line in enough.problems if "CPUs" in line]
+    short = make_plan(config, replace(H100, nodes=1, gpus=16, cpus=12), NOTHING)
+    assert [line for line in short.problems if "CPUs" in line] == [
+        "ppo: asks for 14 CPUs of 12 (what ppo.placement adds up to); lower cpus, or workers and ranks"
+    ]
+    assert short.verdict == "does not fit"
 
 
 def test_models_by_role() -> None:

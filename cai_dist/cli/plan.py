@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -92,19 +93,20 @@ def _plan(arguments: argparse.Namespace) -> int:
     from cai_dist.plan.build import make_plan
     from cai_dist.plan.roles import Assumed
     from cai_dist.plan.suggest import suggest
+    from cai_dist.plan.suggest_stages import suggest_stages
     from cai_dist.tracking.console import Console
 
     config = _load(arguments)
     assumed = Assumed(_models(arguments.model), arguments.prompt_tokens)
     plan = make_plan(config, _machines(arguments, config), assumed, _rates(arguments, assumed))
-    suggestion = suggest(plan, assumed)
+    suggestion, others = suggest(plan, assumed), suggest_stages(plan, assumed)
     if arguments.json:
         from cai_dist.plan.show import as_tree
 
-        print(json.dumps(as_tree(plan, suggestion), indent=2))
+        print(json.dumps(as_tree(plan, suggestion, others), indent=2))
     else:
         with Console("plain") as console:
-            _show(console, arguments.file, plan, suggestion)
+            _show(console, arguments.file, plan, [*([suggestion] if suggestion is not None else []), *others])
     return EXIT_GATE if plan.verdict == "does not fit" else EXIT_OK
 
 
@@ -159,22 +161,23 @@ def _rates(arguments: argparse.Namespace, assumed: Assumed) -> Rates | None:
     return read_rates(arguments.rates, lambda config: shapes(config, Assumed({})), assumed.prompt)
 
 
-def _show(console: Console, file: str, plan: RunPlan, suggestion: Suggestion | None) -> None:
-    from cai_dist.plan.show import batch_lines, headline, load_table, time_lines, verdict_of, worker_tables
+def _show(console: Console, file: str, plan: RunPlan, suggestions: Sequence[Suggestion]) -> None:
+    from cai_dist.plan import show
 
     console.say(f"plan of {file}: nothing is started")
-    for line in headline(plan):
+    for line in show.headline(plan):
         console.say(line)
-    for table in (*worker_tables(plan), load_table(plan)):
+    for table in (*show.worker_tables(plan), show.load_table(plan)):
         console.table(table.title, table.columns, table.rows)
-    for line in (*batch_lines(plan), *time_lines(plan)):
+    times = (*show.time_lines(plan), *show.stage_time_line(plan))
+    for line in (*show.batch_lines(plan), *times, *show.disk_lines(plan)):
         console.say(line)
     for line in plan.remarks:
         console.say(f"note: {line}")
-    console.say(f"verdict: {verdict_of(plan)}")
+    console.say(f"verdict: {show.verdict_of(plan)}")
     for line in plan.problems:
         console.say(f"  {line}")
-    if suggestion is not None:
+    for suggestion in suggestions:
         console.say(f"suggestion: {suggestion.why}")
         for line in suggestion.lines.splitlines():
             console.say(f"  {line}")

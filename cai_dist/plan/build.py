@@ -10,10 +10,12 @@ from cai_dist.config.demand import demands
 from cai_dist.config.run import RunConfig
 from cai_dist.config.stages import PPO
 from cai_dist.plan.batches import rollout_equation
+from cai_dist.plan.disk import Disk, disk_of
 from cai_dist.plan.machines import Load, Loads, Machines, Verdict, place
 from cai_dist.plan.rates import H100, Rates, Seconds, seconds
 from cai_dist.plan.roles import Assumed, PlannedStage, other_stages, ppo_stage, shapes, tokens_of
 from cai_dist.plan.shapes import Shape
+from cai_dist.plan.stage_times import answers_seconds, longest_answer, step_seconds
 from cai_dist.plan.ways import way_out
 
 
@@ -43,6 +45,9 @@ class RunPlan:
     remarks: tuple[str, ...]
     equation: str
     """The batch identity of PPO; empty where the run has none."""
+    disk: Disk
+    stage_seconds: Mapping[str, float]
+    """Of one step of each stage that trains one model, and of a thousand answers; empty without rates."""
 
     @property
     def ppo(self) -> StagePlan | None:
@@ -89,7 +94,23 @@ def make_plan(config: RunConfig, machines: Machines, assumed: Assumed, rates: Ra
         problems=tuple(_problems(config, planned, machines, placed)),
         remarks=tuple(_remarks(config, planned, machines)),
         equation=equation,
+        disk=disk_of(config, found),
+        stage_seconds={} if rates is None else _stage_seconds(config, found, assumed, planned, rates),
     )
+
+
+def _stage_seconds(
+    config: RunConfig, shapes: Mapping[str, Shape], assumed: Assumed, stages: tuple[StagePlan, ...], rates: Rates
+) -> dict[str, float]:
+    found = {}
+    for one in stages:
+        if one.stage.splits and one.stage.name != PPO:
+            tokens = tokens_of(config, assumed, config.revise.sampling.max_new_tokens)
+            found[one.stage.name] = step_seconds(one.stage, shapes["pretrained"], tokens, rates)
+        elif not one.stage.splits:
+            tokens = tokens_of(config, assumed, longest_answer(config))
+            found[one.stage.name] = answers_seconds(config, one.stage, shapes, tokens, rates)
+    return found
 
 
 def _problems(

@@ -131,7 +131,7 @@ def seconds(
     score = _slowest(ppo, scoring, rates.score)
     update = _slowest(ppo, {role: _updates(config, shapes, tokens, role) for role in ppo.trained_roles}, rates.update)
     samples = ppo.prompts_per_iteration * ppo.samples_per_prompt
-    rollout = _decoding(config, shapes["rollout"], tokens, -(-samples // ppo.workers_of("rollout")), rates)
+    rollout = decoding_seconds(config, shapes["rollout"], tokens, -(-samples // ppo.workers_of("rollout")), rates)
     moves = _moved(ppo, workers) / rates.host
     return Seconds(rollout, score, update, transfer, rates.source, moves)
 
@@ -174,8 +174,9 @@ def _updates(config: RunConfig, shapes: Mapping[str, Shape], tokens: Tokens, rol
     return 3.0 * config.ppo.epochs * forward(shapes[role], samples * tokens.sequence, tokens.sequence, rows)
 
 
-def _decoding(config: RunConfig, shape: Shape, tokens: Tokens, rows: int, rates: Rates) -> float:
-    """Prompts at the rate of scoring; then every token reads all weights and the keys and values so far."""
+def decoding_seconds(config: RunConfig, shape: Shape, tokens: Tokens, rows: int, rates: Rates) -> float:
+    """Of `rows` responses from one engine: prompts at the rate of scoring; then every token reads all weights and the
+    keys and values so far."""
     item, prompt = ITEM[config.models.dtype], tokens.sequence - tokens.wanted
     at_once = min(rows, config.engine.max_rows)
     steps = tokens.wanted * -(-rows // at_once)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ from cai_dist.config.stages import PPO
 from cai_dist.plan.build import RunPlan, StagePlan
 from cai_dist.plan.machines import Load
 from cai_dist.plan.shapes import Shape
+from cai_dist.plan.stage_times import ANSWERS
 from cai_dist.plan.suggest import Suggestion
 from cai_dist.plan.workers import ITEMS, PHASES, WorkerEstimate
 
@@ -177,13 +178,35 @@ def time_lines(plan: RunPlan) -> Iterator[str]:
     yield f"rates: {found.source}"
 
 
+def stage_time_line(plan: RunPlan) -> Iterator[str]:
+    """Expected seconds of the other stages, in one line."""
+    parts = []
+    for one in plan.stages:
+        took = plan.stage_seconds.get(one.stage.name)
+        if took is not None:
+            what = f"a step of {one.stage.splits[0].batch}" if one.stage.splits else f"{ANSWERS} answers"
+            parts.append(f"{one.stage.name} {_seconds(took)} ({what})")
+    if parts:
+        yield f"other stages: {', '.join(parts)}"
+
+
+def disk_lines(plan: RunPlan) -> Iterator[str]:
+    """What the run folder takes."""
+    disk = plan.disk
+    unit = Unit("GiB", GIB) if disk.peak >= 10 * GIB else Unit("MiB", 2**20)
+    models = ", ".join(f"{name} {unit.text(size)}" for name, size in disk.models.items())
+    saved = ", ".join(f"{name} {unit.text(size)}" for name, size in disk.checkpoints.items())
+    yield f"disk, {unit.name}: at most {unit.text(disk.peak)}, in {disk.fullest}; what stays: {models}"
+    yield f"  a checkpoint: {saved}; two of a stage are kept until it is finished, a third while it is written"
+
+
 def _seconds(number: float) -> str:
     if number < 120:
         return f"{number:.2g} s" if number < 10 else f"{number:.0f} s"
     return f"{number / 60:.0f} min" if number < 7200 else f"{number / 3600:.1f} h"
 
 
-def as_tree(plan: RunPlan, suggestion: Suggestion | None) -> dict[str, Any]:
+def as_tree(plan: RunPlan, suggestion: Suggestion | None, others: Sequence[Suggestion] = ()) -> dict[str, Any]:
     """Everything, for JSON; sizes in bytes, times in seconds."""
     return {
         "verdict": plan.verdict,
@@ -203,5 +226,8 @@ def as_tree(plan: RunPlan, suggestion: Suggestion | None) -> dict[str, Any]:
         },
         "batch": plan.equation,
         "seconds": None if plan.seconds is None else asdict(plan.seconds),
+        "stage_seconds": dict(plan.stage_seconds),
+        "disk": asdict(plan.disk),
         "suggestion": None if suggestion is None else asdict(suggestion),
+        "other_suggestions": [asdict(one) for one in others],
     }

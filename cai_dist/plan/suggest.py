@@ -57,9 +57,15 @@ def suggest(plan: RunPlan, assumed: Assumed) -> Suggestion | None:
         why = f"PPO fits as it is, {own.seconds:.0f} s an iteration, but {_words(best, len(fitting))}"
         return Suggestion(lines(best.layout.config, config), why, best.seconds)
     if best is not None:
-        return Suggestion(lines(best.layout.config, config), _words(best, len(fitting)), best.seconds)
+        tight = plan.seconds is not None and not any(load.verdict == "does not fit" for load in plan.ppo.loads.all)
+        now = f"PPO leaves less than 10% free as it is, {_total(plan):.0f} s an iteration; " if tight else ""
+        return Suggestion(lines(best.layout.config, config), now + _words(best, len(fitting)), best.seconds)
     what = f"no placement on {machines.nodes * machines.gpus} GPUs" if machines.gpus else "no ZeRO stage on these hosts"
     return Suggestion("", f"{what} leaves 10% free with this model and these lengths; what is in the way is said above")
+
+
+def _total(plan: RunPlan) -> float:
+    return plan.seconds.total(plan.config.ppo.schedule) if plan.seconds is not None else 0.0
 
 
 def _words(best: _Tried, count: int) -> str:

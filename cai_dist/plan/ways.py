@@ -74,10 +74,10 @@ def _changes(config: RunConfig, stage: PlannedStage, trained: Sequence[tuple[str
     def each(change: Callable[[ShardingConfig], dict[str, Any]]) -> RunConfig:
         made = config
         for path in trained:
-            made = updated(made, _nested(path, change(_found(config, path))))
+            made = updated(made, nested(path, change(sharding_at(config, path))))
         return made
 
-    sharded = [_found(config, path) for path in trained]
+    sharded = [sharding_at(config, path) for path in trained]
     for zero in (1, 2, 3):
         if any(one.zero < zero for one in sharded):
             yield f"zero: {zero}", each(_at_least(zero))
@@ -106,11 +106,13 @@ def _smaller(one: ShardingConfig) -> dict[str, Any]:
     return {"max_tokens_per_micro_batch": max(1, cap // 2)} if cap else {"micro_batch": max(1, one.micro_batch // 2)}
 
 
-def _nested(path: Sequence[str], value: dict[str, Any]) -> dict[str, Any]:
-    return {path[0]: _nested(path[1:], value)} if path else value
+def nested(path: Sequence[str], value: dict[str, Any]) -> dict[str, Any]:
+    """`value` below the keys of `path`."""
+    return {path[0]: nested(path[1:], value)} if path else value
 
 
-def _found(config: RunConfig, path: Sequence[str]) -> ShardingConfig:
+def sharding_at(config: RunConfig, path: Sequence[str]) -> ShardingConfig:
+    """The sharding at the keys of `path`."""
     found: Any = config
     for name in path:
         found = getattr(found, name)

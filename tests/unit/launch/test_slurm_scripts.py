@@ -56,8 +56,8 @@ def test_ray_has_the_cpus_that_a_run_file_asks_for(path: Path) -> None:
 
 def test_a_run_that_asks_for_more_than_the_job_has_gets_its_places() -> None:
     big = load_run(ROOT / "launch/runs/llama8b-8gpu.yaml", elsewhere=True)
-    assert needed_cpus(big) == 40 > int(asked_of_slurm(SLURM / "ppo.sh")["cpus-per-task"])
-    assert places(16, 1, demand_line(big)) == 40
+    assert needed_cpus(big) == 32 > int(asked_of_slurm(SLURM / "ppo.sh")["cpus-per-task"])
+    assert places(16, 1, demand_line(big)) == 32
     assert places(128, 1, demand_line(big)) == 128
     assert places(16, 1, "") == 16, "a command that is not checked"
 

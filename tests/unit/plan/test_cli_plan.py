@@ -58,7 +58,7 @@ def test_machines_are_those_of_the_run_file_and_flags_win(capsys: pytest.Capture
         found: dict[str, int] = json.loads(capsys.readouterr().out)["machines"]
         return found
 
-    named = {"nodes": 1, "gpus": 8, "gpu_memory": 80 * 10**9, "cpu_memory": 10**12, "cpus": 64}
+    named = {"nodes": 1, "gpus": 8, "gpu_memory": 80 * 10**9, "cpu_memory": 10**12, "cpus": 32}
     assert machines() == named
     flags = ["--nodes", "3", "--gpus-per-node", "4", "--gpu-memory", "141", "--cpus-per-node", "9", "--cpu-memory", "2"]
     other = {"nodes": 3, "gpus": 4, "gpu_memory": 141 * 10**9, "cpu_memory": 2 * 10**9, "cpus": 9}
@@ -74,8 +74,8 @@ def test_what_is_not_known_of_the_machines_is_said(capsys: pytest.CaptureFixture
 
 
 def test_too_few_cpus_do_not_fit(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["plan", *LLAMA, "--cpus-per-node", "39"]) == 8
-    assert "ppo: asks for 40 CPUs of 39 (what ppo.placement adds up to)" in capsys.readouterr().out
+    assert main(["plan", *LLAMA, "--cpus-per-node", "31"]) == 8
+    assert "ppo: asks for 32 CPUs of 31 (what ppo.placement adds up to)" in capsys.readouterr().out
 
 
 def written() -> list[str]:

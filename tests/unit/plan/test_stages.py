@@ -110,6 +110,6 @@ def test_what_a_run_writes() -> None:
     assert (found.fullest, found.peak) == ("ppo", sum(found.models.values()) + CHECKPOINTS * found.checkpoints["ppo"])
     lora = run_of(lora=LoraConfig(rank=8, save="adapter").model_dump(mode="json"))
     small = disk_of(lora, shapes(lora, NOTHING))
-    assert small.models["ppo model"] < 0.01 * models["ppo model"] and small.fullest == "preference"
+    assert small.models["ppo model"] < 0.01 * models["ppo model"] and small.fullest == "sft"
     dpo = with_sections(alignment="dpo")
     assert disk_of(dpo, shapes(dpo, NOTHING)).checkpoints.keys() == {"sft", "dpo"}

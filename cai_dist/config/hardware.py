@@ -12,7 +12,9 @@ class HardwareConfig(Section):
     for more GPUs or CPUs. Where workers stand is asked of the cluster itself. What is not given is not judged."""
 
     nodes: int = Field(1, ge=1)
+    """Machines, all alike."""
     gpus_per_node: int | None = Field(None, ge=0)
+    """0: none; default: not known."""
     gpu_memory_gb: float | None = Field(None, gt=0)
     """Of one GPU, in 10^9 bytes: 80 for an 80 GB card."""
     cpus_per_node: int | None = Field(None, ge=1)

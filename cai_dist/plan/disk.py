@@ -33,7 +33,7 @@ class Disk:
 
 
 def disk_of(config: RunConfig, shapes: Mapping[str, Shape]) -> Disk:
-    """Of all stages of a run; text and figures, megabytes, are not counted."""
+    """The disk that all stages of a run take; text and figures, megabytes, are not counted."""
     models, checkpoints = dict(_models(config, shapes)), dict(_checkpoints(config, shapes))
     there, peak, fullest = 0, 0, ""
     for stage in (SFT, PREFERENCE, DPO, PPO):
@@ -46,7 +46,7 @@ def disk_of(config: RunConfig, shapes: Mapping[str, Shape]) -> Disk:
 
 
 def checkpoint_bytes(elements: ParameterCounts, sharding: ShardingConfig, item: int, lora: bool = False) -> int:
-    """Of all ranks together."""
+    """Bytes of one checkpoint, all ranks together."""
     weights = item * (elements.trained if lora else elements.total)
     masters = 0 if sharding.zero == 0 and item == 4 else 4 * elements.trained
     return (0 if sharding.zero == 3 else weights) + masters + 8 * elements.trained

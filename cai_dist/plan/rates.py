@@ -175,8 +175,8 @@ def _updates(config: RunConfig, shapes: Mapping[str, Shape], tokens: Tokens, rol
 
 
 def decoding_seconds(config: RunConfig, shape: Shape, tokens: Tokens, rows: int, rates: Rates) -> float:
-    """Of `rows` responses from one engine: prompts at the rate of scoring; then every token reads all weights and the
-    keys and values so far."""
+    """Seconds for `rows` responses of one engine: prompts at the rate of scoring; then every token reads all weights
+    and the keys and values so far."""
     item, prompt = ITEM[config.models.dtype], tokens.sequence - tokens.wanted
     at_once = min(rows, config.engine.max_rows)
     steps = tokens.wanted * -(-rows // at_once)

@@ -16,8 +16,8 @@ ANSWERS = 1000
 
 
 def step_seconds(stage: PlannedStage, shape: Shape, tokens: Tokens, rates: Rates) -> float:
-    """Of one optimiser step of a stage that trains one model. A comparison is two sequences; logits are those of the
-    response."""
+    """Seconds of one optimiser step of a stage that trains one model. A comparison is two sequences; logits are those
+    of the response."""
     split = stage.splits[0]
     sequences = split.batch * (1 if stage.name == SFT else 2)
     rows = sequences * tokens.wanted if stage.name in (SFT, DPO) else 0
@@ -28,7 +28,7 @@ def step_seconds(stage: PlannedStage, shape: Shape, tokens: Tokens, rates: Rates
 def answers_seconds(
     config: RunConfig, stage: PlannedStage, shapes: Mapping[str, Shape], tokens: Tokens, rates: Rates
 ) -> float:
-    """Of a thousand answers of the assistant, over all engines of the stage."""
+    """Seconds for a thousand answers of the assistant, over all engines of the stage."""
     shape, engines = shapes["assistant"], stage.workers[0].count
     if rates.per == "all":
         return forward(shape, ANSWERS * tokens.sequence, tokens.sequence, ANSWERS * tokens.wanted) / rates.rollout

@@ -180,6 +180,15 @@ def test_every_layout_that_is_tried_says_what_it_is(ppo: dict[str, Any]) -> None
     assert plan.seconds is not None and plan.seconds.total(again.ppo.schedule) == pytest.approx(found.seconds)
 
 
+def test_what_check_refuses_is_not_suggested() -> None:
+    """On four large GPUs all roles together fit, but a schedule that samples ahead needs GPUs of its own for it."""
+    four = Machines(nodes=1, gpus=4, gpu_memory=141 * 10**9, cpu_memory=10**12)
+    plain = suggest(make_plan(run_of(), four, NOTHING), NOTHING)
+    assert plain is not None and yaml.safe_load(plain.lines)["ppo"]["placement"]["mode"] == "colocated"
+    ahead = suggest(make_plan(run_of(schedule="one_step_off"), four, NOTHING), NOTHING)
+    assert ahead is not None and "colocated" not in ahead.lines and "hybrid" not in ahead.lines
+
+
 def test_cpus_are_counted() -> None:
     config = run_of(placement={"policy": {"gpus": 1, "cpus": 3.0}})
     enough = make_plan(config, replace(H100, cpus=8), NOTHING)

@@ -43,7 +43,6 @@ MEANINGS = {
     "FeedbackConfig.few_shot": "Worked comparisons of the constitution that go before the question.",
     "FeedbackConfig.shard_size": "Answers or questions per durable shard.",
     "FeedbackConfig.workers": "Processes that generate and score.",
-    "PlacementConfig.workers": "Processes. For `policy` and `value` leave it out: their number is `ranks`.",
     "PlacementConfig.cpus": "Logical CPUs of one worker. They count places; threads are `cluster.threads`.",
     "PlacementConfig.gpus": "GPUs of one worker; a fraction shares one.",
     "PpoConfig.iterations": "Rollout and update phases.",
@@ -94,7 +93,10 @@ can be overridden on the command line: `cai-dist run launch/runs/demo.yaml ppo.i
 - **Strict.** Unknown keys, wrong types (`"3"` or `3.0` for a whole number) and contradictions are refused, each as one
   line `FILE:LINE: key=value: what is allowed`. `cai-dist check RUN.yaml` tells in a second.
 - **`extends: other.yaml`** starts from another file (its path is relative to the file that says so). Sections merge key
-  by key, the nearer file wins, lists are replaced.
+  by key, the nearer file wins, lists are replaced. **`null`** takes an inherited key away, a
+  section as well as a number: it has its default again. Where null is a value of the setting (`ppo.lora`,
+  `feedback.gate`) it is that value. Where nothing is inherited, it is a mistake. Overrides may do so, too:
+  `ppo.placement=null`.
 - **Overrides** are applied last, in their order, and are typed as in YAML: `seed=1`, `tracking.wandb=off`,
   `revise.principles=null`, `feedback.option_labels='["A", "B"]'`, `'ppo.kl={target: 5.0}'`.
 - **Paths.** `~` and `${VARIABLE}` are replaced in `runs_dir`, `constitution`, `models.assistant`, `models.pretrained`,

@@ -32,10 +32,12 @@ venv=${VENV:-$home/.venv}
 [ -x "$venv/bin/ray" ] || fail 2 "no Ray in the virtual environment $venv: make venv, or set VENV"
 export PATH=$venv/bin:$PATH PYTHONUNBUFFERED=1 OMP_WAIT_POLICY=passive RAY_USAGE_STATS_ENABLED=0
 
+checked=''
 case "$1 ${2:-}" in # a mistake of the user ends the job here, before anything is started
-  "cai-dist run") cai-dist check "${@:3}" || exit ;;
-  "cai-dist stage") cai-dist check "${@:4}" || exit ;;
+  "cai-dist run") checked=$(cai-dist check "${@:3}") || exit ;;
+  "cai-dist stage") checked=$(cai-dist check "${@:4}") || exit ;;
 esac
+[ -z "$checked" ] || printf '%s\n' "$checked"
 
 job=$SLURM_JOB_ID
 restarts=${SLURM_RESTART_COUNT:-0}
@@ -44,6 +46,16 @@ head=${nodes[0]}
 cpus=${SLURM_CPUS_PER_TASK:-${SLURM_CPUS_ON_NODE:-1}}
 logs=${RAY_LOGS:-$PWD/runs/slurm}/$job
 mkdir -p "$logs" || fail 2 "cannot make the folder $logs"
+
+# Ray's CPUs are places for workers, not cores. Of a run that asks for more of them than the job has cores, each node gets
+# its part and one place more, so that the last one finds a node, too.
+places() { # CPUS NODES < what cai-dist check has printed
+  local asked place each
+  read -r asked place < <(sed -n 's/^asks for: \([0-9]*\) CPUs at once ([a-z]*), \([0-9]*\) in one place.*/\1 \2/p')
+  each=${asked:-0}
+  [ "$2" -gt 1 ] && each=$(((each + $2 - 1) / $2 + ${place:-0}))
+  echo $((each > $1 ? each : $1))
+}
 
 say() { echo "$(date +%T) [$job.$restarts] $*"; }
 
@@ -84,7 +96,8 @@ unset RAY_AUTH_TOKEN_PATH
 # Notice a dead node within about 15 s.
 export RAY_health_check_initial_delay_ms=5000 RAY_health_check_period_ms=2000
 export RAY_health_check_timeout_ms=5000 RAY_health_check_failure_threshold=3
-export CAI_RAY_CLUSTER=$job.$restarts CAI_RAY_LOGS=$logs CAI_RAY_CLIENT_PORT=${ports#* }
+CAI_RAY_PLACES=$(places "$cpus" "${#nodes[@]}" <<<"$checked")
+export CAI_RAY_CLUSTER=$job.$restarts CAI_RAY_LOGS=$logs CAI_RAY_CLIENT_PORT=${ports#* } CAI_RAY_PLACES
 
 # ---- signals and the end
 
@@ -155,6 +168,8 @@ on_nodes() { # SRUN-OPTION … -- ROLE
 }
 
 say "Ray on ${#nodes[@]} nodes ($SLURM_JOB_NODELIST) at $RAY_ADDRESS, logs in $logs"
+[ "$CAI_RAY_PLACES" -gt "$cpus" ] &&
+  say "the run asks for $CAI_RAY_PLACES CPUs on a node of $cpus: workers share cores; sbatch --cpus-per-task=$CAI_RAY_PLACES gives each its own"
 on_nodes --nodes=1 --ntasks=1 --nodelist="$head" -- head
 head_step=${steps[0]}
 others=$((${#nodes[@]} - 1))

@@ -39,7 +39,7 @@ store_bytes() {
   echo $((megabytes * 1048576))
 }
 
-options=("--num-cpus=$SLURM_CPUS_PER_TASK" "--num-gpus=${SLURM_GPUS_ON_NODE:-0}" "--node-name=$SLURMD_NODENAME"
+options=("--num-cpus=$CAI_RAY_PLACES" "--num-gpus=${SLURM_GPUS_ON_NODE:-0}" "--node-name=$SLURMD_NODENAME"
   "--object-store-memory=${RAY_STORE_BYTES:-$(store_bytes)}" "--temp-dir=$folder/r" --disable-usage-stats
   # Random ports: jobs, and in tests nodes, may share a host.
   --min-worker-port=0 --max-worker-port=0 --dashboard-agent-listen-port=0

@@ -51,7 +51,7 @@ examples:
   cai-dist stage ppo launch/runs/demo.yaml                one stage; the ones before it must be finished
   cai-dist show runs/demo                                 how a run stands, and its results
   cai-dist plan launch/runs/demo.yaml                     what it takes and whether it fits (starts nothing)
-  cai-dist plan launch/runs/llama8b-8gpu.yaml --gpus-per-node 8 --gpu-memory 80 --cpu-memory 1000
+  cai-dist plan launch/runs/llama8b-8gpu.yaml             the same for the eight GPUs that it names
   cai-dist doctor                                         what this machine, or a cluster, lacks
   cai-dist job submit launch/runs/demo.yaml               as a job of a Ray cluster that is up
   cai-dist constitution lint mine.yaml                    is a constitution in order? with advice
@@ -173,6 +173,7 @@ def _load(arguments: argparse.Namespace, ready: bool) -> RunConfig:
 
 def _check(arguments: argparse.Namespace) -> int:
     from cai_dist.config.checks.run import missing_packages, run_warnings
+    from cai_dist.config.demand import demand_line
     from cai_dist.stages.preflight.inventory import take_inventory
 
     config = _load(arguments, ready=False)
@@ -191,6 +192,7 @@ def _check(arguments: argparse.Namespace) -> int:
         raise DataError("\n".join(dict.fromkeys(found.problems)))
     print(f"{arguments.file}: in order; it writes to {Path(config.runs_dir) / config.name}")
     print(f"stages: {' -> '.join(config.stages)}")
+    print(demand_line(config))
     for line in found.seen:
         print(line)
     unseen = [*found.unseen, *([] if arguments.deep else ["what --deep tries"])]
@@ -202,11 +204,14 @@ def _run(arguments: argparse.Namespace) -> int:
     """`run` and `stage`."""
     config = _load(arguments, ready=True)
     from cai_dist.api.runs import run_and_report
+    from cai_dist.config.checks.run import run_warnings
     from cai_dist.tracking.console import Console
     from cai_dist.tracking.signals import StopFlag
 
     arguments.run_dir = Path(config.runs_dir) / config.name
     with StopFlag() as stop, Console(config.tracking.console) as console:
+        for line in run_warnings(config):
+            console.warn(line)
         try:
             run_and_report(config, arguments.stage, console, stop, stop.install)
         except CaiError as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +28,8 @@ exit codes:
   8   the plan is made, and the run does not fit
 
 examples:
-  cai-dist plan launch/runs/llama8b-8gpu.yaml --gpus-per-node 8 --gpu-memory 80 --cpu-memory 1000
+  cai-dist plan launch/runs/llama8b-8gpu.yaml
+  cai-dist plan launch/runs/llama8b-8gpu.yaml --nodes 2 --gpu-memory 141
   cai-dist plan mine.yaml ppo.policy.zero=3 --model llama-70b --nodes 8 --gpus-per-node 8 --gpu-memory 80
   cai-dist plan launch/runs/smollm2.yaml --rates runs/smollm2 --prompt-tokens 200
 """
@@ -48,10 +50,12 @@ def add_commands(commands: argparse._SubParsersAction[Any], common: argparse.Arg
     plan.add_argument(
         "overrides", metavar="key.sub=value", nargs="*", default=[], help="overrides, as of `cai-dist run`"
     )
-    plan.add_argument("--nodes", type=_count, default=1, metavar="N", help="nodes (default 1)")
-    plan.add_argument("--gpus-per-node", type=_count, default=0, metavar="G", help="default: none")
-    plan.add_argument("--gpu-memory", type=_size, metavar="GB", help="of one GPU, in 10^9 bytes; 80 for an 80 GB card")
-    plan.add_argument(
+    there = plan.add_argument_group("machines", "what is not given is as `cluster.hardware` of the run file says")
+    there.add_argument("--nodes", type=_count, metavar="N", help="nodes (default 1)")
+    there.add_argument("--gpus-per-node", type=_count, metavar="G", help="default: none")
+    there.add_argument("--gpu-memory", type=_size, metavar="GB", help="of one GPU, in 10^9 bytes; 80 for an 80 GB card")
+    there.add_argument("--cpus-per-node", type=_count, metavar="C", help="logical CPUs")
+    there.add_argument(
         "--cpu-memory", type=_size, metavar="GB", help="of one node; default of a run without GPUs: this machine's"
     )
     plan.add_argument(
@@ -89,19 +93,20 @@ def _plan(arguments: argparse.Namespace) -> int:
     from cai_dist.plan.build import make_plan
     from cai_dist.plan.roles import Assumed
     from cai_dist.plan.suggest import suggest
+    from cai_dist.plan.suggest_stages import suggest_stages
     from cai_dist.tracking.console import Console
 
     config = _load(arguments)
     assumed = Assumed(_models(arguments.model), arguments.prompt_tokens)
     plan = make_plan(config, _machines(arguments, config), assumed, _rates(arguments, assumed))
-    suggestion = suggest(plan, assumed)
+    suggestion, others = suggest(plan, assumed), suggest_stages(plan, assumed)
     if arguments.json:
         from cai_dist.plan.show import as_tree
 
-        print(json.dumps(as_tree(plan, suggestion), indent=2))
+        print(json.dumps(as_tree(plan, suggestion, others), indent=2))
     else:
         with Console("plain") as console:
-            _show(console, arguments.file, plan, suggestion)
+            _show(console, arguments.file, plan, [*([suggestion] if suggestion is not None else []), *others])
     return EXIT_GATE if plan.verdict == "does not fit" else EXIT_OK
 
 
@@ -111,7 +116,7 @@ def _load(arguments: argparse.Namespace) -> RunConfig:
     from cai_dist.config.loading.load import load_run
 
     config = load_run(arguments.file, arguments.overrides, elsewhere=True)
-    check_run(config, ready=False, files=False)
+    check_run(config, ready=False, files=False, machines=False)
     return config
 
 
@@ -127,15 +132,23 @@ def _models(given: list[str]) -> dict[str, str]:
 
 
 def _machines(arguments: argparse.Namespace, config: RunConfig) -> Machines:
+    """The machines of the command line, and of the run file where that is silent."""
     from cai_dist.plan.machines import Machines
 
-    if arguments.nodes < 1:
-        raise ConfigError(f"--nodes {arguments.nodes}: must be at least 1")
-    host = arguments.cpu_memory
-    asks = config.cluster.gpus or config.ppo.placement.policy.gpus
-    if host is None and not arguments.gpus_per_node and not asks:
+    if arguments.nodes == 0:
+        raise ConfigError("--nodes 0: must be at least 1")
+    there = config.cluster.hardware
+    gpus = there.gpus_per_node if arguments.gpus_per_node is None else arguments.gpus_per_node
+    host = arguments.cpu_memory or _bytes(there.cpu_memory_gb)
+    if host is None and not gpus and not (config.cluster.gpus or config.ppo.placement.policy.gpus):
         host = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return Machines(arguments.nodes, arguments.gpus_per_node, arguments.gpu_memory, host)
+    memory = arguments.gpu_memory or _bytes(there.gpu_memory_gb)
+    cpus = arguments.cpus_per_node or there.cpus_per_node
+    return Machines(arguments.nodes or there.nodes, gpus or 0, memory, host, cpus)
+
+
+def _bytes(gigabytes: float | None) -> int | None:
+    return None if gigabytes is None else int(gigabytes * 1e9)
 
 
 def _rates(arguments: argparse.Namespace, assumed: Assumed) -> Rates | None:
@@ -148,22 +161,23 @@ def _rates(arguments: argparse.Namespace, assumed: Assumed) -> Rates | None:
     return read_rates(arguments.rates, lambda config: shapes(config, Assumed({})), assumed.prompt)
 
 
-def _show(console: Console, file: str, plan: RunPlan, suggestion: Suggestion | None) -> None:
-    from cai_dist.plan.show import batch_lines, headline, load_table, time_lines, verdict_of, worker_tables
+def _show(console: Console, file: str, plan: RunPlan, suggestions: Sequence[Suggestion]) -> None:
+    from cai_dist.plan import show
 
     console.say(f"plan of {file}: nothing is started")
-    for line in headline(plan):
+    for line in show.headline(plan):
         console.say(line)
-    for table in (*worker_tables(plan), load_table(plan)):
+    for table in (*show.worker_tables(plan), show.load_table(plan)):
         console.table(table.title, table.columns, table.rows)
-    for line in (*batch_lines(plan), *time_lines(plan)):
+    times = (*show.time_lines(plan), *show.stage_time_line(plan))
+    for line in (*show.batch_lines(plan), *times, *show.disk_lines(plan)):
         console.say(line)
     for line in plan.remarks:
         console.say(f"note: {line}")
-    console.say(f"verdict: {verdict_of(plan)}")
+    console.say(f"verdict: {show.verdict_of(plan)}")
     for line in plan.problems:
         console.say(f"  {line}")
-    if suggestion is not None:
+    for suggestion in suggestions:
         console.say(f"suggestion: {suggestion.why}")
         for line in suggestion.lines.splitlines():
             console.say(f"  {line}")

@@ -16,8 +16,8 @@ from typing import Any
 import ray
 from ray.util.placement_group import placement_group, remove_placement_group
 
+from cai_dist.config.demand import most_cpus
 from cai_dist.config.run import RunConfig, Strategy
-from cai_dist.config.stages import EXPAND
 from cai_dist.errors import ConfigError, WorkerTimeout
 from cai_dist.types import WorkerSpec
 
@@ -78,21 +78,7 @@ class Placement:
 
 def needed_cpus(config: RunConfig) -> float:
     """Logical CPUs of the stage of a run that asks for most of them: all roles of PPO, or one group of another."""
-    ppo = config.ppo
-    together = ppo.cpus
-    workers = max(
-        config.expand.workers if EXPAND in config.stages else 1,
-        config.revise.workers,
-        config.feedback.workers,
-        config.evaluate.workers,
-        config.evaluate.ratings.train.sharding.ranks if config.data.harm_ratings.source != "none" else 1,
-        config.sft.train.sharding.ranks,
-        config.preference.train.sharding.ranks,
-        config.preference.pretraining.train.sharding.ranks if config.data.ranked_answers.source != "none" else 1,
-        config.dpo.train.sharding.ranks,
-        config.world.pretrain.sharding.ranks,
-    )
-    return max(together, workers * config.cluster.cpus)
+    return most_cpus(config).cpus
 
 
 def sharing(specs: Sequence[GroupSpec]) -> list[list[GroupSpec]]:

@@ -45,7 +45,9 @@ class KlConfig(Section):
 class PlacementConfig(Section):
     """Resources of one worker of a role."""
 
-    workers: int = Field(1, ge=1)
+    workers: int | None = Field(None, ge=1)
+    """Processes. Default: of a trained role the `ranks` of its sharding, which then need no second number; of a role
+    with GPUs that shares them with trained ones as many as those have ranks, one on each GPU; else 1."""
     cpus: float = Field(0.25, gt=0)
     gpus: float = Field(0.0, ge=0)
     threads: int | None = Field(None, ge=1)
@@ -59,7 +61,7 @@ TransferBackend = Literal["object_store", "broadcast", "shared_memory", "cuda_ip
 
 
 class RoleShards(Section):
-    """Placement of the five roles of PPO. Ranks of the trained roles come from their `sharding`."""
+    """Placement of the five roles of PPO; that of a role which the run has not is not looked at."""
 
     mode: Literal["separate", "colocated", "hybrid"] = "separate"
     """`separate`: every worker has its own GPU; `colocated`: all roles share the same ones, and what a phase does not
@@ -232,11 +234,15 @@ class PpoConfig(Section):
         return tuple(role for role in self.roles if role in ("policy", "value"))
 
     def workers_of(self, role: str) -> int:
-        """Worker processes of a role: the ranks of its engine where it is trained or sharded, else what its placement
-        says."""
-        ranked = role in self.trained_roles or self.scoring(role) is not None
-        count = getattr(self, role).ranks if ranked else getattr(self.placement, role).workers
-        return int(count)
+        """Worker processes of a role: the ranks of its engine where it is trained or sharded, else what its
+        placement says, with the default of `PlacementConfig.workers`."""
+        if role in self.trained_roles or self.scoring(role) is not None:
+            return int(getattr(self, role).ranks)
+        place: PlacementConfig = getattr(self.placement, role)
+        if place.workers is not None:
+            return place.workers
+        beside = [other for group in self.shared_groups if role in group for other in group] if place.gpus else []
+        return max((int(getattr(self, other).ranks) for other in beside if other in self.trained_roles), default=1)
 
     def scoring(self, role: str) -> ShardingConfig | None:
         """How a role that only scores is spread over processes, in passes as large as the policy's; None: it is whole
@@ -248,14 +254,13 @@ class PpoConfig(Section):
     def cpus(self) -> float:
         """Logical CPUs of all roles together, and of the workers that call reward terms of one's own."""
         terms = self.placement.reward_terms
-        of_terms = terms.workers * terms.cpus if any(term.own for term in self.rewards) else 0.0
+        of_terms = self.workers_of("reward_terms") * terms.cpus if any(term.own for term in self.rewards) else 0.0
         return of_terms + sum(self.workers_of(role) * getattr(self.placement, role).cpus for role in self.roles)
 
     @property
     def rollout_alone(self) -> bool:
         """Whether the rollout workers share their GPUs with no other role."""
-        shared = any("rollout" in group and len(set(group)) > 1 for group in self.placement.share)
-        return self.placement.mode == "separate" or (self.placement.mode == "hybrid" and not shared)
+        return not any("rollout" in group for group in self.shared_groups)
 
     @property
     def shared_groups(self) -> tuple[tuple[str, ...], ...]:

@@ -12,6 +12,7 @@ from cai_dist.config.data import DataConfig
 from cai_dist.config.engine import EngineConfig
 from cai_dist.config.evaluate import EvaluateConfig
 from cai_dist.config.feedback import FeedbackConfig
+from cai_dist.config.hardware import HardwareConfig
 from cai_dist.config.own_stages import OwnStage, with_own
 from cai_dist.config.ppo import PpoConfig
 from cai_dist.config.preference import DpoConfig, PreferenceConfig
@@ -119,6 +120,7 @@ class ClusterConfig(Section):
     """Times that a shard of a generation stage is given to another worker after the one that had it died; a worker
     that died is started again."""
     timeouts: TimeoutsConfig = TimeoutsConfig()
+    hardware: HardwareConfig = HardwareConfig()
 
 
 class TrackingConfig(Section):

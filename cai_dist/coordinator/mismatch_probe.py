@@ -40,7 +40,7 @@ class Probe:
         seed: int,
     ) -> Probe:
         """Set every sampler to work, with the weights that the policy has. In the phase `rollout`."""
-        count = max(PROMPTS, config.placement.rollout.workers)
+        count = max(PROMPTS, config.workers_of("rollout"))
         prompts = [asked[number % len(asked)].ids for number in range(count)]
         limit = min(TOKENS, config.pause_after or TOKENS, config.sampling.max_new_tokens)
         sampling = sampling_params(config, stop_ids, limit)

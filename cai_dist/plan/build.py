@@ -5,13 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from cai_dist.config.checks.placement import placement_warnings
+from cai_dist.config.demand import demands
 from cai_dist.config.run import RunConfig
 from cai_dist.config.stages import PPO
 from cai_dist.plan.batches import rollout_equation
+from cai_dist.plan.disk import Disk, disk_of
 from cai_dist.plan.machines import Load, Loads, Machines, Verdict, place
 from cai_dist.plan.rates import H100, Rates, Seconds, seconds
 from cai_dist.plan.roles import Assumed, PlannedStage, other_stages, ppo_stage, shapes, tokens_of
 from cai_dist.plan.shapes import Shape
+from cai_dist.plan.stage_times import answers_seconds, longest_answer, step_seconds
 from cai_dist.plan.ways import way_out
 
 
@@ -35,11 +39,15 @@ class RunPlan:
     stages: tuple[StagePlan, ...]
     seconds: Seconds | None
     """Of one iteration of PPO; None without rates."""
+    rates: Rates | None
     problems: tuple[str, ...]
     """One line for everything that does not fit, with the way out."""
     remarks: tuple[str, ...]
     equation: str
     """The batch identity of PPO; empty where the run has none."""
+    disk: Disk
+    stage_seconds: Mapping[str, float]
+    """Of one step of each stage that trains one model, and of a thousand answers; empty without rates."""
 
     @property
     def ppo(self) -> StagePlan | None:
@@ -67,9 +75,11 @@ def make_plan(config: RunConfig, machines: Machines, assumed: Assumed, rates: Ra
 
     planned, ppo = placed(config), config.ppo
     tokens = tokens_of(config, assumed, ppo.longest_response)
-    if rates is None and ppo.placement.policy.gpus and config.models.dtype == "bf16":
+    if rates is None and (machines.gpus or ppo.placement.policy.gpus) and config.models.dtype == "bf16":
         rates = H100
-    times = seconds(config, found, tokens, rates) if rates is not None and PPO in config.stages else None
+    times = None
+    if rates is not None and PPO in config.stages and (ppo.placement.policy.gpus or rates.per == "all"):
+        times = seconds(config, found, tokens, rates, planned[0].stage.workers)
     equation = ""
     if PPO in config.stages:
         equation = rollout_equation(ppo.prompts_per_iteration, ppo.samples_per_prompt, ppo.mini_batch, ppo.epochs)
@@ -80,10 +90,27 @@ def make_plan(config: RunConfig, machines: Machines, assumed: Assumed, rates: Ra
         sequence=tokens.sequence,
         stages=planned,
         seconds=times,
+        rates=rates,
         problems=tuple(_problems(config, planned, machines, placed)),
         remarks=tuple(_remarks(config, planned, machines)),
         equation=equation,
+        disk=disk_of(config, found),
+        stage_seconds={} if rates is None else _stage_seconds(config, found, assumed, planned, rates),
     )
+
+
+def _stage_seconds(
+    config: RunConfig, shapes: Mapping[str, Shape], assumed: Assumed, stages: tuple[StagePlan, ...], rates: Rates
+) -> dict[str, float]:
+    found = {}
+    for one in stages:
+        if one.stage.splits and one.stage.name != PPO:
+            tokens = tokens_of(config, assumed, config.revise.sampling.max_new_tokens)
+            found[one.stage.name] = step_seconds(one.stage, shapes["pretrained"], tokens, rates)
+        elif not one.stage.splits:
+            tokens = tokens_of(config, assumed, longest_answer(config))
+            found[one.stage.name] = answers_seconds(config, one.stage, shapes, tokens, rates)
+    return found
 
 
 def _problems(
@@ -92,8 +119,14 @@ def _problems(
     machines: Machines,
     placed: Callable[[RunConfig], tuple[StagePlan, ...]],
 ) -> list[str]:
-    """One line for each stage that asks for too many GPUs, and for the first of the like places that are too full."""
-    lines = []
+    """One line for each stage that asks for too many CPUs or GPUs, and for the first of the like places that are too
+    full."""
+    lines = [
+        f"{one.stage}: asks for {one.cpus:g} CPUs of {machines.nodes * machines.cpus} ({one.why}); lower cpus, or "
+        "workers and ranks"
+        for one in demands(config)
+        if machines.cpus is not None and one.cpus > machines.nodes * machines.cpus
+    ]
     there = machines.nodes * machines.gpus
     for one in stages:
         name = one.stage.name
@@ -144,6 +177,8 @@ def _remarks(config: RunConfig, stages: tuple[StagePlan, ...], machines: Machine
         for split in one.stage.splits
         if split.remark()
     ]
+    if PPO in config.stages:
+        lines += placement_warnings(config.ppo)
     if machines.gpus and not any(one.loads.needed_gpus for one in stages):
         lines.append(
             "this run asks for no GPU: set cluster.gpus and ppo.placement.<role>.gpus to 1, or see the suggestion"

@@ -16,12 +16,14 @@ Verdict = Literal["fits", "tight", "does not fit"]
 
 @dataclass(frozen=True)
 class Machines:
-    """What there is. `gpu_memory`, `cpu_memory`: bytes of one GPU and of one node; None: not known, not judged."""
+    """What there is. `gpu_memory`, `cpu_memory`: bytes of one GPU and of one node; `cpus`: logical CPUs of one node;
+    None: not known, not judged."""
 
     nodes: int = 1
     gpus: int = 0
     gpu_memory: int | None = None
     cpu_memory: int | None = None
+    cpus: int | None = None
 
 
 @dataclass(frozen=True)
@@ -103,9 +105,10 @@ def _places(workers: Sequence[WorkerEstimate], groups: Sequence[Sequence[str]]) 
     for worker in by_role.values():
         for index in range(worker.count):
             seat = PlannedSeat(worker, index)
-            free = [p for p in open_places if sum(s.worker.gpus for s in p) + worker.gpus <= 1 + 1e-9]
-            if worker.gpus < 1 and free:
-                free[0].append(seat)
+            room = (p for p in open_places if sum(s.worker.gpus for s in p) + worker.gpus <= 1 + 1e-9)
+            free = next(room, None) if worker.gpus < 1 else None
+            if free is not None:
+                free.append(seat)
             else:
                 open_places.append([seat])
     return found + open_places

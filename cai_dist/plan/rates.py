@@ -9,18 +9,20 @@ measured in a finished run on the same kind of machine, or assumed.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any, Literal
 
 from cai_dist.config.loading.load import load_run
+from cai_dist.config.ppo import PpoConfig
 from cai_dist.config.run import RunConfig
 from cai_dist.config.stages import PPO
 from cai_dist.errors import ConfigError, DataError
 from cai_dist.plan.passes import Tokens
 from cai_dist.plan.shapes import Shape
+from cai_dist.plan.workers import PHASES, WorkerEstimate
 from cai_dist.plan.zero import ITEM
 from cai_dist.tracking.run_folder import RunFolder
 
@@ -30,7 +32,8 @@ KEYS = ("rollout", "score", "update", "transfer")
 @dataclass(frozen=True)
 class Rates:
     """FLOP/s of generation, scoring and updates, bytes/s of weight transfer. `per`: of all machines together, as they
-    were measured, or of one GPU. `read`: bytes/s that decoding reads from a GPU's memory, in place of `rollout`."""
+    were measured, or of one GPU. `read`: bytes/s that decoding reads from a GPU's memory, in place of `rollout`;
+    `host`: bytes/s between a GPU and its host, of what leaves a shared GPU and comes back."""
 
     rollout: float
     score: float
@@ -39,6 +42,7 @@ class Rates:
     per: Literal["all", "gpu"]
     source: str
     read: float | None = None
+    host: float = 25e9
 
 
 H100 = Rates(
@@ -48,7 +52,7 @@ H100 = Rates(
     transfer=5e9,
     per="gpu",
     source="ASSUMED: H100, bf16: 35% of 989 TFLOP/s in updates, 40% in scoring, decoding reads at half of 3.35 TB/s, "
-    "weights travel at 5 GB/s",
+    "weights travel at 5 GB/s, states of shared GPUs to the host and back at 25 GB/s",
     read=0.5 * 3.35e12,
 )
 """Datasheet figures times shares that are assumed, not measured here."""
@@ -66,21 +70,23 @@ class Work:
 
 @dataclass(frozen=True)
 class Seconds:
-    """Seconds of one iteration; `score` is part of `rollout` where the rate was measured with both in one."""
+    """Seconds of one iteration; `score` is part of `rollout` where the rate was measured with both in one. `moves`: of
+    what leaves shared GPUs for the host between phases and comes back; where rates were measured, it is in them."""
 
     rollout: float
     score: float
     update: float
     transfer: float
     source: str
+    moves: float = 0.0
 
     def total(self, schedule: str) -> float:
         """One phase after the other; with `one_step_off` sampling goes on beside scoring and update. `partial` counts
         as `sync`: what it saves is in how much lengths differ, which is not known."""
         beside = self.score + self.update
         if schedule == "one_step_off":
-            return max(self.rollout, beside) + self.transfer
-        return self.rollout + beside + self.transfer
+            return max(self.rollout, beside) + self.transfer + self.moves
+        return self.rollout + beside + self.transfer + self.moves
 
 
 def forward(shape: Shape, tokens: int, sequence: int, rows: int) -> float:
@@ -108,31 +114,48 @@ def work_of(config: RunConfig, shapes: Mapping[str, Shape], tokens: Tokens) -> W
     return Work(one["rollout"], score, update, transfer)
 
 
-def seconds(config: RunConfig, shapes: Mapping[str, Shape], tokens: Tokens, rates: Rates) -> Seconds:
-    """Expected, one iteration."""
+def seconds(
+    config: RunConfig,
+    shapes: Mapping[str, Shape],
+    tokens: Tokens,
+    rates: Rates,
+    workers: Sequence[WorkerEstimate] = (),
+) -> Seconds:
+    """Expected, one iteration; `workers` of PPO: what they move between shared GPUs and hosts."""
     work, ppo = work_of(config, shapes, tokens), config.ppo
     transfer = work.transfer / rates.transfer
     if rates.per == "all":
         return Seconds(
             (work.rollout + work.score) / rates.rollout, 0.0, work.update / rates.update, transfer, rates.source
         )
-    placement = ppo.placement
-    score = max(
-        _scoring(config, shapes, tokens, role) / (config.ppo.workers_of(role) * rates.score)
-        for role in ppo.roles
-        if role != "rollout"
-    )
-    # Policy and value step side by side, on GPUs of their own or one after the other on the same ones.
-    steps = {
-        role: _updates(config, shapes, tokens, role) / (config.ppo.workers_of(role) * rates.update)
-        for role in ppo.trained_roles
-    }
-    together = any({"policy", "value"} <= set(group) for group in ppo.shared_groups)
-    update = sum(steps.values()) if together else max(steps.values())
+    scoring = {role: _scoring(config, shapes, tokens, role) for role in ppo.roles if role != "rollout"}
+    score = _slowest(ppo, scoring, rates.score)
+    update = _slowest(ppo, {role: _updates(config, shapes, tokens, role) for role in ppo.trained_roles}, rates.update)
     samples = ppo.prompts_per_iteration * ppo.samples_per_prompt
-    engines = placement.rollout.workers
-    rollout = _decoding(config, shapes["rollout"], tokens, -(-samples // engines), rates)
-    return Seconds(rollout, score, update, transfer, rates.source)
+    rollout = decoding_seconds(config, shapes["rollout"], tokens, -(-samples // ppo.workers_of("rollout")), rates)
+    moves = _moved(ppo, workers) / rates.host
+    return Seconds(rollout, score, update, transfer, rates.source, moves)
+
+
+def _slowest(ppo: PpoConfig, work: Mapping[str, float], rate: float) -> float:
+    """Seconds of the last of roles that work side by side. Those of a shared group have its GPUs one after the other;
+    a fraction of a GPU has that fraction of its rate."""
+    groups = ppo.shared_groups
+    alone = [role for role in work if not any(role in group for group in groups)]
+    times = [sum(work.get(role, 0.0) / ppo.workers_of(role) for role in group) for group in groups]
+    for role in alone:
+        gpus = getattr(ppo.placement, role).gpus
+        times.append(work[role] / (ppo.workers_of(role) * min(1.0, gpus or 1.0)))
+    return max(times) / rate
+
+
+def _moved(ppo: PpoConfig, workers: Sequence[WorkerEstimate]) -> float:
+    """Bytes that leave the busiest shared GPU and come back in one iteration, of all its roles."""
+    by_role: dict[str, int] = {}
+    for worker in workers:
+        away = [worker.host[phase].get("made room", 0) for phase in PHASES[1:] if phase in worker.host]
+        by_role[worker.role] = sum(abs(there - before) for before, there in zip(away, away[1:] + away[:1], strict=True))
+    return float(max((sum(by_role.get(role, 0) for role in group) for group in ppo.shared_groups), default=0))
 
 
 def _samples(config: RunConfig) -> int:
@@ -155,8 +178,9 @@ def _updates(config: RunConfig, shapes: Mapping[str, Shape], tokens: Tokens, rol
     return ppo.epochs * work
 
 
-def _decoding(config: RunConfig, shape: Shape, tokens: Tokens, rows: int, rates: Rates) -> float:
-    """Prompts at the rate of scoring; then every token reads all weights and the keys and values so far."""
+def decoding_seconds(config: RunConfig, shape: Shape, tokens: Tokens, rows: int, rates: Rates) -> float:
+    """Seconds for `rows` responses of one engine: prompts at the rate of scoring; then every token reads all weights
+    and the keys and values so far."""
     item, prompt = ITEM[config.models.dtype], tokens.sequence - tokens.wanted
     at_once = min(rows, config.engine.max_rows)
     steps = tokens.wanted * -(-rows // at_once)
@@ -170,7 +194,8 @@ def _decoding(config: RunConfig, shape: Shape, tokens: Tokens, rows: int, rates:
 
 def read_rates(path: Path, shapes_of: Callable[[RunConfig], Mapping[str, Shape]], prompt: int | None) -> Rates:
     """Rates from a finished run's folder (config.yaml, metrics.jsonl), or from a JSON file with `score`, `update`
-    (FLOP/s of one GPU), `read` (bytes/s that decoding reads) and `transfer` (bytes/s).
+    (FLOP/s of one GPU), `read` (bytes/s that decoding reads) and `transfer` (bytes/s), perhaps `host` (bytes/s between
+    a GPU and its host).
 
     `shapes_of`: RunConfig -> shapes by role. `prompt`: tokens of a prompt in that run; default: what its context
     leaves. Raises DataError.
@@ -182,7 +207,8 @@ def _written(path: Path) -> Rates:
     try:
         found = json.loads(path.read_text("utf-8"))
         numbers = {key: float(found[key]) for key in ("score", "update", "read", "transfer")}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        numbers["host"] = float(found.get("host", H100.host))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(
             f"--rates {path}: must be a run folder, or a JSON object with score, update (FLOP/s of one GPU), read and "
             f"transfer (bytes/s): {type(error).__name__}: {error}"
@@ -190,7 +216,14 @@ def _written(path: Path) -> Rates:
     if min(numbers.values()) <= 0:
         raise DataError(f"--rates {path}: every rate must be above 0")
     return Rates(
-        0.0, numbers["score"], numbers["update"], numbers["transfer"], "gpu", f"from {path}", read=numbers["read"]
+        0.0,
+        numbers["score"],
+        numbers["update"],
+        numbers["transfer"],
+        "gpu",
+        f"from {path}",
+        read=numbers["read"],
+        host=numbers["host"],
     )
 
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from cai_dist.config.demand import demand_line
 from cai_dist.config.stages import PPO
 from cai_dist.plan.build import RunPlan, StagePlan
 from cai_dist.plan.machines import Load
 from cai_dist.plan.shapes import Shape
+from cai_dist.plan.stage_times import ANSWERS
 from cai_dist.plan.suggest import Suggestion
 from cai_dist.plan.workers import ITEMS, PHASES, WorkerEstimate
 
@@ -57,16 +59,18 @@ def headline(plan: RunPlan) -> list[str]:
     gpus = f"{machines.nodes} x {machines.gpus} GPUs" if machines.gpus else "no GPUs"
     memory = f" of {gib(machines.gpu_memory)} GiB" if machines.gpus and machines.gpu_memory else ""
     host = f", {gib(machines.cpu_memory)} GiB of host memory a node" if machines.cpu_memory else ""
+    cpus = f", {machines.cpus} CPUs a node" if machines.cpus else ""
     models: dict[Shape, list[str]] = {}
     for name, shape in plan.shapes.items():
         if name in ("assistant", "pretrained", "feedback") or name in config.ppo.roles:
             models.setdefault(shape, []).append(name)
-    lines = [f"machines: {machines.nodes} {'node' if machines.nodes == 1 else 'nodes'}, {gpus}{memory}{host}"]
+    lines = [f"machines: {machines.nodes} {'node' if machines.nodes == 1 else 'nodes'}, {gpus}{memory}{host}{cpus}"]
     for shape, names in models.items():
         lines.append(
             f"model {shape.name}: {shape.parameters / 1e9:.3g} G parameters, {config.models.dtype}: {', '.join(names)}"
         )
     lines.append(f"a sample of PPO is counted as {plan.sequence} tokens")
+    lines.append(demand_line(config))
     return lines
 
 
@@ -142,7 +146,10 @@ def verdict_of(plan: RunPlan) -> str:
     asked = max(one.loads.needed_gpus for one in plan.stages)
     if plan.verdict is None and asked:
         per_node = "" if plan.machines.gpus else f"--gpus-per-node {-(-asked // plan.machines.nodes)} "
-        return f"not judged: the run asks for {asked} GPUs; say what they are: {per_node}--gpu-memory GB (of each)"
+        return (
+            f"not judged: the run asks for {asked} GPUs; say what they are: {per_node}--gpu-memory GB (of each), or "
+            "cluster.hardware"
+        )
     if plan.verdict is None:
         return "not judged: say what a node has: --cpu-memory GB"
     places = {"GPUs": plan.machines.gpu_memory, "hosts": plan.machines.cpu_memory}
@@ -161,13 +168,36 @@ def time_lines(plan: RunPlan) -> Iterator[str]:
     ppo = plan.config.ppo
     seconds = found.total(ppo.schedule)
     beside = " (one_step_off: rollout beside score and update)" if ppo.schedule == "one_step_off" else ""
+    moves = f", to hosts and back {_seconds(found.moves)}" if found.moves else ""
     score = f", score {_seconds(found.score)}" if found.score else " (with scoring)"
     yield (
         f"an iteration: rollout {_seconds(found.rollout)}{score}, update {_seconds(found.update)}, "
-        f"transfer {_seconds(found.transfer)}: {_seconds(seconds)}{beside}; "
+        f"transfer {_seconds(found.transfer)}{moves}: {_seconds(seconds)}{beside}; "
         f"{ppo.iterations} iterations: {_seconds(seconds * ppo.iterations)}"
     )
     yield f"rates: {found.source}"
+
+
+def stage_time_line(plan: RunPlan) -> Iterator[str]:
+    """Expected seconds of the other stages, in one line."""
+    parts = []
+    for one in plan.stages:
+        took = plan.stage_seconds.get(one.stage.name)
+        if took is not None:
+            what = f"a step of {one.stage.splits[0].batch}" if one.stage.splits else f"{ANSWERS} answers"
+            parts.append(f"{one.stage.name} {_seconds(took)} ({what})")
+    if parts:
+        yield f"other stages: {', '.join(parts)}"
+
+
+def disk_lines(plan: RunPlan) -> Iterator[str]:
+    """What the run folder takes."""
+    disk = plan.disk
+    unit = Unit("GiB", GIB) if disk.peak >= 10 * GIB else Unit("MiB", 2**20)
+    models = ", ".join(f"{name} {unit.text(size)}" for name, size in disk.models.items())
+    saved = ", ".join(f"{name} {unit.text(size)}" for name, size in disk.checkpoints.items())
+    yield f"disk, {unit.name}: at most {unit.text(disk.peak)}, in {disk.fullest}; what stays: {models}"
+    yield f"  a checkpoint: {saved}; two of a stage are kept until it is finished, a third while it is written"
 
 
 def _seconds(number: float) -> str:
@@ -176,7 +206,7 @@ def _seconds(number: float) -> str:
     return f"{number / 60:.0f} min" if number < 7200 else f"{number / 3600:.1f} h"
 
 
-def as_tree(plan: RunPlan, suggestion: Suggestion | None) -> dict[str, Any]:
+def as_tree(plan: RunPlan, suggestion: Suggestion | None, others: Sequence[Suggestion] = ()) -> dict[str, Any]:
     """Everything, for JSON; sizes in bytes, times in seconds."""
     return {
         "verdict": plan.verdict,
@@ -196,5 +226,8 @@ def as_tree(plan: RunPlan, suggestion: Suggestion | None) -> dict[str, Any]:
         },
         "batch": plan.equation,
         "seconds": None if plan.seconds is None else asdict(plan.seconds),
+        "stage_seconds": dict(plan.stage_seconds),
+        "disk": asdict(plan.disk),
         "suggestion": None if suggestion is None else asdict(suggestion),
+        "other_suggestions": [asdict(one) for one in others],
     }

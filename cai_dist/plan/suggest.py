@@ -1,145 +1,112 @@
-"""The smallest change with which a run fits with head-room: ZeRO stage, placement, ranks. Every candidate is planned as
-the run itself is."""
+"""The fastest layout of PPO that fits with head-room: ZeRO stage, placement, ranks. Every candidate is planned, checked
+and timed as the run itself is."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
-from cai_dist.config.run import RunConfig
+from cai_dist.config.checks.ppo import ppo_problems
 from cai_dist.errors import ConfigError
 from cai_dist.plan.build import RunPlan, StagePlan
-from cai_dist.plan.machines import Machines, place
-from cai_dist.plan.roles import Assumed, ppo_stage
-from cai_dist.plan.ways import OFFLOAD, updated
+from cai_dist.plan.layouts import STAGES, Layout, layouts, lines, staged, uses_gpus
+from cai_dist.plan.machines import place
+from cai_dist.plan.rates import seconds
+from cai_dist.plan.roles import Assumed, ppo_stage, tokens_of
 
-STAGES = ("zero1", "zero2", "zero3", OFFLOAD)
-"""From the least communication to the least memory, by the names of the packaged DeepSpeed files."""
+FASTER = 0.9
+"""Of the run's own seconds: a layout that takes more of them is no faster one, times being what they are."""
 
 
 @dataclass(frozen=True)
 class Suggestion:
-    """YAML lines to paste, and one line of why. `lines` are empty where the run can stay as it is, or nothing fits."""
+    """YAML lines to paste, and one line of why. `lines` are empty where the run can stay as it is, or nothing fits.
+    `seconds`: of an iteration with them; None without rates."""
 
     lines: str
     why: str
+    seconds: float | None = None
+
+
+@dataclass(frozen=True)
+class _Tried:
+    """A layout that fits with head-room. `seconds`: of an iteration, None without rates."""
+
+    layout: Layout
+    stage: StagePlan
+    seconds: float | None
 
 
 def suggest(plan: RunPlan, assumed: Assumed) -> Suggestion | None:
     """A suggestion for the stage PPO; None where the run has none or the memory of its machines is not known."""
     machines, config = plan.machines, plan.config
     known = machines.gpu_memory if machines.gpus else machines.cpu_memory
-    if plan.ppo is None or known is None or (_uses(config) and not machines.gpus):
+    if plan.ppo is None or known is None or (uses_gpus(config) and not machines.gpus):
         return None
-    as_it_is = _tried(config, plan, assumed)
-    if as_it_is is not None and _uses(config) == bool(machines.gpus):
-        lower = next((name for name in STAGES[:-1] if _tried(_staged(config, name), plan, assumed)), None)
-        now = max(_number(config, role) for role in config.ppo.trained_roles)
-        better = lower is not None and int(lower[4]) < now
-        why = f"; {lower} would do, with less communication" if better else ""
-        return Suggestion("", f"PPO fits as it is, with 10% of every device free{why}")
-    for what, other in _candidates(config, machines):
-        found = _tried(other, plan, assumed)
-        if found is not None:
-            return Suggestion(_yaml(other), f"{what}: the first that leaves 10% free; {_fullest(found)}")
+    own = _tried(Layout("as it is", config), plan, assumed) if uses_gpus(config) == bool(machines.gpus) else None
+    if own is not None and own.seconds is None:
+        return Suggestion("", f"PPO fits as it is, with 10% of every device free{_lower(plan, assumed)}")
+    fitting: list[_Tried] = []
+    for offload in (False, True):  # to the host and back at every step: only where nothing else fits
+        tried = (_tried(layout, plan, assumed) for layout in layouts(config, machines, offload))
+        fitting = fitting or [one for one in tried if one is not None]
+    best = min(fitting, key=lambda one: one.seconds or 0.0, default=None)
+    if own is not None and own.seconds is not None:
+        if best is None or best.seconds is None or best.seconds > FASTER * own.seconds:
+            why = f"PPO fits as it is, with 10% of every device free; of {len(fitting)} layouts that do none is faster"
+            return Suggestion("", why + _lower(plan, assumed), own.seconds)
+        why = f"PPO fits as it is, {own.seconds:.0f} s an iteration, but {_words(best, len(fitting))}"
+        return Suggestion(lines(best.layout.config, config), why, best.seconds)
+    if best is not None:
+        tight = plan.seconds is not None and not any(load.verdict == "does not fit" for load in plan.ppo.loads.all)
+        now = f"PPO leaves less than 10% free as it is, {_total(plan):.0f} s an iteration; " if tight else ""
+        return Suggestion(lines(best.layout.config, config), now + _words(best, len(fitting)), best.seconds)
     what = f"no placement on {machines.nodes * machines.gpus} GPUs" if machines.gpus else "no ZeRO stage on these hosts"
     return Suggestion("", f"{what} leaves 10% free with this model and these lengths; what is in the way is said above")
 
 
-def _uses(config: RunConfig) -> bool:
-    return bool(config.ppo.placement.policy.gpus)
+def _total(plan: RunPlan) -> float:
+    return plan.seconds.total(plan.config.ppo.schedule) if plan.seconds is not None else 0.0
 
 
-def _number(config: RunConfig, role: str) -> int:
-    return int(getattr(config.ppo, role).zero)
+def _words(best: _Tried, count: int) -> str:
+    which = "the first that leaves 10% free"
+    if best.seconds is not None:
+        which = f"{best.seconds:.0f} s an iteration, the fastest of {count} that leave 10% free"
+    return f"{best.layout.words}: {which}; {_fullest(best.stage)}"
 
 
-def _tried(config: RunConfig, plan: RunPlan, assumed: Assumed) -> StagePlan | None:
-    """The stage PPO of `config` where it fits with head-room; None where it does not."""
-    machines = plan.machines
+def _lower(plan: RunPlan, assumed: Assumed) -> str:
+    """That a lower stage of ZeRO would do where it stands."""
+    config = plan.config
+    tried = (name for name in STAGES[:-1] if _tried(Layout(name, staged(config, name)), plan, assumed))
+    lower = next(tried, None)
+    now = max(int(getattr(config.ppo, role).zero) for role in config.ppo.trained_roles)
+    return f"; {lower} would do, with less communication" if lower is not None and int(lower[4]) < now else ""
+
+
+def _tried(layout: Layout, plan: RunPlan, assumed: Assumed) -> _Tried | None:
+    """None where the layout contradicts itself, or does not fit with head-room."""
+    machines, config = plan.machines, layout.config
+    if any(ppo_problems(config.ppo)):
+        return None
+    if machines.cpus is not None and config.ppo.cpus > machines.nodes * machines.cpus:
+        return None
     try:
         stage = ppo_stage(config, plan.shapes, assumed, machines)
     except ConfigError:
         return None
+    if machines.gpu_memory is not None and any(one.gpus and one.peak() > machines.gpu_memory for one in stage.workers):
+        return None
     loads = place(stage.workers, stage.groups, machines)
     if machines.gpus and loads.needed_gpus > machines.nodes * machines.gpus:
         return None
-    fits = all(load.verdict in ("fits", None) for load in loads.all)
-    return StagePlan(stage, loads) if fits else None
-
-
-def _staged(config: RunConfig, name: str) -> RunConfig:
-    return _changed(config, {role: _sharding(name) for role in config.ppo.trained_roles})
-
-
-def _candidates(config: RunConfig, machines: Machines) -> Iterator[tuple[str, RunConfig]]:
-    """The run's own placement with other stages; then GPUs of its own for every role; then all roles on all GPUs. That
-    DeepSpeed offloads states to the host, over the bus and back at every step, only where none of these fits."""
-    total = machines.nodes * machines.gpus
-    for names in (STAGES[:-1], STAGES[-1:] if total else ()):
-        if _uses(config) == bool(machines.gpus):
-            for name in names:
-                yield f"the run's own placement with {name}", _staged(config, name)
-        for name in names:
-            if total and (made := _separate(config, total, name)):
-                yield f"every role on GPUs of its own, {name}", made
-        for name in names:
-            if total:
-                yield f"all roles on the same {total} GPUs, {name}", _colocated(config, total, name)
-
-
-def _separate(config: RunConfig, total: int, name: str) -> RunConfig | None:
-    """One GPU each for reference and reward, a quarter for rollout, the rest in equal parts for what is trained."""
-    ppo = config.ppo
-    frozen = sum(role in ppo.roles for role in ("reference", "reward"))
-    engines = max(1, total // 4)
-    ranks = (total - frozen - engines) // len(ppo.trained_roles)
-    if ranks < 1:
+    if not all(load.verdict in ("fits", None) for load in loads.all):
         return None
-    roles: dict[str, Any] = {role: {"workers": 1, "gpus": 1.0} for role in ppo.roles}
-    roles["rollout"] = {"workers": engines, "gpus": 1.0}
-    trained = {role: {"ranks": ranks, **_sharding(name)} for role in ppo.trained_roles}
-    return _changed(config, {**trained, "placement": {"mode": "separate", "share": (), **roles}})
-
-
-def _colocated(config: RunConfig, total: int, name: str) -> RunConfig:
-    ppo = config.ppo
-    roles = {role: {"workers": total, "gpus": 1.0} for role in ppo.roles}
-    trained = {role: {"ranks": total, **_sharding(name)} for role in ppo.trained_roles}
-    changes: dict[str, Any] = {
-        **trained,
-        "placement": {"mode": "colocated", "share": (), **roles},
-        "transfer": "object_store",
-    }
-    return _changed(config, changes)
-
-
-def _sharding(name: str) -> dict[str, Any]:
-    return {"zero": int(name[4]), "ds_config": name if name == OFFLOAD else None}
-
-
-def _changed(config: RunConfig, ppo: dict[str, Any]) -> RunConfig:
-    return config.model_copy(update={"ppo": updated(config.ppo, ppo)})
-
-
-def _yaml(config: RunConfig) -> str:
-    """What to paste: sharding and placement of PPO."""
-    ppo, placement = config.ppo, config.ppo.placement
-    lines = ["ppo:"]
-    for role in ppo.trained_roles:
-        one = getattr(ppo, role)
-        file = "" if one.ds_config is None else f", ds_config: {one.ds_config}"
-        lines.append(f"  {role}: {{ranks: {one.ranks}, zero: {one.zero}{file}}}")
-    if placement.mode != "separate":
-        lines.append(f"  transfer: {ppo.transfer}")
-    lines += ["  placement:", f"    mode: {placement.mode}"]
-    if placement.share:
-        lines.append(f"    share: [{', '.join('[' + ', '.join(group) + ']' for group in placement.share)}]")
-    for role in ppo.roles:
-        there = getattr(placement, role)
-        lines.append(f"    {role}: {{workers: {ppo.workers_of(role)}, gpus: {there.gpus:g}}}")
-    return "\n".join(lines) + "\n"
+    took = None
+    if plan.rates is not None and plan.rates.per == "gpu" and machines.gpus:
+        tokens = tokens_of(config, assumed, config.ppo.longest_response)
+        took = seconds(config, plan.shapes, tokens, plan.rates, stage.workers).total(config.ppo.schedule)
+    return _Tried(layout, StagePlan(stage, loads), took)
 
 
 def _fullest(found: StagePlan) -> str:

@@ -30,9 +30,11 @@ def way_out(config: RunConfig, stage: PlannedStage, load: Load, phase: str, plan
     trained = [path for role, path in _shardings(config, stage.name).items() if role in roles]
     host = load.name.startswith("host")
     if not host and not trained:
+        if whole := sorted(role for role in roles & {"reference", "reward"} if not config.ppo.scoring(role)):
+            return f"ppo.{whole[0]}.ranks spreads the model over as many GPUs; or larger GPUs, a smaller model"
         return "a frozen model or an engine is whole on one GPU: larger GPUs, a smaller model, fewer rows"
     if not host and phase == "start":
-        return "every rank has the whole model before it is partitioned: larger GPUs or a smaller model"
+        return "every rank has the whole model: zero: 3 (built in parts), larger GPUs or a smaller model"
     ways = list(_by_place(stage, load))
     ways += [words for words, other in _changes(config, stage, trained) if planned(other) < 0.99 * load.peak]
     return " or ".join([", ".join(ways[:-1]), ways[-1]] if len(ways) > 1 else ways or ["a smaller model"])
@@ -74,10 +76,10 @@ def _changes(config: RunConfig, stage: PlannedStage, trained: Sequence[tuple[str
     def each(change: Callable[[ShardingConfig], dict[str, Any]]) -> RunConfig:
         made = config
         for path in trained:
-            made = updated(made, _nested(path, change(_found(config, path))))
+            made = updated(made, nested(path, change(sharding_at(config, path))))
         return made
 
-    sharded = [_found(config, path) for path in trained]
+    sharded = [sharding_at(config, path) for path in trained]
     for zero in (1, 2, 3):
         if any(one.zero < zero for one in sharded):
             yield f"zero: {zero}", each(_at_least(zero))
@@ -106,11 +108,13 @@ def _smaller(one: ShardingConfig) -> dict[str, Any]:
     return {"max_tokens_per_micro_batch": max(1, cap // 2)} if cap else {"micro_batch": max(1, one.micro_batch // 2)}
 
 
-def _nested(path: Sequence[str], value: dict[str, Any]) -> dict[str, Any]:
-    return {path[0]: _nested(path[1:], value)} if path else value
+def nested(path: Sequence[str], value: dict[str, Any]) -> dict[str, Any]:
+    """`value` below the keys of `path`."""
+    return {path[0]: nested(path[1:], value)} if path else value
 
 
-def _found(config: RunConfig, path: Sequence[str]) -> ShardingConfig:
+def sharding_at(config: RunConfig, path: Sequence[str]) -> ShardingConfig:
+    """The sharding at the keys of `path`."""
     found: Any = config
     for name in path:
         found = getattr(found, name)

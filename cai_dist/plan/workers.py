@@ -146,9 +146,12 @@ def trained_worker(
 
 
 def _start(elements: ParameterCounts, zero: Zero, on_gpu: bool) -> Items:
-    """The model is whole in every rank before it is partitioned. A CPU takes nothing back: masters and the zeros that
-    the optimiser is set up with come on top, in bf16 the copy that masters are made of, in stage 3 the partitions."""
+    """The model is whole in every rank; in stage 3 it is built cut, a tensor at a time. A CPU takes nothing back:
+    masters and the zeros that the optimiser is set up with come on top, in bf16 the copy that masters are made of, in
+    stage 3 the partitions (their part of the mapped files counts, too)."""
     b, whole = zero.item, {"weights": zero.item * elements.total}
+    if zero.stage == 3:
+        whole = {"weights": b * (share(elements.total, zero.ranks) + (elements.largest if on_gpu else 0))}
     if on_gpu or zero.stage == 0:
         return whole
     part = share(elements.trained, zero.ranks)

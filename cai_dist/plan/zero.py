@@ -11,7 +11,7 @@ whatever the model's type. With n ranks and P elements, of them T trained:
     1 bf16  2 P       4 T / n   8 T / n   4 T always, 2 T    -
     2 fp32  4 P       4 T / n   8 T / n   4 T / n            4 T / n
     2 bf16  2 P       4 T / n   8 T / n   4 T / n            -
-    3       b P / n   4 T / n   8 T / n   4 T / n always     4 T / n
+    3       b P / n   4 T / n   8 T / n   4 T / n always     4 min(T / n, sub_group_size and a tensor's part)
 
 Stage 2 keeps the partition twice in fp32 where a step has several micro-batches. In fp32 stages 1 to 3 have masters of
 their own, too.
@@ -40,6 +40,7 @@ class Zero:
     reduce_bucket: int = 50_000_000
     prefetch_bucket: int = 50_000_000
     max_live: int = 1_000_000_000
+    sub_group: int = 1_000_000_000
     overlap: bool = False
     offload_optimizer: bool = False
     offload_weights: bool = False
@@ -87,6 +88,7 @@ def read_zero(sharding: ShardingConfig, dtype: Dtype, optimizer: OptimizerConfig
         reduce_bucket=int(found.get("reduce_bucket_size", 500_000_000)),
         prefetch_bucket=int(found.get("stage3_prefetch_bucket_size", 50_000_000)),
         max_live=int(found.get("stage3_max_live_parameters", 1_000_000_000)),
+        sub_group=int(found.get("sub_group_size", 1_000_000_000)),
         overlap=bool(found.get("overlap_comm") or False),
         offload_optimizer=_offloads(found, "offload_optimizer"),
         offload_weights=stage == 3 and _offloads(found, "offload_param"),
@@ -112,6 +114,9 @@ def states(model: ParameterCounts, zero: Zero, passes: int, on_gpu: bool) -> Sta
     optimizer = 8 * part + (0 if zero.stage == 0 and b == 4 else 4 * part)
     gradients, always = _gradients(zero, trained, part, passes)
     step = 0 if zero.stage == 0 or (b == 2 and zero.stage < 3) else 4 * part
+    if zero.stage == 3:
+        # Flattened one sub-group at a time: tensors are added to it until it has so many elements of this rank.
+        step = 4 * min(part, zero.sub_group + share(model.largest, zero.ranks))
     host_weights = host_optimizer = 0
     if zero.offload_optimizer and zero.stage:
         # Beside masters and moments the fp32 gradients, and a buffer of the partition: in stage 3 what they are summed

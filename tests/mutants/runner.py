@@ -20,7 +20,7 @@ from pathlib import Path
 from tests.mutants.recorder import RECORD
 from tests.mutants.table import ROOT, Mutant, TableError
 
-COPIED = ("cai_dist", "tests", "pyproject.toml", "README.md", "benchmarks", "docs", "launch")
+COPIED = ("cai_dist", "tests", "pyproject.toml", "README.md", "benchmarks", "docs", "launch", "slurm")
 BASELINE_DEADLINE = 900.0
 TESTS_FAILED = 1
 """pytest's exit code for "tests ran, some failed"; 2 to 5 are its own troubles."""

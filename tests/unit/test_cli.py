@@ -98,6 +98,18 @@ def test_check_warns_of_missing_packages_and_run_refuses(run_file, capsys, monke
     assert "cai-dist: error: engine.backend=vllm" in capsys.readouterr().err
 
 
+def test_run_warns_as_check_does(run_file, capsys, pipeline):
+    words = [str(run_file), "ppo.algorithm=reinforce++", "ppo.placement.value.cpus=1"]
+    line = "ppo.placement.value: not looked at, there are no such workers; ppo.algorithm=reinforce++ has no value model"
+    assert cli.main(["check", *words]) == 0
+    captured = capsys.readouterr()
+    assert captured.err == f"cai-dist: warning: {line}\n"
+    assert "asks for: 2 CPUs at once (" in captured.out
+    cli.main(["run", *words])
+    captured = capsys.readouterr()
+    assert "".join((captured.out + captured.err).split()).count("".join(line.split())) == 1
+
+
 def test_check_prints_the_stages_and_warns_of_a_section_that_is_not_looked_at(run_file, capsys):
     assert cli.main(["check", str(run_file)]) == 0
     captured = capsys.readouterr()

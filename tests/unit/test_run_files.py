@@ -7,20 +7,30 @@ from pathlib import Path
 import pytest
 
 from cai_dist.config.checks.run import check_run
+from cai_dist.config.demand import demands, hardware_problems
 from cai_dist.config.loading.load import load_run
 from cai_dist.constitution import run_constitution
 from cai_dist.constitution.check import check_constitution
 from cai_dist.errors import ConfigError
-from cai_dist.plan.build import make_plan
+from cai_dist.plan.build import RunPlan, make_plan
 from cai_dist.plan.machines import Machines
 from cai_dist.plan.roles import Assumed
+from cai_dist.plan.suggest import FASTER, suggest
 
 RUNS = Path(__file__).parents[2] / "launch" / "runs"
 FILES = sorted(RUNS.glob("*.yaml"))
 
 
 def test_the_promised_ones_are_there() -> None:
-    assert {"demo.yaml", "smollm2.yaml", "llama8b-8gpu.yaml", "paper-52b.yaml"} <= {path.name for path in FILES}
+    assert {
+        "demo.yaml",
+        "smollm2.yaml",
+        "llama8b-8gpu.yaml",
+        "llama8b-grpo.yaml",
+        "llama8b-lora.yaml",
+        "llama8b-dpo.yaml",
+        "paper-52b.yaml",
+    } <= {path.name for path in FILES}
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
@@ -57,13 +67,65 @@ def test_smollm2_is_the_small_run_on_two_ranks_that_it_claims_to_be(tmp_path: Pa
     assert (plan.verdict, plan.problems) == ("fits", ())
 
 
-def test_the_gpu_run_fits_on_eight(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setenv("CAI_DIST_DATA", str(tmp_path))
-    ppo = load_run(RUNS / "llama8b-8gpu.yaml").ppo
-    place = ppo.placement
-    gpus = ppo.policy.ranks * place.policy.gpus + ppo.value.ranks * place.value.gpus
-    gpus += sum(p.workers * p.gpus for p in (place.reference, place.reward, place.rollout))
-    assert gpus == 8
+def planned(path: Path) -> RunPlan:
+    """On the machines that it names; a run without GPUs on 24 GB."""
+    config = load_run(path, elsewhere=True)
+    there = config.cluster.hardware
+    memory, host = there.gpu_memory_gb, there.cpu_memory_gb or (None if there.gpus_per_node else 24)
+    machines = Machines(
+        there.nodes,
+        there.gpus_per_node or 0,
+        None if memory is None else int(memory * 1e9),
+        None if host is None else int(host * 1e9),
+        there.cpus_per_node,
+    )
+    models = {"": "paper-52b"} if "52b" in path.stem else {}
+    return make_plan(config, machines, Assumed(models))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_it_fits_on_the_machines_that_it_names(path: Path) -> None:
+    """The reference for 52 billion parameters names none: no run of ours holds such a model yet."""
+    config = load_run(path, elsewhere=True)
+    assert list(hardware_problems(config)) == []
+    if config.cluster.gpus and config.cluster.hardware.gpu_memory_gb is None:
+        assert path.stem == "paper-52b"
+        return
+    plan = planned(path)
+    assert plan.problems == () and plan.verdict in ("fits", "tight")
+
+
+@pytest.mark.parametrize("stem", ["llama8b-8gpu", "llama8b-grpo", "llama8b-lora", "llama8b-dpo"])
+def test_a_run_for_eight_gpus_asks_for_the_eight_that_it_names(stem: str) -> None:
+    config = load_run(RUNS / f"{stem}.yaml", elsewhere=True)
+    there = config.cluster.hardware
+    assert (there.nodes, there.gpus_per_node, there.gpu_memory_gb) == (1, 8, 80)
+    assert {demand.gpus for demand in demands(config)} == {8}
+    plan = planned(RUNS / f"{stem}.yaml")
+    assert {one.stage.name: one.loads.needed_gpus for one in plan.stages}.keys() >= {"generation", "sft"}
+    assert {one.loads.needed_gpus for one in plan.stages} == {8}
+
+
+@pytest.mark.parametrize("stem", ["llama8b-8gpu", "llama8b-grpo", "llama8b-lora"])
+def test_a_run_for_eight_gpus_is_laid_out_as_fast_as_the_plan_knows(stem: str) -> None:
+    plan = planned(RUNS / f"{stem}.yaml")
+    found = suggest(plan, Assumed({}))
+    assert found is not None and found.seconds is not None and plan.seconds is not None
+    assert plan.seconds.total(plan.config.ppo.schedule) * FASTER <= found.seconds
+
+
+def test_the_variants_of_the_8b_run_are_small_and_what_they_say() -> None:
+    made = {name: load_run(RUNS / f"llama8b-{name}.yaml", elsewhere=True) for name in ("8gpu", "grpo", "lora", "dpo")}
+    assert made["grpo"].ppo.roles == ("policy", "reference", "reward", "rollout") and made["grpo"].ppo.value_warmup == 0
+    assert made["lora"].ppo.roles == ("policy", "value", "reward", "rollout") and made["lora"].ppo.lora is not None
+    assert made["dpo"].stages[-2] == "dpo" and "ppo" not in made["dpo"].stages
+    for name, config in made.items():
+        assert (config.sft, config.feedback, config.models) == (
+            made["8gpu"].sft,
+            made["8gpu"].feedback,
+            made["8gpu"].models,
+        )
+        assert name == "8gpu" or len((RUNS / f"llama8b-{name}.yaml").read_text().splitlines()) < 20
 
 
 def test_the_paper_s_file_has_the_paper_s_numbers(tmp_path: Path, monkeypatch) -> None:

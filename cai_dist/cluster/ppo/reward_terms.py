@@ -30,7 +30,7 @@ def reward_terms_spec(ppo: PpoConfig, table: PromptTable | None, threads: int) -
     place = ppo.placement.reward_terms
     kwargs = {"terms": own, "table": table, "threads": place.threads or threads}
     spec = WorkerSpec("reward_terms", kwargs)
-    return [GroupSpec(ROLE, spec, workers=place.workers, cpus=place.cpus, gpus=place.gpus)]
+    return [GroupSpec(ROLE, spec, workers=ppo.workers_of(ROLE), cpus=place.cpus, gpus=place.gpus)]
 
 
 class CombinedScores:

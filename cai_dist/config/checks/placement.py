@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 
-from cai_dist.config.ppo import PpoConfig
+from cai_dist.config.ppo import PpoConfig, RoleShards
 
 
 def sharing_problems(ppo: PpoConfig) -> Iterator[str]:
@@ -27,6 +27,28 @@ def sharing_problems(ppo: PpoConfig) -> Iterator[str]:
         yield from _ipc_problems(ppo)
 
 
+def placement_warnings(ppo: PpoConfig) -> Iterator[str]:
+    """One line for each place of a role that this run has not: a run file may extend one that has it."""
+    place, default = ppo.placement, RoleShards()
+    for role, why in _absent(ppo):
+        if getattr(place, role) != getattr(default, role):
+            yield f"ppo.placement.{role}: not looked at, there are no such workers; {why}"
+        if place.mode == "hybrid" and any(role in group for group in place.share):
+            yield f"ppo.placement.share: {role} in it is not looked at, there are no such workers; {why}"
+
+
+def _absent(ppo: PpoConfig) -> Iterator[tuple[str, str]]:
+    """Roles without workers, and why."""
+    if not ppo.defaults.needs_value:
+        yield "value", f"ppo.algorithm={ppo.algorithm} has no value model"
+    if "reference" not in ppo.roles:
+        yield "reference", "with ppo.lora the policy ranks answer with the adapter off"
+    if not ppo.rewards_model:
+        yield "reward", "ppo.rewards has no preference model"
+    if not any(term.own for term in ppo.rewards):
+        yield "reward_terms", "ppo.rewards has no term of one's own"
+
+
 def _ipc_problems(ppo: PpoConfig) -> Iterator[str]:
     """Weights go from process to process on one GPU: each policy rank lends them to one rollout worker."""
     place = ppo.placement
@@ -36,10 +58,10 @@ def _ipc_problems(ppo: PpoConfig) -> Iterator[str]:
             "ppo.transfer=cuda_ipc: policy and rollout must share GPUs (ppo.placement.mode colocated or hybrid, gpus "
             "above 0 for both); else set it to object_store"
         )
-    elif place.rollout.workers != ppo.policy.ranks:
+    elif ppo.workers_of("rollout") != ppo.policy.ranks:
         yield (
-            f"ppo.placement.rollout.workers={place.rollout.workers}: must be ppo.policy.ranks={ppo.policy.ranks} with "
-            "ppo.transfer=cuda_ipc; each takes its weights from the policy rank on its own GPU"
+            f"ppo.placement.rollout.workers={ppo.workers_of('rollout')}: must be ppo.policy.ranks={ppo.policy.ranks} "
+            "with ppo.transfer=cuda_ipc, so leave it out; each takes its weights from the policy rank on its own GPU"
         )
 
 
@@ -60,13 +82,6 @@ def _share_problems(ppo: PpoConfig) -> Iterator[str]:
     for role, count in counted.items():
         if count > 1:
             yield f"ppo.placement.share: {role} stands in it {count} times; a role can be in one group, once"
-        if role not in ppo.roles:
-            why = (
-                "ppo.lora, where the policy answers with its adapter off"
-                if role == "reference"
-                else (f"ppo.algorithm={ppo.algorithm}")
-            )
-            yield f"ppo.placement.share: leave {role} out; there are no such workers with {why}"
 
 
 def _gpu_problems(ppo: PpoConfig, group: tuple[str, ...]) -> Iterator[str]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from cai_dist.config.checks.placement import sharing_problems
-from cai_dist.config.ppo import PlacementConfig, PpoConfig
+from cai_dist.config.checks.placement import placement_warnings, sharing_problems
+from cai_dist.config.ppo import PpoConfig
 
 
 def ppo_problems(ppo: PpoConfig) -> Iterator[str]:
@@ -77,17 +77,7 @@ def _pause_problems(ppo: PpoConfig) -> Iterator[str]:
 def _unused(ppo: PpoConfig) -> Iterator[str]:
     """Settings that the algorithm would not look at."""
     yield from _unused_scoring(ppo)
-    if ppo.lora is not None and ppo.placement.reference != PlacementConfig():
-        yield (
-            "ppo.placement.reference: leave it out; with ppo.lora there are no reference workers, the policy ranks "
-            "answer with the adapter off"
-        )
     if not ppo.defaults.needs_value:
-        if ppo.placement.value != PlacementConfig():
-            yield (
-                f"ppo.placement.value: leave it out; with ppo.algorithm={ppo.algorithm} there is no value model and "
-                "no worker to place"
-            )
         if ppo.value_warmup:
             yield (
                 f"ppo.value_warmup={ppo.value_warmup}: must be 0 with ppo.algorithm={ppo.algorithm}, which has no "
@@ -113,7 +103,7 @@ def _unused_scoring(ppo: PpoConfig) -> Iterator[str]:
             continue
         if role not in ppo.roles:
             yield f"ppo.{role}: leave it out; there are no such workers ({why})"
-        elif place.workers not in (PlacementConfig().workers, scoring.ranks):
+        elif place.workers not in (None, scoring.ranks):
             yield (
                 f"ppo.placement.{role}.workers={place.workers}: leave it out; ppo.{role}.ranks={scoring.ranks} says "
                 "how many processes the model is spread over"
@@ -122,6 +112,7 @@ def _unused_scoring(ppo: PpoConfig) -> Iterator[str]:
 
 def ppo_warnings(ppo: PpoConfig) -> Iterator[str]:
     """One line for each setting that runs and does something other than its name suggests."""
+    yield from placement_warnings(ppo)
     yield from _misplaced_estimator(ppo)
     if ppo.defaults.ratio == "sequence" and ppo.clip >= 0.05:
         yield (

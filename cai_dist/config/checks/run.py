@@ -21,6 +21,7 @@ from cai_dist.config.checks.evaluate import evaluate_problems, missing_choice_fi
 from cai_dist.config.checks.feedback import feedback_problems
 from cai_dist.config.checks.ppo import ppo_problems, ppo_warnings
 from cai_dist.config.data import DataSource
+from cai_dist.config.demand import demands, hardware_problems
 from cai_dist.config.ds_config import build_ds_config
 from cai_dist.config.engine import missing_backend
 from cai_dist.config.environment import environment_problems
@@ -28,7 +29,7 @@ from cai_dist.config.own_stages import own_stage_problems
 from cai_dist.config.preference import DpoConfig
 from cai_dist.config.rewards import reward_problems
 from cai_dist.config.run import RunConfig
-from cai_dist.config.stages import GENERATING, PPO, PREFERENCE, SUPERVISED
+from cai_dist.config.stages import PPO
 from cai_dist.config.training import Dtype, OptimizerConfig, ShardingConfig
 from cai_dist.errors import ConfigError
 from cai_dist.registry import is_path
@@ -40,10 +41,12 @@ _DS_CONFIGS = Path(__file__).resolve().parents[2] / "ds_configs"
 _HUB_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?")
 
 
-def check_run(config: RunConfig, ready: bool = True, files: bool = True) -> None:
-    """Refuse a run that contradicts itself or, with `files`, points at files that are not there; with `ready`, also one
-    whose packages are not installed. Raises ConfigError with one line for each problem."""
+def check_run(config: RunConfig, ready: bool = True, files: bool = True, machines: bool = True) -> None:
+    """Refuse a run that contradicts itself or, with `files`, points at files that are not there; with `machines`, one
+    that asks for more than `cluster.hardware` has; with `ready`, also one whose packages are not installed. Raises
+    ConfigError with one line for each problem."""
     problems = [*_contradictions(config), *(_missing_files(config) if files else ())]
+    problems += hardware_problems(config) if machines else ()
     if ready:
         problems += missing_packages(config)
     if problems:
@@ -125,32 +128,13 @@ def _placement_problems(config: RunConfig) -> Iterator[str]:
     ppo, cluster = config.ppo, config.cluster
     for role in ppo.trained_roles:
         workers, ranks = getattr(ppo.placement, role).workers, getattr(ppo, role).ranks
-        if workers not in (1, ranks):
+        if workers not in (None, ranks):
             yield f"ppo.placement.{role}.workers={workers}: leave it out; the ranks come from ppo.{role}.ranks={ranks}"
     if cluster.address != "local" or cluster.num_cpus is None:
         return
-    wanted = ppo.cpus
-    if PPO in config.stages and wanted > cluster.num_cpus:
-        yield f"cluster.num_cpus={cluster.num_cpus:g}: must be at least {wanted:g}, what ppo.placement adds up to"
-    for key, workers in _stage_workers(config):
-        if workers * cluster.cpus > cluster.num_cpus:
-            yield (
-                f"cluster.num_cpus={cluster.num_cpus:g}: must be at least {workers * cluster.cpus:g} = "
-                f"{key} x cluster.cpus = {workers} x {cluster.cpus:g}"
-            )
-
-
-def _stage_workers(config: RunConfig) -> Iterator[tuple[str, int]]:
-    for stage in GENERATING:
-        if stage in config.stages:
-            yield f"{stage}.workers", getattr(config, stage).workers
-    for stage in SUPERVISED:
-        if stage in config.stages:
-            yield f"{stage}.train.sharding.ranks", getattr(config, stage).train.sharding.ranks
-    if PREFERENCE in config.stages and config.data.ranked_answers.source != "none":
-        yield "preference.pretraining.train.sharding.ranks", config.preference.pretraining.train.sharding.ranks
-    if config.data.harm_ratings.source != "none":
-        yield "evaluate.ratings.train.sharding.ranks", config.evaluate.ratings.train.sharding.ranks
+    for one in demands(config):
+        if one.cpus > cluster.num_cpus:
+            yield f"cluster.num_cpus={cluster.num_cpus:g}: must be at least {one.said}"
 
 
 def _missing_files(config: RunConfig) -> Iterator[str]:

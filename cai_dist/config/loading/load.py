@@ -1,6 +1,6 @@
 """Reading a run: YAML file, the files that it extends, overrides of the command line, one strict tree at the end.
 
-    demo.yaml --extends--> base.yaml      deep merge, the nearer file wins
+    demo.yaml --extends--> base.yaml      deep merge, the nearer file wins (`cai_dist.config.loading.inherit`)
     key.sub=value                         overrides, values typed as in YAML
     ~ and ${VAR}                          expanded in path fields alone (`is_path_key`)
     RunConfig                             strict: unknown keys and wrong types are refused, nothing is coerced
@@ -20,6 +20,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from cai_dist.config.loading.inherit import merge
 from cai_dist.config.loading.messages import HIDDEN, describe_problems, hidden
 from cai_dist.config.loading.yaml_text import Document, Key, dump_text, parse_value, read_document
 from cai_dist.config.run import RunConfig
@@ -113,17 +114,18 @@ def _read_extended(path: Path, chain: tuple[Path, ...]) -> Document:
         origin = document.origins[("extends",)]
         raise ConfigError(f"{origin}: extends={parent!r}: no such file: {below}")
     base = _read_extended(below, (*chain, resolved))
-    return Document(merge(base.data, document.data), {**base.origins, **document.origins})
+    problems: list[str] = []
 
+    def nothing(key: Key) -> None:
+        problems.append(
+            f"{document.origins[key]}: {'.'.join(key)}=null: there is nothing to take away; {path.name} inherits no "
+            "such key, so leave it out"
+        )
 
-def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """`over` laid over `base`: sections merge key by key, everything else (lists too) is replaced."""
-    merged = dict(base)
-    for key, value in over.items():
-        below = merged.get(key)
-        both = isinstance(below, Mapping) and isinstance(value, Mapping)
-        merged[key] = merge(below, value) if both else value  # type: ignore[arg-type]
-    return merged
+    data = merge(base.data, document.data, nothing=nothing)
+    if problems:
+        raise ConfigError("\n".join(problems))
+    return Document(data, {**base.origins, **document.origins})
 
 
 def _apply(document: Document, override: str) -> None:
@@ -147,8 +149,9 @@ def _apply(document: Document, override: str) -> None:
                 f"override: {shown!r}: {holder}={value_shown!r} is a single value and has no keys of its own"
             )
         section = inner
-    old = section.get(names[-1])
-    section[names[-1]] = merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    over = merge(section, {names[-1]: value}, names[:-1])
+    section.clear()
+    section.update(over)
     _mark(document.origins, names, value)
 
 

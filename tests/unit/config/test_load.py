@@ -9,7 +9,8 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cai_dist.config.loading.load import build_run, default_run, dump_run, is_path_key, load_run, merge
+from cai_dist.config.loading.inherit import merge, takes_null
+from cai_dist.config.loading.load import build_run, default_run, dump_run, is_path_key, load_run
 from cai_dist.config.loading.messages import all_keys
 from cai_dist.config.loading.yaml_text import dump_text, parse_value, read_document
 from cai_dist.config.run import RunConfig
@@ -162,6 +163,54 @@ def test_extends_is_relative_to_its_file_and_merges_deeply(write, tmp_path):
     run = load_run(child)
     assert (run.name, run.seed, run.ppo.iterations) == ("child", 1, 5)
     assert (run.ppo.kl.coefficient, run.ppo.kl.target) == (0.5, None)
+
+
+def test_null_takes_an_inherited_key_back_to_its_default(write, tmp_path):
+    write(
+        "name: base\nseed: 7\nfeedback: {gate: 0.7}\nmodels: {chat_arguments: {style: dry, mode: x}}\n"
+        "ppo: {value_warmup: 5, lora: {rank: 4}, placement: {value: {gpus: 1}, policy: {cpus: 2}}, mini_batch: 32}\n"
+    )
+    child = write(
+        "extends: run.yaml\nname: child\nseed: null\nfeedback: {gate: null}\nmodels: {chat_arguments: {mode: null}}\n"
+        "ppo: {value_warmup: null, lora: null, placement: {value: null}, mini_batch: ~}\n",
+        "child.yaml",
+    )
+    run, plain = load_run(child), RunConfig(name="child")
+    assert (run.seed, run.ppo.value_warmup, run.ppo.mini_batch) == (0, 0, plain.ppo.mini_batch)
+    assert run.ppo.placement.value == plain.ppo.placement.value and run.ppo.placement.policy.cpus == 2
+    assert run.models.chat_arguments == {"style": "dry"}
+    assert run.feedback.gate is None is not plain.feedback.gate and run.ppo.lora is None, "null is a value of these"
+    again = write("extends: child.yaml\nppo: {placement: {value: {gpus: 2}}, iterations: 3}\n", "again.yaml")
+    assert load_run(again).ppo.placement.value.gpus == 2
+    whole = write("extends: run.yaml\nname: whole\nppo: null\n", "whole.yaml")
+    assert load_run(whole).ppo == plain.ppo
+    assert load_run(tmp_path / "run.yaml", ["ppo.placement=null", "ppo.placement.policy.gpus=1"]).ppo.placement == (
+        load_run(write("name: x\n", "x.yaml"), ["ppo.placement.policy.gpus=1"]).ppo.placement
+    )
+
+
+def test_a_null_that_takes_nothing_away_is_refused_where_it_stands(write):
+    write("name: base\nppo: {iterations: 5}\n", "base.yaml")
+    child = write("extends: base.yaml\nseed: null\nppo:\n  epochs: null\n  clip_high: null\n", "child.yaml")
+    assert problems(child) == [
+        f"{child}:2: seed=null: there is nothing to take away; child.yaml inherits no such key, so leave it out",
+        f"{child}:4: ppo.epochs=null: there is nothing to take away; child.yaml inherits no such key, so leave it out",
+    ]
+    assert "name: missing" in problems(write("extends: base.yaml\nname: null\n", "nameless.yaml"))[0]
+    assert "did you mean ppo.epochs?" in problems(write("extends: base.yaml\nppo: {epoch: null}\n", "typo.yaml"))[0]
+    assert problems(write("name: x\n"), "seed=null") == ["override: seed=None: must be a whole number"]
+    unread = write("extends: base.yaml\nname: null\nppo: {iterations: null, epochs: 0}\n", "no.yaml")
+    assert problems(unread, "name=y") == [f"{unread}:3: ppo.epochs=0: must be at least 1"]
+
+
+def test_where_null_is_a_value():
+    assert (
+        takes_null(("ppo", "lora")) and takes_null(("feedback", "gate")) and takes_null(("data", "red_team", "limit"))
+    )
+    assert takes_null(("data", "red_team", "source", "split")), "a key of one member of `a text or a section`"
+    assert takes_null(("ppo", "environment", "args", "anything")), "what one's own code is given is its own matter"
+    assert takes_null(("ppo",)) is takes_null(("seed",)) is takes_null(("models", "chat_arguments", "x")) is False
+    assert takes_null(("ppo", "lorra")) is takes_null(("seed", "x")) is None
 
 
 def test_a_problem_in_the_extended_file_is_reported_there(write):

@@ -58,8 +58,8 @@ def test_no_reference_workers_are_counted() -> None:
         check_run(run_with(None, **both), ready=False)
 
 
-def test_a_placement_of_the_reference_beside_adapters_is_refused() -> None:
-    placed = {"ppo": {"placement": {"reference": {"workers": 2}}}}
-    check_run(run_with(None, **placed), ready=False)
-    with pytest.raises(ConfigError, match="ppo.placement.reference: leave it out; with ppo.lora there are no"):
-        check_run(run_with({}, **placed), ready=False)
+def test_a_placement_of_the_reference_beside_adapters_takes_no_room() -> None:
+    placed = {"ppo": {"placement": {"reference": {"workers": 2, "cpus": 50.0}}}}
+    adapters, without = run_with({}, **placed), run_with({})
+    check_run(adapters, ready=False)
+    assert needed_cpus(adapters) == needed_cpus(without) < 50 < needed_cpus(run_with(None, **placed))

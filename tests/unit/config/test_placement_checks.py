@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
 
-from cai_dist.config.checks.run import check_run
+from cai_dist.cluster.ppo.specs import role_spec
+from cai_dist.config.checks.run import check_run, run_warnings
 from cai_dist.config.run import RunConfig
 from cai_dist.errors import ConfigError
 
@@ -38,8 +40,6 @@ def test_the_three_modes_are_fine(placement: dict[str, Any]) -> None:
         ({"mode": "hybrid", "share": [["policy"]]}, {}, r"share.0=\['policy'\]: must be two roles or more"),
         ({"mode": "hybrid", "share": [["policy", "value", "policy"]]}, {}, r"policy stands in it 2 times"),
         ({"mode": "hybrid", "share": [["policy", "value"], ["value", "reward"]]}, {}, r"value stands in it 2 times"),
-        (HYBRID, {"algorithm": "reinforce++"}, r"leave value out; there are no such workers with ppo.algorithm="),
-        (HYBRID, {"lora": {"rank": 4}}, r"leave reference out; there are no such workers with ppo.lora"),
         ({"mode": "colocated"}, {"schedule": "one_step_off"}, r"schedule=one_step_off: cannot be with .*=colocated"),
         (HYBRID, {"schedule": "one_step_off"}, r"schedule=one_step_off: cannot be with .*=hybrid"),
         (GPU | {"mode": "colocated", "policy": {"gpus": 2}}, {}, r"policy.gpus=2: must be at most 1"),
@@ -88,6 +88,59 @@ def test_colocated_shares_the_roles_that_there_are() -> None:
     small = run_of({"mode": "colocated"}, algorithm="reinforce++", lora={"rank": 2}).ppo
     assert small.shared_groups == (("policy", "reward", "rollout"),)
     assert run_of({}).ppo.shared_groups == ()
+
+
+@pytest.mark.parametrize(
+    ("placement", "ppo", "line"),
+    [
+        ({"value": {"gpus": 1}}, {"algorithm": "reinforce++"}, "ppo.placement.value: .* has no value model"),
+        ({"reference": {"workers": 2}}, {"lora": {"rank": 4}}, "ppo.placement.reference: .* adapter off"),
+        ({"reward": {"cpus": 9}}, {"rewards": ({"use": "pkg.x:f"},)}, "ppo.placement.reward: .* no preference model"),
+        ({"reward_terms": {"cpus": 9}}, {}, "ppo.placement.reward_terms: .* no term of one's own"),
+        (HYBRID, {"algorithm": "reinforce++"}, "ppo.placement.share: value in it .* has no value model"),
+        (HYBRID, {"lora": {"rank": 4}}, "ppo.placement.share: reference in it .* adapter off"),
+    ],
+)  # fmt: skip
+def test_the_place_of_a_role_that_a_run_has_not_is_a_warning(placement, ppo, line) -> None:
+    """A run file extends one that has the role, and another algorithm is one line."""
+    config = run_of(placement, **ppo)
+    check_run(config)
+    (found,) = run_warnings(config)
+    assert re.match(line, found) and "not looked at, there are no such workers" in found
+    assert not list(run_warnings(run_of({}, **ppo)))
+
+
+def test_a_group_counts_the_roles_that_there_are() -> None:
+    """Of [rollout, value] without a value model one is left, and it shares with nobody."""
+    config = run_of({"mode": "hybrid", "share": [["rollout", "value"], ["policy", "reward"]]}, algorithm="reinforce++")
+    assert config.ppo.shared_groups == (("policy", "reward"),) and config.ppo.rollout_alone
+    check_run(config)
+    lonely = run_of(GPU | {"mode": "hybrid", "share": [["rollout", "value"]]}, algorithm="reinforce++")
+    assert lonely.ppo.shared_groups == () and role_spec("rollout", lonely.ppo, {}).share == ""
+
+
+def test_ranks_are_said_once() -> None:
+    """A trained role's workers are its ranks, and beside it on its GPUs stand as many of the others."""
+    trained = {"policy": {"ranks": 4}, "value": {"ranks": 4}}
+    ppo = run_of(GPU | {"mode": "colocated"}, **trained, transfer="cuda_ipc").ppo
+    check_run(run_of(GPU | {"mode": "colocated"}, **trained, transfer="cuda_ipc"))
+    assert [ppo.workers_of(role) for role in ppo.roles] == [4] * 5
+    assert [role_spec(role, ppo, {}).workers for role in ppo.roles] == [4] * 5
+    hybrid = run_of(GPU | HYBRID, policy={"ranks": 4}, value={"ranks": 3}).ppo
+    assert [hybrid.workers_of(role) for role in hybrid.roles] == [4, 3, 3, 3, 4]
+    alone = run_of(GPU, **trained).ppo
+    assert [alone.workers_of(role) for role in alone.roles] == [4, 4, 1, 1, 1]
+    cpus = run_of({"mode": "colocated"}, **trained).ppo
+    assert [cpus.workers_of(role) for role in cpus.roles] == [4, 4, 1, 1, 2], "nothing is shared on a CPU"
+    said = run_of(GPU | {"mode": "colocated", "reward": {"gpus": 1, "workers": 2}}, **trained).ppo
+    assert said.workers_of("reward") == 2
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_a_second_number_for_ranks_is_refused_where_it_is_another(workers: int) -> None:
+    check_run(run_of({"policy": {"workers": 2}}))
+    with pytest.raises(ConfigError, match=r"policy.workers=\d: leave it out; the ranks come from ppo.policy.ranks=2"):
+        check_run(run_of({"policy": {"workers": workers}}))
 
 
 def test_sharing_does_not_need_fewer_cpus() -> None:

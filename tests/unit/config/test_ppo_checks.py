@@ -73,10 +73,7 @@ def test_a_value_model_that_is_not_there_is_not_configured(algorithm: str) -> No
         check_run(run_of(**common, value_warmup=2))
     with pytest.raises(ConfigError, match="ppo.bootstrap_truncated=true: must be false with ppo.algorithm="):
         check_run(run_of(**common, bootstrap_truncated=True))
-    placed = {"placement": {"value": {"cpus": 90.0}}}
-    with pytest.raises(ConfigError, match="^ppo.placement.value: leave it out; with ppo.algorithm=.* no value model"):
-        check_run(run_of(**common, **placed))
-    check_run(run_of(**placed))
+    check_run(run_of(**common, placement={"value": {"cpus": 90.0}}))
     # Its sharding does not count, and its default place takes no room.
     check_run(run_of(**common, value={"ranks": 7}))
     tight = {"name": "x", "cluster": {"num_cpus": 1.5}}

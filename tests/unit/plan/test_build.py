@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import yaml
 
+from cai_dist.config.checks.run import check_run
 from cai_dist.config.loading.load import build_run, load_run
 from cai_dist.config.run import RunConfig
 from cai_dist.errors import ConfigError
 from cai_dist.plan.build import make_plan
+from cai_dist.plan.layouts import layouts, staged
 from cai_dist.plan.machines import Machines
 from cai_dist.plan.roles import Assumed, shapes, tokens_of, trained_elements
 from cai_dist.plan.shapes import PRESETS
-from cai_dist.plan.suggest import suggest
+from cai_dist.plan.suggest import FASTER, suggest
 from cai_dist.plan.ways import way_out
 from tests.unit.plan.runs import run_of
 
@@ -30,7 +33,9 @@ def test_8b_on_gpus_of_their_own_fits() -> None:
     # 2 + 12 + 4 bytes a parameter over four ranks stay for good: weights, masters and moments, gradients in fp32.
     kept = sum(policy.device["rollout"][name] for name in ("weights", "optimizer", "gradients"))
     assert kept == pytest.approx(18 * PRESETS["llama-8b"].parameters / 4, rel=1e-6)
-    assert policy.device["start"]["weights"] == 2 * PRESETS["llama-8b"].parameters
+    # Built cut: a quarter, and the largest tensor while it is cut.
+    shape = PRESETS["llama-8b"]
+    assert policy.device["start"]["weights"] == 2 * (-(-shape.parameters // 4) + shape.largest)
 
 
 def test_too_few_gpus_is_a_line() -> None:
@@ -81,11 +86,17 @@ def test_what_is_advised_takes_less() -> None:
     assert way_out(config, plan.ppo.stage, load, "update", lambda other: load.peak) == "a smaller model"
 
 
-def test_70b_is_whole_in_every_worker_at_its_start() -> None:
+def test_70b_is_trained_in_parts_and_its_engines_hold_it_whole() -> None:
     assumed = Assumed({"": "llama-70b"})
-    plan = make_plan(run_of(), replace(H100, nodes=64), assumed)
-    line = next(line for line in plan.problems if line.startswith("ppo: GPU"))
-    assert "in phase start" in line and "before it is partitioned" in line
+    many = {"ranks": 64, "zero": 3, "micro_batch": 1}
+    parts = run_of(policy=many, value=many, reference={"ranks": 8}, reward={"ranks": 8})
+    plan = make_plan(parts, replace(H100, nodes=64), assumed)
+    lines = [line for line in plan.problems if line.startswith("ppo: GPU")]
+    assert lines and all("(rollout[" in line for line in lines)
+    whole = make_plan(run_of(policy=many, value=many), replace(H100, nodes=64), assumed)
+    assert any("(reference[0])" in line and "ppo.reference.ranks spreads" in line for line in whole.problems)
+    flat = make_plan(run_of(policy={"ranks": 4, "zero": 0}), replace(H100, nodes=64), assumed)
+    assert any("in phase start" in line and "zero: 3 (built in parts)" in line for line in flat.problems)
     found = suggest(plan, assumed)
     assert found is not None and found.lines == "" and "no placement on 512 GPUs" in found.why
 
@@ -101,8 +112,8 @@ def test_a_suggestion_is_the_first_that_fits_and_loads_as_it_is_pasted() -> None
     made = make_plan(again, replace(H100, nodes=1), NOTHING)
     assert made.ppo is not None
     assert {load.verdict for load in made.ppo.loads.gpus} == {"fits"}
-    # No stage below the suggested one fits there.
-    lower = {"policy": {"zero": again.ppo.policy.zero - 1, "ds_config": None}}
+    # A stage below the first does not fit there.
+    lower = {"policy": {"zero": 0, "ds_config": None}}
     lower["value"] = lower["policy"]
     less = build_run(_merged(again.model_dump(mode="json"), {"ppo": lower}))
     tight = make_plan(less, replace(H100, nodes=1), NOTHING)
@@ -116,9 +127,85 @@ def _merged(base: dict, over: dict) -> dict:
 
 
 def test_a_run_that_fits_is_left_alone_and_told_if_a_lower_stage_would_do() -> None:
+    """Where no times are known, or nothing else is faster."""
     small = Assumed({"": "llama-1b"})
-    found = suggest(make_plan(run_of(), H100, small), small)
-    assert found is not None and found.lines == "" and "zero1 would do" in found.why
+    cpus = Machines(cpu_memory=10**12)
+    found = suggest(make_plan(run_of(gpus=0.0), cpus, small), small)
+    assert found is not None and found.lines == "" and "zero1 would do" in found.why and found.seconds is None
+    quick = suggest(make_plan(run_of(), H100, small), small)
+    assert quick is not None
+    pasted = build_run(_merged(run_of().model_dump(mode="json"), yaml.safe_load(quick.lines)))
+    again = suggest(make_plan(staged(pasted, "zero2"), H100, small), small)
+    assert again is not None and again.lines == "" and again.seconds == pytest.approx(quick.seconds)
+    assert "none is faster" in again.why and "zero1 would do" in again.why
+
+
+def test_of_all_that_fit_the_fastest_is_suggested_with_its_figures() -> None:
+    """Not the first: separate GPUs fit, too, and take longer. What is pasted is what was planned."""
+    config, one = run_of(), replace(H100, nodes=2, cpus=64)
+    plan = make_plan(config, one, NOTHING)
+    found = suggest(plan, NOTHING)
+    assert found is not None and plan.seconds is not None and found.seconds is not None
+    own = plan.seconds.total("sync")
+    assert found.seconds < FASTER * own and f"{found.seconds:.0f} s an iteration, the fastest of" in found.why
+    again = build_run(_merged(config.model_dump(mode="json"), yaml.safe_load(found.lines)))
+    check_run(again, ready=False, files=False)
+    assert _timed(again, one) == (True, pytest.approx(found.seconds))
+    others = [_timed(layout.config, one) for layout in list(layouts(config, one, offload=False))[-16::3]]
+    fit = [seconds for fits, seconds in others if fits]
+    assert len(fit) > 3 and found.seconds <= min(fit) + 1e-9 and max(fit) > 1.2 * found.seconds
+
+
+def _timed(config: RunConfig, machines: Machines) -> tuple[bool, float]:
+    plan = make_plan(config, machines, NOTHING)
+    assert plan.seconds is not None and plan.ppo is not None
+    fits = {load.verdict for load in plan.ppo.loads.all} == {"fits"}
+    return fits and not any(line.startswith("ppo") for line in plan.problems), plan.seconds.total("sync")
+
+
+@pytest.mark.parametrize(
+    "ppo",
+    [
+        {"schedule": "one_step_off"},
+        {"transfer": "cuda_ipc", "placement": {"mode": "colocated", "rollout": {"gpus": 1, "workers": 4}}},
+        {"placement": {"mode": "hybrid", "share": [["policy", "rollout"], ["value", "reward"]]}},
+        {"algorithm": "grpo", "samples_per_prompt": 4},
+        {"lora": {"rank": 8}},
+        {"policy": {"ranks": 4, "zero": 3, "ds_config": "zero3_offload"}},
+    ],
+)
+def test_every_layout_that_is_tried_says_what_it_is(ppo: dict[str, Any]) -> None:
+    """Its lines, pasted into the run, are the layout that was planned, and the run is in order with them."""
+    config = run_of(**ppo)
+    machines = replace(H100, nodes=1, cpus=8)
+    found = suggest(make_plan(config, machines, NOTHING), NOTHING)
+    assert found is not None and found.lines
+    again = build_run(_merged(config.model_dump(mode="json"), yaml.safe_load(found.lines)))
+    check_run(again, ready=False, files=False)
+    assert again.ppo.cpus <= 8
+    plan = make_plan(again, machines, NOTHING)
+    assert plan.ppo is not None and {load.verdict for load in plan.ppo.loads.all} <= {"fits", None}
+    assert plan.seconds is not None and plan.seconds.total(again.ppo.schedule) == pytest.approx(found.seconds)
+
+
+def test_what_check_refuses_is_not_suggested() -> None:
+    """On four large GPUs all roles together fit, but a schedule that samples ahead needs GPUs of its own for it."""
+    four = Machines(nodes=1, gpus=4, gpu_memory=141 * 10**9, cpu_memory=10**12)
+    plain = suggest(make_plan(run_of(), four, NOTHING), NOTHING)
+    assert plain is not None and yaml.safe_load(plain.lines)["ppo"]["placement"]["mode"] == "colocated"
+    ahead = suggest(make_plan(run_of(schedule="one_step_off"), four, NOTHING), NOTHING)
+    assert ahead is not None and "colocated" not in ahead.lines and "hybrid" not in ahead.lines
+
+
+def test_cpus_are_counted() -> None:
+    config = run_of(placement={"policy": {"gpus": 1, "cpus": 3.0}})
+    enough = make_plan(config, replace(H100, cpus=8), NOTHING)
+    assert not [line for line in enough.problems if "CPUs" in line]
+    short = make_plan(config, replace(H100, nodes=1, gpus=16, cpus=12), NOTHING)
+    assert [line for line in short.problems if "CPUs" in line] == [
+        "ppo: asks for 14 CPUs of 12 (what ppo.placement adds up to); lower cpus, or workers and ranks"
+    ]
+    assert short.verdict == "does not fit"
 
 
 def test_models_by_role() -> None:

@@ -15,7 +15,12 @@ from cai_dist.config.loading.load import load_run
 from cai_dist.errors import ConfigError
 
 ROOT = Path(__file__).parents[3]
-LLAMA = ["launch/runs/llama8b-8gpu.yaml", "--gpus-per-node", "8", "--gpu-memory", "80"]
+LLAMA = ["launch/runs/llama8b-8gpu.yaml"]
+UNKNOWN = [
+    "cluster.hardware.gpus_per_node=null",
+    "cluster.hardware.gpu_memory_gb=null",
+    "cluster.hardware.cpu_memory_gb=null",
+]
 
 
 @pytest.fixture(autouse=True)
@@ -31,33 +36,49 @@ def test_a_run_that_fits(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_a_run_that_does_not_fit_ends_with_8_and_says_where(capsys: pytest.CaptureFixture[str]) -> None:
-    assert (
-        main(
-            [
-                "plan",
-                LLAMA[0],
-                *LLAMA[1:],
-                "ppo.value.gradient_checkpointing=false",
-                "ppo.value.micro_batch=4",
-                "--json",
-            ]
-        )
-        == 8
-    )
+    apart = [
+        "ppo.placement.mode=separate",
+        "ppo.policy.ranks=4",
+        "ppo.value.ranks=2",
+        "ppo.placement.reference.gpus=0.5",
+        "ppo.placement.reward.gpus=0.5",
+        "ppo.value.gradient_checkpointing=false",
+        "ppo.value.micro_batch=4",
+    ]
+    assert main(["plan", *LLAMA, *apart, "--json"]) == 8
     found = json.loads(capsys.readouterr().out)
     assert found["verdict"] == "does not fit"
     assert any("value[0]" in line for line in found["problems"])
     assert found["stages"]["ppo"]["needed_gpus"] == 8
     policy = found["stages"]["ppo"]["workers"][0]
-    assert policy["role"] == "policy" and policy["device"]["update"]["weights"] == 2 * -(-8_030_261_248 // 3)
-    assert found["suggestion"]["lines"].startswith("ppo:")
+    assert policy["role"] == "policy" and policy["device"]["update"]["weights"] == 2 * -(-8_030_261_248 // 4)
+    assert found["suggestion"]["lines"].startswith("ppo:") and found["suggestion"]["seconds"] > 0
 
 
-def test_the_run_for_eight_gpus_fits(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["plan", *LLAMA]) == 0
-    assert "verdict: fits (hosts are not judged: --cpu-memory GB)\n" in capsys.readouterr().out
-    assert main(["plan", *LLAMA, "--cpu-memory", "1000"]) == 0
-    assert "verdict: fits\n" in capsys.readouterr().out
+def test_machines_are_those_of_the_run_file_and_flags_win(capsys: pytest.CaptureFixture[str]) -> None:
+    def machines(*words: str) -> dict[str, int]:
+        main(["plan", *LLAMA, "--json", *words])
+        found: dict[str, int] = json.loads(capsys.readouterr().out)["machines"]
+        return found
+
+    named = {"nodes": 1, "gpus": 8, "gpu_memory": 80 * 10**9, "cpu_memory": 10**12, "cpus": 32}
+    assert machines() == named
+    flags = ["--nodes", "3", "--gpus-per-node", "4", "--gpu-memory", "141", "--cpus-per-node", "9", "--cpu-memory", "2"]
+    other = {"nodes": 3, "gpus": 4, "gpu_memory": 141 * 10**9, "cpu_memory": 2 * 10**9, "cpus": 9}
+    assert machines(*flags) == other
+    assert machines("--gpu-memory", "40") == named | {"gpu_memory": 40 * 10**9}
+    assert machines("cluster.hardware.gpu_memory_gb=40.5") == named | {"gpu_memory": 405 * 10**8}
+
+
+def test_what_is_not_known_of_the_machines_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", *LLAMA, "cluster.hardware.cpu_memory_gb=null"]) == 0
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("verdict"))
+    assert line.endswith("(hosts are not judged: --cpu-memory GB)")
+
+
+def test_too_few_cpus_do_not_fit(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", *LLAMA, "--cpus-per-node", "31"]) == 8
+    assert "ppo: asks for 32 CPUs of 31 (what ppo.placement adds up to)" in capsys.readouterr().out
 
 
 def written() -> list[str]:
@@ -77,11 +98,11 @@ def test_every_plan_that_is_told_to_be_made_ends_in_a_verdict(words: str, capsys
 
 
 def test_nothing_is_judged_where_the_memory_is_not_known(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["plan", "launch/runs/llama8b-8gpu.yaml", "--gpus-per-node", "8"]) == 0
+    assert main(["plan", *LLAMA, *UNKNOWN, "--gpus-per-node", "8"]) == 0
     out = capsys.readouterr().out
     assert "verdict: not judged: the run asks for 8 GPUs; say what they are: --gpu-memory GB" in out
     assert "suggestion" not in out
-    assert main(["plan", "launch/runs/llama8b-8gpu.yaml"]) == 0
+    assert main(["plan", *LLAMA, *UNKNOWN]) == 0
     assert "say what they are: --gpus-per-node 8 --gpu-memory GB" in capsys.readouterr().out
 
 

@@ -78,7 +78,8 @@ def test_a_trained_worker_in_every_phase_by_hand() -> None:
     zero = Zero(3, 4, 2, reduce_bucket=1000)
     found = trained_worker(RolePlacement("policy", 4, 1.0), SHAPE, ELEMENTS, zero, WORK)
     part = 214_336 // 4
-    assert found.device["start"] == {"process": CONTEXT_GPU + NCCL_GPU, "weights": 2 * 214_336}
+    # Built cut: a rank's part, and the largest tensor (64 x 1000) while it is cut.
+    assert found.device["start"] == {"process": CONTEXT_GPU + NCCL_GPU, "weights": 2 * (part + 64_000)}
     kept = {"weights": 2 * part, "optimizer": 12 * part, "gradients": 4 * part, "buffers": 2000}
     assert found.device["rollout"] == {"process": CONTEXT_GPU + NCCL_GPU, **kept}
     update = found.device["update"]

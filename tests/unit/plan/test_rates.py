@@ -9,9 +9,10 @@ import pytest
 
 from cai_dist.config.loading.load import build_run, dump_run
 from cai_dist.errors import DataError
+from cai_dist.plan.machines import Machines
 from cai_dist.plan.passes import Tokens
 from cai_dist.plan.rates import Rates, Seconds, forward, read_rates, seconds, work_of
-from cai_dist.plan.roles import Assumed, shapes
+from cai_dist.plan.roles import Assumed, ppo_stage, shapes
 from cai_dist.plan.shapes import Shape
 from tests.unit.plan.runs import run_of
 
@@ -56,6 +57,39 @@ def test_seconds_are_work_over_rates() -> None:
     reads = 100 * (2 * 8_030_261_248 + 32 * 150 * 131_072)
     prompts = forward(found["rollout"], 3200, 100, 32) / 1e14
     assert assumed.rollout == pytest.approx(reads / 1e12 + prompts)
+
+
+def test_roles_that_share_gpus_share_their_time() -> None:
+    """Of four roles on the same GPUs the sum counts, of halves of one GPU each has half of its rate."""
+    rates = Rates(0, 1e14, 1e14, 1e9, "gpu", "assumed", read=1e12, host=1e10)
+    config = run_of(placement={"mode": "colocated"})
+    found, tokens = shapes(config, Assumed({})), Tokens(200, 100)
+    work = work_of(config, found, tokens)
+    plain, headed = forward(found["value"], 64 * 200, 200, 0), forward(found["policy"], 64 * 200, 200, 64 * 100)
+    together = seconds(config, found, tokens, rates)
+    workers = {role: config.ppo.workers_of(role) for role in config.ppo.roles}
+    assert workers == {"policy": 4, "value": 4, "reference": 4, "reward": 4, "rollout": 2}
+    assert together.score == pytest.approx(work.score / (4 * 1e14))
+    assert together.update == pytest.approx(work.update / (4 * 1e14))
+    halves = run_of(placement={"reference": {"gpus": 0.5}, "reward": {"gpus": 0.5}})
+    assert seconds(halves, found, tokens, rates).score == pytest.approx(headed / (0.5 * 1e14))
+    one = seconds(run_of(), found, tokens, rates)
+    assert one.score == pytest.approx(headed / 1e14) and one.moves == 0.0
+    assert plain < headed
+
+
+def test_what_leaves_a_shared_gpu_goes_to_the_host_and_back() -> None:
+    config = run_of(placement={"mode": "colocated"})
+    found, tokens = shapes(config, Assumed({})), Tokens(200, 100)
+    stage = ppo_stage(config, found, Assumed({}), Machines(gpus=4))
+    took = seconds(config, found, tokens, Rates(0, 1, 1, 1e9, "gpu", "", read=1, host=1e10), stage.workers)
+    # Policy and value: weights, states, gradients and a bucket, out and in once; reference and reward: the weights.
+    sizes = (found["policy"].parameters, found["value"].scalar_parameters)
+    trained = sum(18 * -(-size // 4) + 100_000_000 for size in sizes)
+    frozen = 2 * (found["reference"].parameters + found["reward"].scalar_parameters)
+    assert took.moves == pytest.approx(2 * (trained + frozen) / 1e10, rel=0.02)
+    one = Seconds(9.0, 3.0, 4.0, 1.0, "assumed", moves=5.0)
+    assert (one.total("sync"), one.total("one_step_off")) == (22.0, 15.0)
 
 
 def test_rates_of_a_run_are_medians_without_the_first_iteration(tmp_path: Path) -> None:

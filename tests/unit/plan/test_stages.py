@@ -1,0 +1,115 @@
+"""The stages beside PPO: what they could have instead, how long they take, what a run writes to disk."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import yaml
+
+from cai_dist.config.loading.load import build_run
+from cai_dist.config.run import RunConfig
+from cai_dist.config.training import LoraConfig, ShardingConfig
+from cai_dist.plan.build import make_plan
+from cai_dist.plan.disk import CHECKPOINTS, checkpoint_bytes, disk_of
+from cai_dist.plan.machines import Machines
+from cai_dist.plan.rates import H100, forward
+from cai_dist.plan.roles import Assumed, shapes
+from cai_dist.plan.suggest_stages import suggest_stages
+from cai_dist.plan.zero import ParameterCounts
+from tests.unit.plan.runs import run_of
+
+NODE = Machines(nodes=1, gpus=8, gpu_memory=80 * 10**9, cpu_memory=10**12)
+NOTHING = Assumed({})
+
+
+def with_sections(**sections: Any) -> RunConfig:
+    return build_run(_merged(run_of().model_dump(mode="json"), sections))
+
+
+def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    return base | {
+        k: _merged(base[k], v) if isinstance(v, dict) and isinstance(base.get(k), dict) else v for k, v in over.items()
+    }
+
+
+def sharded(**settings: Any) -> dict[str, Any]:
+    return {"train": {"batch_size": 64, "sharding": settings}}
+
+
+WELL = {
+    **{name: {"workers": 8} for name in ("revise", "feedback", "evaluate")},
+    "sft": sharded(ranks=8, zero=3, micro_batch=1),
+    "preference": sharded(ranks=8, zero=3, micro_batch=1),
+}
+
+
+def test_stages_that_are_well_as_they_are_are_left_alone() -> None:
+    assert suggest_stages(make_plan(with_sections(**WELL), NODE, NOTHING), NOTHING) == []
+    assert suggest_stages(make_plan(run_of(), replace(NODE, gpu_memory=None), NOTHING), NOTHING) == []
+
+
+def test_a_stage_that_does_not_fit_is_told_what_does_and_one_with_idle_gpus_what_is_faster() -> None:
+    uneven = WELL | {"sft": sharded(ranks=2, micro_batch=8), "preference": sharded(ranks=4, zero=3, micro_batch=1)}
+    config = with_sections(**uneven | {"revise": {"workers": 3}})
+    plan = make_plan(config, NODE, NOTHING)
+    engines, sft, preference = suggest_stages(plan, NOTHING)
+    assert sft.why.startswith("sft does not leave 10% free as it is; it does with 8 ranks, zero")
+    assert preference.why.startswith("preference fits as it is, and is 2 times as fast with 8 ranks, zero")
+    assert engines.why == "revise leave GPUs without work; 8 workers find one each"
+    pasted = config.model_dump(mode="json")
+    for one in (sft, preference, engines):
+        pasted = _merged(pasted, yaml.safe_load(one.lines))
+    again = make_plan(build_run(pasted), NODE, NOTHING)
+    assert not [line for line in again.problems if not line.startswith("ppo")]
+    assert suggest_stages(again, NOTHING) == []
+    assert again.config.revise.workers == 8 and again.config.sft.train.sharding.ranks == 8
+
+
+def test_as_many_workers_as_there_are_cpus_for() -> None:
+    sections = WELL | {"revise": {"workers": 1}, "cluster": {"cpus": 1.5}}
+    few = {"feedback": {"workers": 6}, "evaluate": {"workers": 6}}
+    found = suggest_stages(make_plan(with_sections(**sections | few), replace(NODE, cpus=9), NOTHING), NOTHING)
+    assert yaml.safe_load(found[0].lines) == {"revise": {"workers": 6}}
+
+
+def test_a_step_and_a_thousand_answers_take_their_work_over_their_rates() -> None:
+    plan = make_plan(with_sections(**WELL), NODE, NOTHING)
+    shape, tokens = plan.shapes["pretrained"], 1024
+    new = plan.config.revise.sampling.max_new_tokens
+    sft = 3 * forward(shape, 64 * tokens, tokens, 64 * new) / (8 * H100.update)
+    pairs = 3 * forward(shape, 128 * tokens, tokens, 0) / (8 * H100.update)
+    assert plan.stage_seconds["sft"] == pytest.approx(sft)
+    assert plan.stage_seconds["preference"] == pytest.approx(pairs)
+    two = {name: {"workers": 2} for name in ("revise", "feedback", "evaluate")}
+    fewer = make_plan(with_sections(**WELL | two), NODE, NOTHING)
+    assert plan.stage_seconds["generation"] < fewer.stage_seconds["generation"]
+    assert make_plan(with_sections(models={"dtype": "fp32"}), NODE, NOTHING).stage_seconds == {}
+
+
+# ---- disk
+
+
+def test_a_checkpoint_by_hand() -> None:
+    whole, adapters = ParameterCounts(100, 100, 10), ParameterCounts(120, 20, 5)
+    bf16 = [checkpoint_bytes(whole, ShardingConfig(zero=zero), 2) for zero in (0, 1, 2, 3)]  # type: ignore[arg-type]
+    fp32 = [checkpoint_bytes(whole, ShardingConfig(zero=zero), 4) for zero in (0, 1, 2, 3)]  # type: ignore[arg-type]
+    assert bf16 == [1400, 1400, 1400, 1200]
+    assert fp32 == [1200, 1600, 1600, 1200]
+    assert checkpoint_bytes(adapters, ShardingConfig(zero=2), 2, lora=True) == 14 * 20
+
+
+def test_what_a_run_writes() -> None:
+    config = run_of(iterations=10, snapshot_every=3)
+    found = disk_of(config, shapes(config, NOTHING))
+    causal, scalar = 8_030_261_248, 7_504_928_768
+    models = {"sft model": 2 * causal, "preference model": 2 * scalar, "ppo model": 2 * causal}
+    assert found.models == models | {"ppo snapshots (3)": 6 * causal}
+    assert found.checkpoints["ppo"] == 12 * (causal + scalar) and found.checkpoints["sft"] == 14 * causal
+    assert (found.fullest, found.peak) == ("ppo", sum(found.models.values()) + CHECKPOINTS * found.checkpoints["ppo"])
+    lora = run_of(lora=LoraConfig(rank=8, save="adapter").model_dump(mode="json"))
+    small = disk_of(lora, shapes(lora, NOTHING))
+    assert small.models["ppo model"] < 0.01 * models["ppo model"] and small.fullest == "sft"
+    dpo = with_sections(alignment="dpo")
+    assert disk_of(dpo, shapes(dpo, NOTHING)).checkpoints.keys() == {"sft", "dpo"}

@@ -122,6 +122,13 @@ def test_value_loss_by_hand(value: float, loss: float, cut: float) -> None:
     assert values.grad.item() == pytest.approx(0.0 if cut else value - 1)
 
 
+def test_no_value_inside_the_clip_counts_as_cut_off() -> None:
+    old, returns = torch.linspace(-1, 1, 1000), torch.linspace(1, -3, 1000)
+    values = old + torch.linspace(-0.199, 0.199, 1000).roll(7)
+    assert (old + (values - old) != values).any(), "rounding is what this is about"
+    assert value_loss(values, old, returns, mask(1000), 0.2, 1.0)[1]["clip_fraction"].item() == 0.0
+
+
 # what must hold for all
 
 

@@ -16,9 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cai_dist.data.device import staged
 from cai_dist.errors import WeightTransferError
 from cai_dist.models.lora import LoraFactors, merged
-from cai_dist.models.tensors import carrier, copy_elements, elements, item_size, spec_of, to_numpy
+from cai_dist.models.tensors import carrier, copy_elements, elements, item_size, read_only_tensor, spec_of, to_numpy
 from cai_dist.types import TensorPiece, TensorSpec, WeightPart, WeightTerms
 
 Elements = np.ndarray | Tensor
@@ -163,9 +164,17 @@ class WeightReceiver:
     def accept(self, parts: Sequence[WeightPart]) -> None:
         """Check all parts of one bucket, then copy them."""
         targets = self._parameters | self._factors
-        for piece, data in self._ledger.admit(parts):
+        pieces = self._ledger.admit(parts)
+        came = [data for _, data in pieces]
+        on_gpu = next(iter(self._parameters.values())).is_cuda
+        if on_gpu and all(isinstance(data, np.ndarray) for data in came):
+            came = list(staged([read_only_tensor(data.view(np.uint8), torch.uint8) for data in came]))
+        for (piece, _), data in zip(pieces, came, strict=True):
             flat = targets[piece.name].detach().view(-1)[piece.start : piece.start + piece.count]
-            copy_elements(flat, data)
+            if on_gpu and isinstance(data, Tensor):
+                flat.copy_(data.view(flat.dtype), non_blocking=True)
+            else:
+                copy_elements(flat, data)
 
     def finish(self, version: int) -> HeldWeights:
         """The transfer is whole: adapters go into their weights. Returns what the next transfer may build on."""

@@ -246,12 +246,20 @@ def _note_waits(
         WAITS.note(short)
 
 
+class _Stream:
+    """What runs on it has always run."""
+
+    def synchronize(self) -> None:
+        WAITS.note("synchronize")
+
+
 def _setup() -> None:
     """Once, before the first backward pass: autograd counts its devices then."""
     backend_registration._setup_privateuseone_for_python_backend(_BACKEND)
     torch.cuda._lazy_init = lambda: None  # what a factory with device="cuda" calls before it is dispatched
     torch.cuda.set_device = lambda device: None
     torch.cuda.synchronize = lambda *_: WAITS.note("synchronize")
+    torch.cuda.current_stream = lambda *_: _Stream()  # type: ignore[assignment,return-value]
     # Inference mode forbids the version counters that the wrapper needs; the numbers are the same.
     torch.inference_mode = torch.no_grad  # type: ignore[misc,assignment]
     pinned.install()

@@ -12,6 +12,7 @@ import json
 import os
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 
@@ -33,17 +34,20 @@ def page(now: dict[str, dict[str, int]], before: dict[str, dict[str, int]]) -> s
     rows = [
         "# Host waits for a GPU",
         "",
-        "Made by `benchmarks/dry_gpu_waits.py` on a GPU that is not there (`tests/dry_gpu`): no seconds, counts. A call of a",
-        "step or of a scoring method has four micro-batches, one of them empty; a rollout ten prompts on eight rows with at",
-        "most 16 tokens; the transfer two of a model in several buckets. A wait is a read of a number by the host, a mask as",
-        "index, or a copy that is not both pinned and `non_blocking`.",
+        "Made by `benchmarks/dry_gpu_waits.py` on a GPU that is not there (`tests/dry_gpu`): no seconds, counts. A",
+        "call of a step or of a scoring method has four micro-batches, one of them empty; a rollout ten prompts on",
+        "eight rows with at most 16 tokens; the transfer is two, in several buckets each. A wait is a read of a number",
+        "by the host, a mask as index, or a copy that is not both pinned and `non_blocking`.",
         "",
         "| call | before | now | what is left |",
         "|---|---:|---:|---|",
     ]
     for check, lines in now.items():
         then = str(sum(before[check].values())) if check in before else "–"
-        left = "; ".join(f"{count} × `{_place(line)}`" for line, count in lines.items())
+        places: Counter[str] = Counter()
+        for line, count in lines.items():
+            places[_place(line)] += count
+        left = "; ".join(f"{count} × `{place}`" for place, count in places.items())
         rows.append(f"| {check} | {then} | {sum(lines.values())} | {left} |")
     return "\n".join(rows) + "\n"
 

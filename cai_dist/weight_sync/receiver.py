@@ -165,16 +165,15 @@ class WeightReceiver:
         """Check all parts of one bucket, then copy them."""
         targets = self._parameters | self._factors
         pieces = self._ledger.admit(parts)
-        came = [data for _, data in pieces]
-        on_gpu = next(iter(self._parameters.values())).is_cuda
-        if on_gpu and all(isinstance(data, np.ndarray) for data in came):
-            came = list(staged([read_only_tensor(data.view(np.uint8), torch.uint8) for data in came]))
-        for (piece, _), data in zip(pieces, came, strict=True):
-            flat = targets[piece.name].detach().view(-1)[piece.start : piece.start + piece.count]
-            if on_gpu and isinstance(data, Tensor):
+        flats = [targets[piece.name].detach().view(-1)[piece.start : piece.start + piece.count] for piece, _ in pieces]
+        arrays = [data.view(np.uint8) for _, data in pieces if isinstance(data, np.ndarray)]
+        if flats and flats[0].is_cuda and len(arrays) == len(pieces):
+            here = staged([read_only_tensor(array, torch.uint8) for array in arrays])
+            for flat, data in zip(flats, here, strict=True):
                 flat.copy_(data.view(flat.dtype), non_blocking=True)
-            else:
-                copy_elements(flat, data)
+        else:
+            for flat, (_, came) in zip(flats, pieces, strict=True):
+                copy_elements(flat, came)
 
     def finish(self, version: int) -> HeldWeights:
         """The transfer is whole: adapters go into their weights. Returns what the next transfer may build on."""

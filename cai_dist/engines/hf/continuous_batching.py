@@ -24,9 +24,9 @@ from cai_dist.types import GenerateRequest
 
 ROOM = 128
 """Columns that the cache is made longer than it must be, so that it is not moved at every token."""
-LOOK_EVERY = 8
-"""Tokens after which the host looks which responses have ended, on a GPU: it waits for the device each time, and a row
-that has ended costs less than that until it is free. On the CPU it looks at every token."""
+LOOK_EVERY = {"cuda": 8}
+"""Tokens after which the host looks which responses have ended, by kind of device (others: 1). It waits for the device
+each time, and a row that has ended costs less than that until it is free."""
 REFILL_SHARE = 8
 """Free places are resolve, or given up where no prompt is left, once they are one in so many."""
 
@@ -44,7 +44,7 @@ class SlotDecoder:
         self._cache = roomy_cache(model.config, self._room)
         self._refillable = bool(roomy_layers(self._cache))
         self._width = 0  # columns of the cache
-        self._look_every, self._steps = LOOK_EVERY if self._device.type == "cuda" else 1, 0
+        self._look_every, self._steps = LOOK_EVERY.get(self._device.type, 1), 0
         # Of each row, as the host knows it: the prompt (None: it is free) and columns in use.
         self._slots: list[int | None] = []
         self._used: list[int] = []

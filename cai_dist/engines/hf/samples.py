@@ -51,7 +51,7 @@ class Samples:
         """The responses in the order of the request; all must have ended."""
         columns = [column[: self.spare] for column in (self._tokens, self._lengths, self._stopped.long())]
         tokens, lengths, marks = brought_together(columns)
-        ids = tokens.view(self.spare, -1).int().numpy()
+        ids = tokens.view(self.spare, self._sampling.max_new_tokens).int().numpy()
         scores = self._logprobs[: self.spare].cpu().numpy()
         ends = zip(lengths.tolist(), marks.tolist(), strict=True)
         return [

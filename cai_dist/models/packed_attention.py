@@ -57,7 +57,7 @@ class Packing:
         return [self.gather, self.bounds, *(one.spread for one in self.rectangles)]
 
     def at(self, indices: Sequence[Tensor]) -> Packing:
-        """The same with `indices` that are elsewhere."""
+        """This packing with `indices` that are on another device."""
         gather, bounds, *spreads = indices
         rectangles = tuple(Rectangle(to, one.width) for to, one in zip(spreads, self.rectangles, strict=True))
         return Packing(rectangles, gather, bounds, self.longest)

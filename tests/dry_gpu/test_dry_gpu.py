@@ -15,7 +15,9 @@ from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+import cai_dist
+
+ROOT = Path(cai_dist.__file__).parents[1]
 WAITS = {
     "language_step": 2,
     "rating_step": 2,

@@ -35,7 +35,7 @@ class RoomyLayer(DynamicLayer):
         self._buffers: list[Tensor] = []
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """As in `DynamicLayer`, whose empty tensors would be copies to the device."""
+        """Empty keys and values; those of `DynamicLayer` would be copies to the device."""
         self.dtype, self.device = key_states.dtype, key_states.device
         self.keys, self.values = key_states.new_empty(0), value_states.new_empty(0)
         self.is_initialized = True

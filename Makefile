@@ -13,7 +13,7 @@ export OMP_WAIT_POLICY = passive
 export RAY_USAGE_STATS_ENABLED = 0
 
 .DEFAULT_GOAL := demo
-.PHONY: help demo test unit integration test-cluster test-gpu test-vllm venv-vllm lint fmt types mutants venv controls clean
+.PHONY: help demo test unit integration test-cluster test-gpu test-dry-gpu test-vllm venv-vllm lint fmt types mutants venv controls clean
 
 help:                 ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "%-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -43,6 +43,9 @@ test-cluster: venv    ## the tests on a real Slurm, on several (virtual) hosts a
 
 test-gpu: venv        ## the tests that need CUDA devices
 	$(BIN)/python -m pytest tests/gpu $(ARGS)
+
+test-dry-gpu: venv    ## every worker on a GPU that is not there: mixes of devices, numbers, host waits
+	$(BIN)/python -m pytest tests/dry_gpu $(ARGS)
 
 test-vllm: venv-vllm  ## the tests of the vLLM engine, on vLLM's CPU build in an environment of its own
 	$(VLLM)/bin/python -m pytest tests/vllm $(ARGS)

@@ -32,6 +32,7 @@ LONGEST = (
     *SHARING,
     "integration/test_reference_ppo.py",
     "integration/test_zero.py",
+    "dry_gpu/test_dry_gpu.py",
     "integration/test_lora.py",
     "integration/test_expand.py",
 )

@@ -10,15 +10,16 @@ any other, so that no rank misses a collective call, and adds exactly 0 to the l
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from cai_dist.data.device import brought_together, moved_together
 from cai_dist.types import ScoredPair, TokenSequence, Trajectory
 from cai_dist.types.ragged import Array, Ragged
 
@@ -59,10 +60,17 @@ class TokenBatch:
     """The only sequence is the stand-in of an empty micro-batch."""
     loss_mask: Tensor | None = None
     """bool [N], the response tokens that the model sampled, where others spoke between its answers; None: all."""
+    origin: TokenBatch | None = None
+    """The batch on the host that this one is a copy of; None: it was made here."""
 
     def __len__(self) -> int:
         """Real sequences: 0 for the stand-in."""
         return 0 if self.empty else self.lengths.shape[0]
+
+    @property
+    def on_host(self) -> TokenBatch:
+        """This batch where the host reads lengths and masks without waiting for a device."""
+        return self if self.origin is None else self.origin
 
     @property
     def starts(self) -> Tensor:
@@ -87,7 +95,7 @@ class TokenBatch:
 
     def to(self, device: torch.device | str) -> TokenBatch:
         """This batch on a device."""
-        return _moved(self, device)
+        return replace(_moved(self, device), origin=self.on_host)
 
     def _per_token(self, per_sequence: Tensor) -> Tensor:
         """[B] -> [N]."""
@@ -240,12 +248,22 @@ def align(
 
 def response_rows(batch: TokenBatch, values: Tensor) -> Ragged:
     """[N] -> float32, per real sequence the numbers of its response tokens: the inverse of `align`."""
-    flat: Array = values.float().cpu().numpy()[batch.response_mask.cpu().numpy()]
-    return Ragged(flat, _response_lengths(batch))
+    return all_response_rows([(batch, values)])
+
+
+def all_response_rows(parts: Sequence[tuple[TokenBatch, Tensor]]) -> Ragged:
+    """The rows of `response_rows` of several batches, one after the other: the host waits once for all of them."""
+    numbers = brought_together([values.float() for _, values in parts])
+    rows = [
+        Ragged(flat.numpy()[batch.on_host.response_mask.cpu().numpy()], _response_lengths(batch))
+        for (batch, _), flat in zip(parts, numbers, strict=True)
+    ]
+    return Ragged.joined(rows, np.float32)
 
 
 def _response_lengths(batch: TokenBatch) -> NDArray[np.int64]:
     """[B] of the real sequences."""
+    batch = batch.on_host
     found = batch.lengths - batch.prompt_lengths
     if batch.loss_mask is not None:
         found = torch.diff(batch.response_mask.cumsum(0)[batch.last], prepend=found.new_zeros(1))
@@ -271,6 +289,27 @@ def _stand_in() -> TokenBatch:
 
 
 def _moved(batch: Batch, device: torch.device | str) -> Batch:
-    """Every tensor of a batch (and of a batch in it) on `device`."""
-    values = {field.name: getattr(batch, field.name) for field in fields(batch)}
-    return replace(batch, **{name: value.to(device) for name, value in values.items() if hasattr(value, "to")})
+    """Every tensor of a batch (and of a batch in it) on `device`, in one copy."""
+    return _with(batch, iter(moved_together(list(_tensors(batch)), device)))
+
+
+def _tensors(batch: Any) -> Iterator[Tensor]:
+    """Every tensor of a batch and of the batch of tokens in it."""
+    for field in fields(batch):
+        value = getattr(batch, field.name)
+        if field.name == "tokens":
+            yield from _tensors(value)
+        elif isinstance(value, Tensor):
+            yield value
+
+
+def _with(batch: Batch, tensors: Iterator[Tensor]) -> Batch:
+    """The batch with other tensors, in the order of `_tensors`."""
+    changed: dict[str, Any] = {}
+    for field in fields(batch):
+        value = getattr(batch, field.name)
+        if field.name == "tokens":
+            changed["tokens"] = replace(_with(value, tensors), origin=value.on_host)
+        elif isinstance(value, Tensor):
+            changed[field.name] = next(tensors)
+    return replace(batch, **changed)

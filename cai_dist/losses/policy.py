@@ -135,12 +135,14 @@ def sequence_means(values: Tensor, mask: Tensor, lengths: Tensor) -> Tensor:
         values, mask: [N], the sequences one after the other.
         lengths: long [B], their sum is N.
 
-    Raises: ValueError if the shapes do not fit.
+    Raises: ValueError if the shapes do not fit (whether the lengths do is seen on the CPU alone).
     """
     same_shape(values=values, mask=mask)
-    if values.dim() != 1 or int(lengths.sum()) != len(values):
-        raise ValueError(f"values {list(values.shape)} must be [N], N the sum of the lengths {int(lengths.sum())}")
-    rows = torch.repeat_interleave(torch.arange(len(lengths), device=lengths.device), lengths)
+    total = int(lengths.sum()) if lengths.is_cpu else len(values)  # on a GPU the host would wait for the sum
+    if values.dim() != 1 or total != len(values):
+        raise ValueError(f"values {list(values.shape)} must be [N], N the sum of the lengths {total}")
+    sequences = torch.arange(len(lengths), device=lengths.device)
+    rows = torch.repeat_interleave(sequences, lengths, output_size=len(values))
     sums = values.new_zeros(len(lengths)).index_add(0, rows, values.masked_fill(~mask, 0.0))
     counts = values.new_zeros(len(lengths)).index_add(0, rows, mask.to(values.dtype))
     return (sums / counts.clamp(min=1.0))[rows]

@@ -38,7 +38,8 @@ def value_loss(
     loss = 0.5 * masked_sum(torch.maximum(unclipped, clipped), mask) / denominator
     with torch.no_grad():
         per_token = {
-            "clip_fraction": (clipped > unclipped).to(values.dtype),
+            # Inside the clip old + (new - old) may round to something else than new.
+            "clip_fraction": ((clipped > unclipped) & ((values - old_values).abs() > clip)).to(values.dtype),
             "error": unclipped,
             "mean": values,
         }

@@ -51,6 +51,16 @@ def exact_attention(
     return out
 
 
+def exact_mask(*args: Any, **kwargs: Any) -> Tensor | None:
+    """The mask of transformers' `sdpa`. On a GPU it is made even where it hides nothing: transformers would look
+    whether it does, and the host wait for the answer."""
+    mask = kwargs.get("attention_mask")
+    if mask is not None and mask.is_cuda:
+        kwargs |= {"allow_is_causal_skip": False}
+    made: Tensor | None = sdpa_mask(*args, **kwargs)
+    return made
+
+
 def use_exact_attention(hf: Any, name: str = NAME) -> None:
     """Give `hf` the attention `name`, or `eager` where one of its layers asks for what that would ignore.
 
@@ -82,4 +92,4 @@ def eagerly(hf: Any) -> Iterator[None]:
 
 
 AttentionInterface.register(NAME, exact_attention)
-AttentionMaskInterface.register(NAME, sdpa_mask)
+AttentionMaskInterface.register(NAME, exact_mask)

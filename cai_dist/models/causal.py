@@ -8,11 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from cai_dist.config.training import Layout
-from cai_dist.data.batches import sequence_positions
 from cai_dist.errors import ConfigError
 from cai_dist.losses.logprobs import MAX_LOGITS, LogitScaling, hidden_logprobs
 from cai_dist.models.compare import close, probe_ids, runs_plainly
-from cai_dist.models.layout import trunk_of, trunk_states, use_layout
+from cai_dist.models.layout import predicted_rows, trunk_of, trunk_states, use_layout
 
 
 class CausalModel(nn.Module):
@@ -41,14 +40,14 @@ class CausalModel(nn.Module):
 
         Args:
             ids: long [N], sequences one after the other.
-            lengths: long [B], of each.
+            lengths: long [B], of each; on the host, like `wanted`, or the pass waits for the device.
             wanted: bool [N]; the first token of a sequence has no prediction and is left out.
             with_entropy: without it the entropies are 0.
 
         Returns: two float32 tensors [N], 0 at tokens that are not wanted.
         """
         states = trunk_states(self.hf, ids, lengths, self.layout)
-        rows = (wanted & (sequence_positions(lengths, len(ids)) > 0)).nonzero().squeeze(-1)
+        rows = predicted_rows(lengths, wanted, ids.device)
         found: tuple[Tensor, Tensor] = self.hf.get_output_embeddings()(
             states[rows - 1], ids[rows], temperature, self._scaling, with_entropy
         )

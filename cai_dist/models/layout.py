@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from cai_dist.config.training import Layout
 from cai_dist.data.batches import sequence_positions
+from cai_dist.data.device import moved_together
 from cai_dist.errors import ConfigError
 from cai_dist.models.attention import eagerly, use_exact_attention
 from cai_dist.models.compare import close, one_line, probe_sequences, runs_plainly
@@ -34,24 +35,38 @@ def trunk_of(hf: Any) -> Any:
 
 
 def trunk_states(hf: Any, ids: Tensor, lengths: Tensor, layout: Layout) -> Tensor:
-    """Last hidden states [N, H] of flat `ids` [N].
+    """Last hidden states [N, H] of flat `ids` [N] in sequences of `lengths` [B]. Where lengths are on the host, it does
+    not wait for the device of the ids.
 
     Raises: ConfigError for a packed sequence that is longer than the window of the model's attention.
     """
+    lengths = lengths.cpu()
     if layout == "packed":
         positions = sequence_positions(lengths, len(ids))
         packing = Packing.of(lengths, positions)
         if packing.longest > (window := attention_window(hf.config)):
             raise ConfigError(cannot_pack(hf, f"{packing.longest} tokens, but its attention sees {window:g}"))
+        positions, *indices = moved_together([positions, *packing.indices], ids.device)
+        packing = packing.at(indices)
         packed = trunk_of(hf)(
             input_ids=ids.unsqueeze(0), position_ids=positions.unsqueeze(0), use_cache=False, packing=packing
         )
         states: Tensor = packed.last_hidden_state[0]
         return states
-    inside = torch.arange(int(lengths.max()), device=ids.device) < lengths.unsqueeze(1)
-    rows = torch.zeros(inside.shape, dtype=ids.dtype, device=ids.device).masked_scatter(inside, ids)
-    padded = trunk_of(hf)(input_ids=rows, attention_mask=inside.long(), use_cache=False)
-    return padded.last_hidden_state[inside]
+    inside = torch.arange(int(lengths.max())) < lengths.unsqueeze(1)
+    mask, places = moved_together([inside.long(), inside.flatten().nonzero().squeeze(-1)], ids.device)
+    rows = torch.zeros(mask.numel(), dtype=ids.dtype, device=ids.device).index_copy(0, places, ids).view(mask.shape)
+    # Without a mask a GPU has faster kernels; elsewhere transformers sees by itself that this one hides nothing.
+    needed = mask if ids.device.type != "cuda" or len(places) < mask.numel() else None
+    padded = trunk_of(hf)(input_ids=rows, attention_mask=needed, use_cache=False)
+    return padded.last_hidden_state.flatten(0, 1).index_select(0, places)
+
+
+def predicted_rows(lengths: Tensor, wanted: Tensor, device: torch.device) -> Tensor:
+    """long [n] on `device`: the `wanted` tokens (bool [N]) of sequences of `lengths` [B] that have a prediction, so not
+    the first of a sequence. Where both are on the host, nobody waits for the device."""
+    after = sequence_positions(lengths.cpu(), len(wanted)) > 0
+    return moved_together([(wanted.cpu() & after).nonzero().squeeze(-1)], device)[0]
 
 
 def attention_window(config: Any) -> float:

@@ -8,7 +8,9 @@ in half precision torch's variable-length flash attention runs on the flat row a
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from inspect import signature
 from typing import Any
 
 import torch
@@ -50,9 +52,21 @@ class Packing:
     """int [B + 1]: where sequences begin; N at the end."""
     longest: int
 
+    @property
+    def indices(self) -> list[Tensor]:
+        """All of its tensors, as `at` takes them."""
+        return [self.gather, self.bounds, *(one.spread for one in self.rectangles)]
+
+    def at(self, indices: Sequence[Tensor]) -> Packing:
+        """This packing with `indices` that are on another device."""
+        gather, bounds, *spreads = indices
+        rectangles = tuple(Rectangle(to, one.width) for to, one in zip(spreads, self.rectangles, strict=True))
+        return Packing(rectangles, gather, bounds, self.longest)
+
     @classmethod
     def of(cls, lengths: Tensor, positions: Tensor) -> Packing:
-        """The packing of sequences of `lengths` [B] whose tokens have `positions` [N]."""
+        """The packing of sequences of `lengths` [B] whose tokens have `positions` [N]; on a GPU the host would wait for
+        the lengths."""
         ends = lengths.cumsum(0)
         starts, sizes = ends - lengths, lengths.tolist()
         rectangles, first_place, used = [], [0] * len(sizes), 0
@@ -144,13 +158,17 @@ def _spread(q: Tensor, k: Tensor, v: Tensor, packing: Packing, scaling: float | 
 
 
 def _ragged(q: Tensor, k: Tensor, v: Tensor, packing: Packing, scaling: float | None) -> Tensor:
-    """The same by the kernel for ragged sequences, CUDA only."""
+    """The same by the kernel for ragged sequences, CUDA only; it reads each key once for all heads that share it."""
     from torch.nn.attention.varlen import varlen_attn
 
-    if k.shape[1] != q.shape[1]:
-        k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
     bounds, longest = packing.bounds, packing.longest
-    out = varlen_attn(q, k, v, bounds, bounds, longest, longest, scale=scaling, window_size=(-1, 0))
+    more: dict[str, Any] = {}
+    if q.shape[1] != k.shape[1]:
+        if "enable_gqa" in signature(varlen_attn).parameters:
+            more = {"enable_gqa": True}
+        else:  # older releases of torch: as many key heads as query heads
+            k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
+    out = varlen_attn(q, k, v, bounds, bounds, longest, longest, scale=scaling, window_size=(-1, 0), **more)
     assert isinstance(out, Tensor)
     return out
 

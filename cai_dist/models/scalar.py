@@ -12,10 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from cai_dist.config.training import Layout
-from cai_dist.data.batches import sequence_positions
 from cai_dist.losses.logprobs import LogitScaling
 from cai_dist.models.causal import LogprobHead
-from cai_dist.models.layout import trunk_states, use_layout
+from cai_dist.models.layout import predicted_rows, trunk_states, use_layout
 from cai_dist.models.partition import Partition, full_shape, put
 
 HEAD_STD = 0.02
@@ -44,7 +43,8 @@ class ScalarHeadModel(nn.Module):
             self.language.full_precision = True
 
     def forward(self, ids: Tensor, lengths: Tensor, wanted: Tensor | None = None) -> Any:
-        """Head output [N] (float32) at every token of `ids` [N], sequences of `lengths` [B] one after the other.
+        """Head output [N] (float32) at every token of `ids` [N], sequences of `lengths` [B] one after the other. With
+        lengths (and `wanted`) on the host the pass does not wait for the device.
 
         With `wanted` (bool [N]): the head output and, from the same pass, the log-probability [N] (nats, float32) of
         the wanted tokens given those before them, 0 elsewhere; the first token of a sequence has none.
@@ -54,7 +54,7 @@ class ScalarHeadModel(nn.Module):
         if wanted is None:
             return scores
         assert self.language is not None, "this scalar model was built without a language head"
-        rows = (wanted & (sequence_positions(lengths, len(ids)) > 0)).nonzero().squeeze(-1)
+        rows = predicted_rows(lengths, wanted, ids.device)
         # One call however many rows there are, none included: under ZeRO-3 it is a collective.
         found = self.language(states[rows - 1], ids[rows], 1.0, self.scaling, False)[0]
         return scores, torch.zeros(len(ids), dtype=found.dtype, device=found.device).index_copy(0, rows, found)

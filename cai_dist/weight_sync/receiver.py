@@ -16,9 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cai_dist.data.device import staged
 from cai_dist.errors import WeightTransferError
 from cai_dist.models.lora import LoraFactors, merged
-from cai_dist.models.tensors import carrier, copy_elements, elements, item_size, spec_of, to_numpy
+from cai_dist.models.tensors import carrier, copy_elements, elements, item_size, read_only_tensor, spec_of, to_numpy
 from cai_dist.types import TensorPiece, TensorSpec, WeightPart, WeightTerms
 
 Elements = np.ndarray | Tensor
@@ -163,9 +164,16 @@ class WeightReceiver:
     def accept(self, parts: Sequence[WeightPart]) -> None:
         """Check all parts of one bucket, then copy them."""
         targets = self._parameters | self._factors
-        for piece, data in self._ledger.admit(parts):
-            flat = targets[piece.name].detach().view(-1)[piece.start : piece.start + piece.count]
-            copy_elements(flat, data)
+        pieces = self._ledger.admit(parts)
+        flats = [targets[piece.name].detach().view(-1)[piece.start : piece.start + piece.count] for piece, _ in pieces]
+        arrays = [data.view(np.uint8) for _, data in pieces if isinstance(data, np.ndarray)]
+        if flats and flats[0].is_cuda and len(arrays) == len(pieces):
+            here = staged([read_only_tensor(array, torch.uint8) for array in arrays])
+            for flat, data in zip(flats, here, strict=True):
+                flat.copy_(data.view(flat.dtype), non_blocking=True)
+        else:
+            for flat, (_, came) in zip(flats, pieces, strict=True):
+                copy_elements(flat, came)
 
     def finish(self, version: int) -> HeldWeights:
         """The transfer is whole: adapters go into their weights. Returns what the next transfer may build on."""

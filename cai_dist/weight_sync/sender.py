@@ -16,6 +16,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from cai_dist.data.device import host_bytes
 from cai_dist.errors import WeightTransferError
 from cai_dist.models.lora import LoraFactors, merged
 from cai_dist.models.partition import full_shape
@@ -88,8 +89,8 @@ class ParameterSource:
         """This rank's part of a bucket on the CPU, sharing memory with the parameters where they lie there: to be used
         before the next step. `merge` as for `pieces`."""
         found = list(self.pieces(bucket, merge))
-        data = tuple(flat_bytes(tensor).cpu().numpy() for _, tensor in found)
-        return WeightPart(tuple(piece for piece, _ in found), data)
+        host = host_bytes([flat_bytes(tensor) for _, tensor in found])
+        return WeightPart(tuple(piece for piece, _ in found), tuple(data.numpy() for data in host))
 
     def pieces(self, bucket: Sequence[TensorSpec], merge: bool) -> Iterator[tuple[TensorPiece, Tensor]]:
         """This rank's elements of a bucket, flat. With `merge` adapters are added to their weights; only their factors

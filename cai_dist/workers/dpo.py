@@ -11,6 +11,7 @@ from torch import Tensor
 
 from cai_dist.config.training import Dtype, Layout
 from cai_dist.data.batches import PairBatch, pair_batch
+from cai_dist.data.device import moved_together
 from cai_dist.engines.protocols.training import Model
 from cai_dist.losses.dpo import dpo_loss
 from cai_dist.models.causal import CausalModel
@@ -18,7 +19,7 @@ from cai_dist.models.load import load_causal
 from cai_dist.models.partition import Partition
 from cai_dist.types import DpoPair, RankInfo, ScoredPair, StepShard
 from cai_dist.workers.base import TrainedWorker
-from cai_dist.workers.forward import batch_logprobs
+from cai_dist.workers.forward import batch_logprobs, pairs_of
 
 
 class DpoWorker(TrainedWorker):
@@ -38,22 +39,23 @@ class DpoWorker(TrainedWorker):
 
     def pair_logprobs(self, shard: StepShard[ScoredPair]) -> list[tuple[float, float]]:
         """Log-probabilities (nats) of both answers of each pair of this rank under the present weights, in order."""
-        return [pair for part in self.engine.infer(shard.micro_batches, self._pairs) for pair in part]
+        return pairs_of(self.engine.infer(shard.micro_batches, self._pairs))
 
     def _loss(self, model: Model, items: Sequence[DpoPair], denominator: float) -> tuple[Tensor, dict[str, Tensor]]:
         batch = answers_batch(items).to(self.engine.device)
         logprobs_a, logprobs_b = batch.split(answer_logprobs(model, batch))
         # The stand-in pair of an empty micro-batch needs a reference, too.
-        refs = torch.tensor([(x.ref_a, x.ref_b) for x in items] or [(0.0, 0.0)], device=self.engine.device)
+        given = torch.tensor([(x.ref_a, x.ref_b) for x in items] or [(0.0, 0.0)])
+        (refs,) = moved_together([given], self.engine.device)
         return dpo_loss(
             logprobs_a, logprobs_b, refs[:, 0], refs[:, 1], batch.p_a, self._beta, denominator, batch.valid,
             kind=self._kind,
         )  # fmt: skip
 
-    def _pairs(self, model: Model, items: Sequence[ScoredPair]) -> list[tuple[float, float]]:
+    def _pairs(self, model: Model, items: Sequence[ScoredPair]) -> Tensor:
+        """[pairs, 2]."""
         batch = answers_batch(items).to(self.engine.device)
-        logprobs_a, logprobs_b = batch.split(answer_logprobs(model, batch))
-        return list(zip(logprobs_a.tolist(), logprobs_b.tolist(), strict=True))[: len(items)]
+        return torch.stack(batch.split(answer_logprobs(model, batch)), dim=1)[: len(items)]
 
 
 def answers_batch(pairs: Sequence[ScoredPair]) -> PairBatch:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from cai_dist.config.training import Dtype, Layout
 from cai_dist.data.batches import sequence_batch
+from cai_dist.data.device import moved_together
 from cai_dist.engines.protocols.training import Model
 from cai_dist.losses.language import language_loss
 from cai_dist.models.causal import CausalModel
@@ -33,6 +34,6 @@ class LanguageWorker(TrainedWorker):
         self, model: Model, items: Sequence[TokenSequence], denominator: float
     ) -> tuple[Tensor, dict[str, Tensor]]:
         batch, weights = sequence_batch(items)
-        weights = weights.to(self.engine.device)
         logprobs = batch_logprobs(model, batch.to(self.engine.device), 1.0, wanted=weights != 0)
+        (weights,) = moved_together([weights], self.engine.device)
         return language_loss(logprobs, weights, denominator)

@@ -6,12 +6,11 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-import numpy as np
 from torch import Tensor
 
 from cai_dist.config.ppo import PpoConfig
 from cai_dist.config.training import Dtype, Layout
-from cai_dist.data.batches import response_rows, sample_batch, trajectory_batch
+from cai_dist.data.batches import TokenBatch, all_response_rows, sample_batch, trajectory_batch
 from cai_dist.distributed.process_group import listening_store
 from cai_dist.engines.protocols.training import Model
 from cai_dist.errors import WeightTransferError
@@ -23,7 +22,7 @@ from cai_dist.models.causal import CausalModel
 from cai_dist.models.load import load_causal
 from cai_dist.models.partition import Partition
 from cai_dist.types import Generation, KeepRemote, RankInfo, StepShard, TensorSpec, Trajectory, WeightPart, WeightPlan
-from cai_dist.types.ragged import Array, Ragged
+from cai_dist.types.ragged import Array
 from cai_dist.weight_sync.broadcast import Rendezvous, WeightSender
 from cai_dist.weight_sync.segments import SegmentSender, SegmentTicket
 from cai_dist.weight_sync.segments_cuda import collect
@@ -67,12 +66,12 @@ class PolicyWorker(TrainedWorker):
     def logprobs(self, shard: StepShard[Generation], temperature: float) -> KeepRemote[Array]:
         """Log-probabilities (nats) of the response tokens of each sample of this rank, in order; kept."""
 
-        def rows(model: Model, items: Sequence[Generation]) -> Ragged:
+        def rows(model: Model, items: Sequence[Generation]) -> tuple[TokenBatch, Tensor]:
             batch = sample_batch(items).to(self.engine.device)
-            return response_rows(batch, batch_logprobs(model, batch, temperature))
+            return batch.on_host, batch_logprobs(model, batch, temperature)
 
         samples = [sample for part in shard.micro_batches for sample in part]
-        found = Ragged.joined(self.engine.infer(shard.micro_batches, rows), np.float32)
+        found = all_response_rows(self.engine.infer(shard.micro_batches, rows))
         return kept_rows(self.info.role, samples, found)
 
     def reference_logprobs(self, shard: StepShard[Generation], temperature: float) -> KeepRemote[Array]:

@@ -19,7 +19,7 @@ from cai_dist.models.partition import Partition
 from cai_dist.models.scalar import ScalarHeadModel
 from cai_dist.types import LabelledPair, RankInfo, ScoredPair, StepShard
 from cai_dist.workers.base import TrainedWorker
-from cai_dist.workers.forward import last_token_scores
+from cai_dist.workers.forward import last_token_scores, pairs_of
 
 
 class PreferenceWorker(TrainedWorker):
@@ -41,17 +41,17 @@ class PreferenceWorker(TrainedWorker):
 
     def pair_scores(self, shard: StepShard[ScoredPair]) -> list[tuple[float, float]]:
         """Raw scores (logits) of both sides of each pair of this rank, in order."""
-        return [pair for part in self.engine.infer(shard.micro_batches, self._scores) for pair in part]
+        return pairs_of(self.engine.infer(shard.micro_batches, self._scores))
 
     def _loss(self, model: Model, items: Sequence[ScoredPair], denominator: float) -> tuple[Tensor, dict[str, Tensor]]:
         batch = pair_batch(items).to(self.engine.device)
         scores_a, scores_b = batch.split(last_token_scores(model, batch.tokens))
         return soft_preference_loss(scores_a, scores_b, batch.p_a, denominator, batch.valid, self._margin)
 
-    def _scores(self, model: Model, items: Sequence[ScoredPair]) -> list[tuple[float, float]]:
+    def _scores(self, model: Model, items: Sequence[ScoredPair]) -> Tensor:
+        """[pairs, 2]."""
         batch = pair_batch(items).to(self.engine.device)
-        scores_a, scores_b = batch.split(last_token_scores(model, batch.tokens))
-        return list(zip(scores_a.tolist(), scores_b.tolist(), strict=True))[: len(items)]
+        return torch.stack(batch.split(last_token_scores(model, batch.tokens)), dim=1)[: len(items)]
 
 
 class PretrainingWorker(TrainedWorker):
@@ -83,7 +83,8 @@ class PretrainingWorker(TrainedWorker):
         if not self._language_weight:
             scores = last_token_scores(model, tokens)
             return soft_preference_loss(*batch.split(scores), batch.p_a, denominator, batch.valid)
-        heads, logprobs = model(tokens.ids, tokens.lengths, tokens.response_mask)
+        host = tokens.on_host
+        heads, logprobs = model(tokens.ids, host.lengths, host.response_mask)
         ranking, metrics = soft_preference_loss(
             *batch.split(heads[tokens.last]), batch.p_a, denominator, batch.valid
         )  # fmt: skip

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from cai_dist.config.training import Dtype, Layout
 from cai_dist.data.batches import sequence_batch
+from cai_dist.data.device import moved_together
 from cai_dist.engines.protocols.training import Model
 from cai_dist.losses.rating import rating_loss
 from cai_dist.models.load import load_scalar
@@ -38,6 +39,7 @@ class RatingWorker(TrainedWorker):
         batch = sequence_batch(items)[0].to(self.engine.device)
         scores = last_token_scores(model, batch)
         # The stand-in of an empty micro-batch has a row, which counts for nothing.
-        ratings = torch.tensor([item.rating for item in items] or [0.0], dtype=torch.float32, device=scores.device)
+        given = torch.tensor([item.rating for item in items] or [0.0], dtype=torch.float32)
+        (ratings,) = moved_together([given], scores.device)
         valid = torch.full(ratings.shape, bool(items), dtype=torch.bool, device=scores.device)
         return rating_loss(scores, ratings, denominator, valid)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
-import numpy as np
+from torch import Tensor
 
 from cai_dist.config.run import TimeoutsConfig
 from cai_dist.config.training import Dtype, HeadDtype, Layout, ShardingConfig
-from cai_dist.data.batches import response_rows, sample_batch
+from cai_dist.data.batches import TokenBatch, all_response_rows, sample_batch
 from cai_dist.engines.protocols.training import Model
 from cai_dist.engines.training.frozen import build_scoring_engine, scoring_partition
 from cai_dist.experience.sample_checks import kept_rows
@@ -56,8 +56,8 @@ class ReferenceWorker(Worker):
         return self._engine.keep_on_device(parts)
 
     def _rows(self, shard: StepShard[Generation], temperature: float) -> Ragged:
-        def rows(model: Model, items: Sequence[Generation]) -> Ragged:
+        def rows(model: Model, items: Sequence[Generation]) -> tuple[TokenBatch, Tensor]:
             batch = sample_batch(items).to(self._engine.device)
-            return response_rows(batch, batch_logprobs(model, batch, temperature))
+            return batch.on_host, batch_logprobs(model, batch, temperature)
 
-        return Ragged.joined(self._engine.infer(shard.micro_batches, rows), np.float32)
+        return all_response_rows(self._engine.infer(shard.micro_batches, rows))

@@ -6,10 +6,12 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 import numpy as np
+from torch import Tensor
 
 from cai_dist.config.run import TimeoutsConfig
 from cai_dist.config.training import Dtype, Layout, ShardingConfig
 from cai_dist.data.batches import sample_batch
+from cai_dist.data.device import brought_together
 from cai_dist.data.thoughts import NO_THOUGHTS, ThoughtIds
 from cai_dist.engines.protocols.training import Model
 from cai_dist.engines.training.frozen import build_scoring_engine, scoring_partition
@@ -49,16 +51,16 @@ class RewardWorker(Worker):
         A response without the end token (cut off, or stopped by another token) gets it first: the model has only seen
         answers that end with it, and none with thoughts before them: those before the last answer are cut off.
         """
-        return [score for part in self._engine.infer(shard.micro_batches, self._scores) for score in part]
+        found = brought_together(self._engine.infer(shard.micro_batches, self._scores))
+        return [score for part in found for score in part.tolist()]
 
     def keep_on_device(self, parts: Collection[MemoryPart]) -> dict[MemoryPart, float]:
         """Keep exactly these parts of the memory on the device (`Worker.keep_on_device`)."""
         return self._engine.keep_on_device(parts)
 
-    def _scores(self, model: Model, items: Sequence[Generation]) -> list[float]:
+    def _scores(self, model: Model, items: Sequence[Generation]) -> Tensor:
         batch = sample_batch([self._closed(item) for item in items]).to(self._engine.device)
-        scores: list[float] = last_token_scores(model, batch).tolist()
-        return scores[: len(items)]
+        return last_token_scores(model, batch)[: len(items)]
 
     def _closed(self, item: Generation) -> Generation:
         _, last = item.turns()[-1]

@@ -9,7 +9,8 @@ import numpy as np
 from torch import Tensor
 
 from cai_dist.config.training import Dtype, Layout
-from cai_dist.data.batches import response_rows, sample_batch, trajectory_batch
+from cai_dist.data.batches import TokenBatch, all_response_rows, sample_batch, trajectory_batch
+from cai_dist.data.device import brought_together
 from cai_dist.engines.protocols.training import Model
 from cai_dist.experience.sample_checks import kept_rows
 from cai_dist.losses.value import value_loss
@@ -17,7 +18,7 @@ from cai_dist.models.load import load_scalar
 from cai_dist.models.partition import Partition
 from cai_dist.models.scalar import ScalarHeadModel
 from cai_dist.types import Generation, KeepRemote, RankInfo, StepShard, Trajectory
-from cai_dist.types.ragged import Array, Ragged
+from cai_dist.types.ragged import Array
 from cai_dist.workers.base import TrainedWorker
 from cai_dist.workers.forward import batch_values, values_and_last
 
@@ -43,7 +44,10 @@ class ValueWorker(TrainedWorker):
         """V of the state before each response token of each sample of this rank, in order, and, last, of the state
         after them: one number more than tokens; kept."""
         samples = [sample for part in shard.micro_batches for sample in part]
-        found = Ragged.joined(self.engine.infer(shard.micro_batches, self._values), np.float32)
+        parts = self.engine.infer(shard.micro_batches, self._values)
+        numbers = brought_together([found.float() for _, before, after in parts for found in (before, after)])
+        befores = all_response_rows([(batch, found) for (batch, _, _), found in zip(parts, numbers[::2], strict=True)])
+        found = befores.appended(np.concatenate([np.zeros(0, np.float32), *(after.numpy() for after in numbers[1::2])]))
         return kept_rows(self.info.role, samples, found, more=1)
 
     def _loss(self, model: Model, items: Sequence[Trajectory], denominator: float) -> tuple[Tensor, dict[str, Tensor]]:
@@ -52,7 +56,7 @@ class ValueWorker(TrainedWorker):
         mask = batch.tokens.response_mask
         return value_loss(values, batch.old_values, batch.returns, mask, self._clip, denominator)
 
-    def _values(self, model: Model, items: Sequence[Generation]) -> Ragged:
+    def _values(self, model: Model, items: Sequence[Generation]) -> tuple[TokenBatch, Tensor, Tensor]:
         batch = sample_batch(items).to(self.engine.device)
         before, after = values_and_last(model, batch)
-        return response_rows(batch, before).appended(after[: len(batch)].float().cpu().numpy())
+        return batch.on_host, before, after[: len(batch)]

@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from cai_dist.config.engine import EngineConfig
+from cai_dist.data.device import moved_together
 from cai_dist.engines.hf.forward import forward_arguments
 from cai_dist.engines.hf.kv_cache import keep_sequences, roomy_cache, roomy_layers
 from cai_dist.engines.hf.prefill_batches import PREFILL_TOKENS, cut_by_cost, left_padded, longest_first
@@ -23,6 +24,9 @@ from cai_dist.types import GenerateRequest
 
 ROOM = 128
 """Columns that the cache is made longer than it must be, so that it is not moved at every token."""
+LOOK_EVERY = {"cuda": 8}
+"""Tokens after which the host looks which responses have ended, by kind of device (others: 1). It waits for the device
+each time, and a row that has ended costs less than that until it is free."""
 REFILL_SHARE = 8
 """Free places are resolve, or given up where no prompt is left, once they are one in so many."""
 
@@ -40,8 +44,11 @@ class SlotDecoder:
         self._cache = roomy_cache(model.config, self._room)
         self._refillable = bool(roomy_layers(self._cache))
         self._width = 0  # columns of the cache
-        # Of each row: the prompt (None: it is free), the same as a tensor, tokens drawn, the last one, columns in use.
+        self._look_every, self._steps = LOOK_EVERY.get(self._device.type, 1), 0
+        # Of each row, as the host knows it: the prompt (None: it is free) and columns in use.
         self._slots: list[int | None] = []
+        self._used: list[int] = []
+        # Of each row, on the device: the prompt (`spare`: it is free), tokens drawn, the last one, columns in use.
         none = torch.zeros(0, dtype=torch.long, device=self._device)
         self._prompt, self._drawn, self._token, self._length = none, none, none, none
 
@@ -97,22 +104,20 @@ class SlotDecoder:
         ids, mask, positions = left_padded([self._prompts[i] for i in prompts], self._device)
         cache = roomy_cache(self._model.config, 0 if self._refillable else self._room)
         logits = self._forward(ids, mask, positions, cache)
-        index = torch.tensor(prompts, device=self._device)
+        (index,) = moved_together([torch.tensor(prompts)], self._device)
         tokens, ended = self._samples.draw(logits, index, torch.zeros_like(index))
-        going = (~ended).nonzero().squeeze(-1)
-        if len(going) == 0:
+        where = [place for place, gone in enumerate(ended.tolist()) if not gone]
+        if not where:
             return
-        where = going.tolist()
+        rows = self._take_rows([prompts[i] for i in where], height if self._refillable else 0)
+        going, target = moved_together([torch.tensor(where), torch.tensor(rows)], self._device)
         if self._refillable:
-            rows = self._take_rows([prompts[i] for i in where], height)
-            target = torch.tensor(rows, device=self._device)
             for layer, new in zip(roomy_layers(self._cache), roomy_layers(cache), strict=True):
                 layer.place(*new.sequences(going), target, len(self._slots), width)
             self._width = self._width or width
         else:
             keep_sequences(cache, going)
             self._cache, self._width = cache, ids.shape[1]
-            target = torch.tensor(self._take_rows([prompts[i] for i in where], 0), device=self._device)
         self._prompt[target], self._drawn[target] = index[going], 1
         self._token[target], self._length[target] = tokens[going], mask[going].sum(-1)
 
@@ -120,6 +125,7 @@ class SlotDecoder:
         """Free rows for these prompts; there are `height` rows afterwards, or as many as they need."""
         missing = max(height - len(self._slots), len(prompts) - (len(self._slots) - self._running), 0)
         self._slots += [None] * missing
+        self._used += [0] * missing
         spare = torch.full((missing,), self._samples.spare, device=self._device)
         self._prompt = torch.cat([self._prompt, spare])
         self._drawn, self._token, self._length = (
@@ -127,7 +133,7 @@ class SlotDecoder:
         )
         rows = [row for row, slot in enumerate(self._slots) if slot is None][: len(prompts)]
         for row, prompt in zip(rows, prompts, strict=True):
-            self._slots[row] = prompt
+            self._slots[row], self._used[row] = prompt, len(self._prompts[prompt])
         return rows
 
     # ---- one token more
@@ -139,14 +145,26 @@ class SlotDecoder:
         logits = self._forward(self._token.unsqueeze(-1), mask, self._length.unsqueeze(-1), self._cache)
         self._width += 1
         self._token, ended = self._samples.draw(logits, self._prompt, self._drawn)
-        going = self._prompt != self._samples.spare
-        self._length, self._drawn = self._length + going, self._drawn + going
-        done = (ended & going).nonzero().squeeze(-1)
-        if len(done) == 0:
+        going = (self._prompt != self._samples.spare) & ~ended
+        self._prompt = self._prompt.where(going, self._samples.spare)
+        self._length, self._drawn = (self._length + 1) * going, (self._drawn + 1) * going
+        self._used = [used + (slot is not None) for used, slot in zip(self._used, self._slots, strict=True)]
+        self._steps += 1
+        if self._steps % self._look_every == 0 or self._full:
+            self._look()
+
+    @property
+    def _full(self) -> bool:
+        """Whether a response has as many tokens as it may have: then it has ended, whatever they are."""
+        rows = zip(self._slots, self._used, strict=True)
+        return any(slot is not None and used >= len(self._prompts[slot]) + self._new - 1 for slot, used in rows)
+
+    def _look(self) -> None:
+        """See which rows have become free: the host waits for the device."""
+        free = [prompt == self._samples.spare for prompt in self._prompt.tolist()]
+        if all(slot is None for slot, gone in zip(self._slots, free, strict=True) if gone):
             return
-        for row in done.tolist():
-            self._slots[row] = None
-        self._prompt[done], self._drawn[done], self._length[done] = self._samples.spare, 0, 0
+        self._slots = [None if gone else slot for slot, gone in zip(self._slots, free, strict=True)]
         self._drop_columns()
 
     def _forward(self, ids: Tensor, mask: Tensor, positions: Tensor, cache: DynamicCache) -> Tensor:
@@ -159,7 +177,8 @@ class SlotDecoder:
 
     def _clear(self) -> None:
         """An empty cache without rows."""
-        self._cache, self._width, self._slots = roomy_cache(self._model.config, self._room), 0, []
+        self._cache, self._width = roomy_cache(self._model.config, self._room), 0
+        self._slots, self._used = [], []
         self._prompt, self._drawn, self._token, self._length = (
             state[:0] for state in (self._prompt, self._drawn, self._token, self._length)
         )
@@ -167,8 +186,8 @@ class SlotDecoder:
     def _shrink(self) -> None:
         """Free rows leave the batch and its cache."""
         kept = [row for row, slot in enumerate(self._slots) if slot is not None]
-        self._slots = [self._slots[row] for row in kept]
-        rows = torch.tensor(kept, dtype=torch.long, device=self._device)
+        self._slots, self._used = [self._slots[row] for row in kept], [self._used[row] for row in kept]
+        (rows,) = moved_together([torch.tensor(kept, dtype=torch.long)], self._device)
         self._prompt, self._drawn, self._token, self._length = (
             state[rows] for state in (self._prompt, self._drawn, self._token, self._length)
         )
@@ -178,7 +197,7 @@ class SlotDecoder:
         """Forget the columns before the longest sequence."""
         if not self._refillable or not self._running:
             return
-        longest = int(self._length.max())
+        longest = max(used for used, slot in zip(self._used, self._slots, strict=True) if slot is not None)
         for layer in roomy_layers(self._cache):
             layer.drop_columns(self._width - longest)
         self._width = longest

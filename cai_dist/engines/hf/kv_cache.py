@@ -14,9 +14,8 @@ from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache
 from transformers.cache_utils import DynamicLayer
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
 
-from cai_dist.models.attention import refuse_swallowed, use_exact_attention
+from cai_dist.models.attention import exact_mask, refuse_swallowed, use_exact_attention
 
 NAME = "cai_dist_decode"
 """Under which transformers knows the attention, with the masks of its `sdpa`."""
@@ -34,6 +33,12 @@ class RoomyLayer(DynamicLayer):
         self._room = room
         self._start = 0
         self._buffers: list[Tensor] = []
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Empty keys and values; those of `DynamicLayer` would be copies to the device."""
+        self.dtype, self.device = key_states.dtype, key_states.device
+        self.keys, self.values = key_states.new_empty(0), value_states.new_empty(0)
+        self.is_initialized = True
 
     @property
     def allocated(self) -> tuple[int, int]:
@@ -159,4 +164,4 @@ def decode_attention(
 
 
 AttentionInterface.register(NAME, decode_attention)
-AttentionMaskInterface.register(NAME, sdpa_mask)
+AttentionMaskInterface.register(NAME, exact_mask)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from cai_dist.config.engine import EngineConfig
+from cai_dist.data.device import brought_together, moved_together
 from cai_dist.engines.hf.forward import forward_arguments
 from cai_dist.engines.hf.prefill_batches import PREFILL_TOKENS, cut_by_cost, left_padded, longest_first
 from cai_dist.types import LabelRequest
@@ -26,7 +27,10 @@ def label_logprobs(model: Any, config: EngineConfig, request: LabelRequest) -> l
     sequences = [request.prompts[i] + head for i, head in owners]
     order = longest_first(sequences)
     keep = max((len(label) for label in request.labels), default=1)
-    found: dict[tuple[int, tuple[int, ...]], float] = {}
+    columns = dict(
+        zip(request.labels, moved_together([torch.tensor(x) for x in request.labels], model.device), strict=True)
+    )
+    found: dict[tuple[int, tuple[int, ...]], Tensor] = {}
     lengths = [len(sequences[i]) for i in order]
     for batch in cut_by_cost(lengths, config.max_rows, config.max_tokens or PREFILL_TOKENS):
         part = order[batch]
@@ -35,8 +39,9 @@ def label_logprobs(model: Any, config: EngineConfig, request: LabelRequest) -> l
             prompt, head = owners[i]
             for label in request.labels:
                 if label[:-1] == head:
-                    found[prompt, label] = _label_logprob(tail, label)
-    return [tuple(found[i, label] for label in request.labels) for i in range(len(request.prompts))]
+                    found[prompt, label] = _label_logprob(tail, columns[label])
+    numbers = dict(zip(found, torch.cat(brought_together(list(found.values()))).tolist(), strict=True)) if found else {}
+    return [tuple(numbers[i, label] for label in request.labels) for i in range(len(request.prompts))]
 
 
 def _tail_logprobs(model: Any, sequences: Sequence[tuple[int, ...]], keep: int) -> Tensor:
@@ -47,7 +52,6 @@ def _tail_logprobs(model: Any, sequences: Sequence[tuple[int, ...]], keep: int) 
     return torch.log_softmax(logits.float(), -1)
 
 
-def _label_logprob(tail: Tensor, label: tuple[int, ...]) -> float:
-    """Summed log-probability of `label`; rows [-n:] of `tail` [keep, V] predict its n tokens."""
-    columns = torch.tensor(label, device=tail.device).unsqueeze(-1)
-    return float(tail[-len(label) :].gather(-1, columns).double().sum())
+def _label_logprob(tail: Tensor, label: Tensor) -> Tensor:
+    """Summed log-probability (float64 []) of a label [n]; rows [-n:] of `tail` [keep, V] predict its tokens."""
+    return tail[-len(label) :].gather(-1, label.unsqueeze(-1)).double().sum()

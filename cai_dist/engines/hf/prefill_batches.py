@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from cai_dist.data.device import moved_together
 from cai_dist.errors import DataError
 
 PREFILL_TOKENS = 8192
@@ -18,10 +19,11 @@ _PADDING = 256
 def left_padded(sequences: Sequence[tuple[int, ...]], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """Ids, attention mask and positions, long [B, T] each; every sequence ends in the last column."""
     width = max(len(sequence) for sequence in sequences)
-    ids = torch.tensor([(0,) * (width - len(s)) + tuple(s) for s in sequences], device=device)
-    lengths = torch.tensor([len(s) for s in sequences], device=device)
-    positions = torch.arange(width, device=device) - (width - lengths).unsqueeze(-1)
-    return ids, (positions >= 0).long(), positions.clamp(min=0)
+    ids = torch.tensor([(0,) * (width - len(s)) + tuple(s) for s in sequences])
+    lengths = torch.tensor([len(s) for s in sequences])
+    positions = torch.arange(width) - (width - lengths).unsqueeze(-1)
+    ids, mask, positions = moved_together([ids, (positions >= 0).long(), positions.clamp(min=0)], device)
+    return ids, mask, positions
 
 
 def longest_first(sequences: Sequence[tuple[int, ...]]) -> list[int]:

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cai_dist.data.device import brought_together, moved_together
 from cai_dist.engines.hf.sampling import draw, request_uniforms, sampling_logprobs
 from cai_dist.types import GenerateRequest, Generation
 
@@ -21,8 +22,13 @@ class Samples:
         self.spare = count
         self._prompts, self._sampling = request.prompts, sampling
         uniforms = _uniforms(request)
-        self._uniforms = torch.cat([uniforms, uniforms.new_zeros(1, sampling.max_new_tokens)]).to(device)
-        self._stops = torch.tensor(sampling.stop_ids, dtype=torch.long, device=device)
+        self._uniforms, self._stops = moved_together(
+            [
+                torch.cat([uniforms, uniforms.new_zeros(1, sampling.max_new_tokens)]),
+                torch.tensor(sampling.stop_ids, dtype=torch.long),
+            ],
+            device,
+        )
         shape = count + 1, sampling.max_new_tokens
         self._tokens = torch.zeros(shape, dtype=torch.long, device=device)
         self._logprobs = torch.zeros(shape, device=device)
@@ -37,14 +43,17 @@ class Samples:
         self._tokens[prompts, positions] = chosen
         self._logprobs[prompts, positions] = distribution.gather(-1, chosen.unsqueeze(-1)).squeeze(-1)
         self._lengths[prompts] = positions + 1
-        stopped = torch.isin(chosen, self._stops)
+        stopped = (chosen.unsqueeze(-1) == self._stops).any(-1)
         self._stopped[prompts] = stopped
         return chosen, stopped | (positions + 1 == self._sampling.max_new_tokens)
 
     def generations(self, weight_version: int) -> list[Generation]:
         """The responses in the order of the request; all must have ended."""
-        ids, scores = (column[: self.spare].cpu().numpy() for column in (self._tokens.int(), self._logprobs))
-        ends = zip(self._lengths[: self.spare].tolist(), self._stopped[: self.spare].tolist(), strict=True)
+        columns = [column[: self.spare] for column in (self._tokens, self._lengths, self._stopped.long())]
+        tokens, lengths, marks = brought_together(columns)
+        ids = tokens.view(self.spare, self._sampling.max_new_tokens).int().numpy()
+        scores = self._logprobs[: self.spare].cpu().numpy()
+        ends = zip(lengths.tolist(), marks.tolist(), strict=True)
         return [
             Generation(
                 np.array(prompt, np.int32),

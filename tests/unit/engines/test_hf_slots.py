@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, MistralConfig, MistralForCausalLM
 
 from cai_dist.config.engine import EngineConfig
+from cai_dist.engines.hf import continuous_batching
 from cai_dist.engines.hf.kv_cache import RoomyLayer
 from cai_dist.engines.hf.prefill_batches import cut_by_cost, longest_first
 from cai_dist.engines.hf.rollout import HfRolloutEngine
@@ -87,6 +88,16 @@ def test_one_prompt_at_a_time_is_the_same_as_many(engine: HfRolloutEngine, tempe
         alone = replace(request, prompts=(request.prompts[i],), first=i)
         same(limited(engine, max_rows=1).generate(alone), [made[i]])
     same(made, limited(engine, max_rows=1).generate(request))
+
+
+@pytest.mark.parametrize("every", [3, 7, 50])
+def test_when_the_host_looks_changes_no_token(
+    engine: HfRolloutEngine, monkeypatch: pytest.MonkeyPatch, every: int
+) -> None:
+    request = request_of([9, 3, 14, 1, 6, 6, 11, 2])
+    expected = limited(engine, max_rows=3).generate(request)
+    monkeypatch.setattr(continuous_batching, "LOOK_EVERY", {"cpu": every})
+    same(limited(engine, max_rows=3).generate(request), expected)
 
 
 def test_logprobs_are_those_of_a_pass_over_the_whole_sequence(engine: HfRolloutEngine, folder: str) -> None:

@@ -122,6 +122,14 @@ def test_value_loss_by_hand(value: float, loss: float, cut: float) -> None:
     assert values.grad.item() == pytest.approx(0.0 if cut else value - 1)
 
 
+def test_no_value_inside_the_clip_counts_as_cut_off() -> None:
+    draw = torch.Generator().manual_seed(0)
+    old, values, returns = ((torch.rand(1000, generator=draw) - 0.5) * width for width in (0.19, 0.19, 4.0))
+    assert (old + (values - old) != values).any(), "rounding is what this is about"
+    metrics = value_loss(values, old, returns, torch.ones(1000, dtype=torch.bool), 0.2, 1.0)[1]
+    assert metrics["clip_fraction"].item() == 0.0
+
+
 # what must hold for all
 
 

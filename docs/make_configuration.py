@@ -74,6 +74,7 @@ SECTIONS = {
     "TrainConfig": "Training",
     "OptimizerConfig": "Optimizer",
     "ShardingConfig": "Sharding",
+    "ScoringConfig": "Sharded scoring",
     "SamplingConfig": "Sampling",
     "PromptSource": "Prompt source",
     "DataSource": "Data source",
@@ -158,10 +159,11 @@ def _rows(
         elif inner in shared:
             title = SECTIONS[inner.__name__]
             link = f"[{title}](#{title.lower().replace(' ', '-')})"
+            text, absent = isinstance(field.default, str), field.default is None
             yield (
                 f"`{prefix}{name}`",
-                _default(field) if isinstance(field.default, str) else _difference(field, inner),
-                f"text or {link}" if isinstance(field.default, str) else "section",
+                _default(field) if text or absent else _difference(field, inner),
+                f"text or {link}" if text else "section or null" if absent else "section",
                 _cell(meaning(model, name)) or f"See {link}.",
             )
         elif not only_values:

@@ -70,7 +70,7 @@ class ScoringConfig(Section):
     """Path of a DeepSpeed JSON with "auto" values; default: the packaged `ds_configs/zero3_score.json`."""
 
     def sharding(self, micro_batch: int) -> ShardingConfig:
-        """The same as for a trained role, in passes of `micro_batch` sequences."""
+        """The settings of a sharded model in the form that trained roles have, in passes of `micro_batch` sequences."""
         return ShardingConfig(ranks=self.ranks, zero=self.zero, ds_config=self.ds_config, micro_batch=micro_batch)
 
 

@@ -25,8 +25,9 @@ class ZeroPartition:
 
     @contextmanager
     def construction(self) -> Iterator[None]:
-        """See `Partition`. DeepSpeed says where tensors are made, and not of which type: a model in half precision has
-        buffers in full (the frequencies of rotary embeddings), and DeepSpeed would make these half, too."""
+        """A block in which models are made cut (`Partition`). DeepSpeed says where tensors are made, and not of which
+        type: a model in half precision has buffers in full (the frequencies of rotary embeddings), and DeepSpeed would
+        make these half, too."""
         zero = self._deepspeed.zero
         overrides = [zero.DeepSpeedTensorOverride.device]
         with (
@@ -36,7 +37,7 @@ class ZeroPartition:
             yield
 
     def everywhere(self, here: bool) -> bool:
-        """See `Partition`."""
+        """Whether it is so on all ranks, by an all-reduce."""
         flag = torch.tensor([int(here)], device=worker_device())
         dist.all_reduce(flag, op=dist.ReduceOp.MIN)
         return bool(flag.item())

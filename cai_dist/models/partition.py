@@ -1,7 +1,8 @@
 """Parameters that no process holds whole: how ZeRO-3 cuts them, and how numbers get into them without a gather.
 
 DeepSpeed cuts a flattened parameter of n elements into slices of ceil(n / ranks), the last one padded, and keeps a
-rank's slice in `ds_tensor` (partition_parameters.py, `_partition_param`); a small one is whole on every rank, too.
+rank's slice in `ds_tensor` (partition_parameters.py, `_partition_param`). What it keeps whole on every rank, since it is
+small, it gathers itself later.
 """
 
 from __future__ import annotations
@@ -59,8 +60,6 @@ def change(parameter: Any, new: Callable[[Tensor, int], Tensor], partition: Part
     start = min(partition.rank * size, parameter.ds_numel)
     mine = held(parameter)[: min(size, parameter.ds_numel - start)]
     mine.copy_(new(mine, start))
-    if parameter.data.numel() == parameter.ds_numel:  # small: whole on every rank, too
-        parameter.data.copy_(new(parameter.data.reshape(-1), 0).view(parameter.data.shape))
 
 
 @torch.no_grad()

@@ -93,6 +93,10 @@ def test_dropout_is_drawn_once(model: str, tmp_path: Path) -> None:
 
 def test_auto_is_for_gpus_and_what_cannot_be_checkpointed_is_refused() -> None:
     hf = torch.nn.Linear(2, 2)  # no layer of transformers' in it
+    llama = next(one for one in ARCHITECTURES if one.name == "Llama 3").network()
+    assert not use_checkpointing(llama, ShardingConfig(), on_gpu=False)
+    assert not use_checkpointing(llama, ShardingConfig(gradient_checkpointing=False), on_gpu=True)
+    assert use_checkpointing(llama, ShardingConfig(), on_gpu=True)
     automatic, asked = ShardingConfig(), ShardingConfig(gradient_checkpointing=True)
     assert automatic.checkpoints(on_gpu=True) and not automatic.checkpoints(on_gpu=False)
     assert not use_checkpointing(hf, automatic, on_gpu=True)

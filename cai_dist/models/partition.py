@@ -1,8 +1,8 @@
 """Parameters that no process holds whole: how ZeRO-3 cuts them, and how numbers get into them without a gather.
 
 DeepSpeed cuts a flattened parameter of n elements into slices of ceil(n / ranks), the last one padded, and keeps a
-rank's slice in `ds_tensor` (partition_parameters.py, `_partition_param`). What it keeps whole on every rank, since it is
-small, it gathers itself later.
+rank's slice in `ds_tensor` (partition_parameters.py, `_partition_param`). What is so small that every rank keeps it
+whole it gathers itself, later.
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from tests.mutants.runner import run_all
@@ -28,6 +29,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--name", action="append", default=[], help="only this mutant; repeatable")
     parser.add_argument("--quick", action="store_true", help="only the handful that takes less than a minute")
     parser.add_argument("--table", type=Path, default=TABLE, help="another table: a TOML file or a folder of them")
+    parser.add_argument("--jobs", type=int, default=1, help="so many mutants at a time (default 1)")
+    parser.add_argument("--patience", type=float, default=1.0, help="multiplies every deadline: for a busy machine")
     asked = parser.parse_args(arguments)
     try:
         mutants = chosen(load(asked.table).mutants, asked.row, asked.name, asked.quick)
@@ -37,7 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not mutants:
         print("no mutant of the table fits", file=sys.stderr)
         return 2
-    return 0 if run_all(mutants, lambda line: print(line, flush=True)) else 1
+    say = partial(print, flush=True)
+    return 0 if run_all(mutants, say, jobs=max(1, asked.jobs), patience=asked.patience) else 1
 
 
 if __name__ == "__main__":

@@ -12,10 +12,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
+from queue import SimpleQueue
 
 from tests.mutants.recorder import RECORD
 from tests.mutants.table import ROOT, Mutant, TableError
@@ -189,23 +191,44 @@ def try_mutant(mutant: Mutant, folder: Path) -> Verdict:
     return Verdict(verdict.outcome, verdict.reason, time.monotonic() - began)
 
 
-def run_all(mutants: Sequence[Mutant], say: Callable[[str], None], root: Path = ROOT) -> bool:
-    """Try every mutant, one line each; true where all were killed and the tests were green before."""
+def run_all(
+    mutants: Sequence[Mutant], say: Callable[[str], None], root: Path = ROOT, jobs: int = 1, patience: float = 1.0
+) -> bool:
+    """Try every mutant, one line each; true where all were killed and the tests were green before.
+
+    `jobs` mutants are tried at a time, each in a copy of its own; `patience` multiplies every deadline.
+    """
     nodes = sorted({node for mutant in mutants for node in mutant.tests})
     if not nodes:  # pytest without names would run everything
         say("nothing to do")
         return False
     counts = dict.fromkeys(Outcome, 0)
-    with copied_tree(root) as folder:
-        if problems := check_baseline(folder, nodes):
+    with ExitStack() as copies:
+        folders: SimpleQueue[Path] = SimpleQueue()
+        first = copies.enter_context(copied_tree(root))
+        if problems := check_baseline(first, nodes, BASELINE_DEADLINE * patience):
             say("\n".join(["the tests must pass before anything is mutated:", *problems]))
             return False
         say(f"{len(nodes)} tests pass unmutated; {len(mutants)} mutants")
-        for mutant in mutants:
-            verdict = try_mutant(mutant, folder)
-            counts[verdict.outcome] += 1
-            rows = ",".join(map(str, mutant.rows))
-            reason = f"  {verdict.reason}" if verdict.reason else ""
-            say(f"{verdict.outcome:<8}  row {rows:<6} {mutant.name:<40} {verdict.seconds:5.1f} s{reason}")
+        for folder in (first, *(copies.enter_context(copied_tree(root)) for _ in range(jobs - 1))):
+            folders.put(folder)
+
+        def tried(mutant: Mutant) -> Verdict:
+            folder = folders.get()
+            try:
+                return try_mutant(replace(mutant, deadline=mutant.deadline * patience), folder)
+            finally:
+                folders.put(folder)
+
+        with ThreadPoolExecutor(jobs) as pool:
+            for mutant, verdict in zip(mutants, pool.map(tried, mutants), strict=True):
+                counts[verdict.outcome] += 1
+                say(_line(mutant, verdict))
     say(", ".join(f"{count} {outcome.lower()}" for outcome, count in counts.items()))
     return counts[Outcome.KILLED] == len(mutants)
+
+
+def _line(mutant: Mutant, verdict: Verdict) -> str:
+    rows = ",".join(map(str, mutant.rows))
+    reason = f"  {verdict.reason}" if verdict.reason else ""
+    return f"{verdict.outcome:<8}  row {rows:<6} {mutant.name:<40} {verdict.seconds:5.1f} s{reason}"

@@ -26,6 +26,18 @@ class VllmConfig(Section):
     """Share of a GPU's memory that one engine may take, weights and keys and values together."""
     enforce_eager: bool = True
     """No compiled graphs: an engine starts in seconds; False is faster on a GPU once it has started."""
+    tensor_parallel: int = Field(1, ge=1)
+    """Processes that hold one engine's model together, every matrix cut into so many parts. Each has the `gpus` and
+    `cpus` that a worker of the role has, and all of them are on one host."""
+    pipeline_parallel: int = Field(1, ge=1)
+    """Groups of `tensor_parallel` processes that hold one engine's layers one after the other, on one host, too."""
+    expert_parallel: bool = False
+    """A mixture of experts: whole experts on each process, in place of a part of every expert."""
+
+    @property
+    def processes(self) -> int:
+        """Processes of one engine."""
+        return self.tensor_parallel * self.pipeline_parallel
 
 
 class EngineConfig(Section):
@@ -41,6 +53,11 @@ class EngineConfig(Section):
     max_tokens: int | None = Field(None, ge=1)
     """Bound on rows x columns of the keys and values of the `hf` engine; default: rows alone are bounded."""
     vllm: VllmConfig = VllmConfig()
+
+    @property
+    def processes(self) -> int:
+        """Processes that one engine is made of."""
+        return self.vllm.processes if self.backend == "vllm" else 1
 
     @property
     def leaves_nothing(self) -> bool:

@@ -85,7 +85,7 @@ def _new_file(size: int) -> int:
             raise
     except OSError as error:
         raise ConfigError(
-            f"ppo.transfer=shared_memory: no segment of {size / 2**20:.0f} MiB in {FOLDER} ({error.strerror}); make it "
-            "larger (--shm-size of a container) or set ppo.transfer=object_store"
+            f"shared memory for weights: no segment of {size / 2**20:.0f} MiB in {FOLDER} ({error.strerror}); make it "
+            "larger (--shm-size of a container), or set ppo.transfer=object_store"
         ) from error
     return file

@@ -7,7 +7,6 @@ tensor in a model and many in a file). Transformers turns one into the other; he
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,14 +14,12 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers.core_model_loading import revert_weight_conversion
 
 from cai_dist.errors import CaiError
+from cai_dist.models.checkpoint_names import groups_by_layer, to_checkpoint
 from cai_dist.models.tensors import spec_of
 from cai_dist.types import TensorSpec
 from cai_dist.weight_sync.protocol import buckets
-
-_LAYER = re.compile(r"^(.*?\.\d+)\.")
 
 
 class WeightFiles:
@@ -39,11 +36,8 @@ class WeightFiles:
         self._hf, self._folder, self._dtype = hf, folder, dtype
         unwanted = set(hf._keys_to_ignore_on_save or ())
         outlines = {spec.name: self._outline(spec) for spec in specs if spec.name not in unwanted}
-        self.groups = _by_layer(list(outlines))
-        whole = revert_weight_conversion(hf, dict(outlines))
-        written = [self._reverted({name: outlines[name] for name in group}) for group in self.groups]
-        if sorted(name for part in written for name in part) != sorted(whole):  # a conversion across layers
-            self.groups, written = [list(outlines)], [whole]
+        self.groups = groups_by_layer(hf, outlines)
+        written = [to_checkpoint(hf, {name: outlines[name] for name in group}) for group in self.groups]
         entries = [spec_of(name, tensor) for part in written for name, tensor in part.items()]
         self._files = [[spec.name for spec in bucket] for bucket in buckets(entries, max_bytes)]
         self._size = sum(spec.nbytes for spec in entries)
@@ -52,7 +46,7 @@ class WeightFiles:
 
     def add(self, tensors: Mapping[str, Tensor]) -> None:
         """Take the whole tensors of the next group, on the CPU; files that are then complete are written."""
-        for name, tensor in self._reverted(tensors).items():
+        for name, tensor in to_checkpoint(self._hf, tensors).items():
             self._waiting[name] = tensor.to(self._dtype or tensor.dtype).contiguous()
         while self._done < len(self._files) and all(name in self._waiting for name in self._files[self._done]):
             names = self._files[self._done]
@@ -86,16 +80,3 @@ class WeightFiles:
         dtype = getattr(torch, spec.dtype)
         asked = self._dtype if self._dtype is not None and dtype.is_floating_point else dtype
         return torch.empty(spec.shape, dtype=asked, device="meta")
-
-    def _reverted(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        found: dict[str, Tensor] = revert_weight_conversion(self._hf, dict(tensors))
-        return found
-
-
-def _by_layer(names: Sequence[str]) -> list[list[str]]:
-    """Names with the same path up to a layer's number together, all others each alone, in their order."""
-    groups: dict[str, list[str]] = {}
-    for name in names:
-        found = _LAYER.match(name)
-        groups.setdefault(found.group(1) if found else name, []).append(name)
-    return list(groups.values())

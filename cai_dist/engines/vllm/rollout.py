@@ -7,19 +7,24 @@ and the logits, so that a request gives the same samples on any worker.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import Tensor
+from transformers import PreTrainedModel
 from vllm import SamplingParams as VllmSampling
 
 from cai_dist.config.engine import EngineConfig
 from cai_dist.config.training import Dtype
 from cai_dist.engines.hf.prefill_batches import refuse_empty
 from cai_dist.engines.protocols.rollout import EngineStatus
-from cai_dist.engines.vllm.setup import MAX_TOKENS_SCORED, on_cpu, parameters_of, start_vllm, stop_vllm
+from cai_dist.engines.vllm.handover import share
+from cai_dist.engines.vllm.setup import MAX_TOKENS_SCORED, on_cpu, outline_of, start_vllm, stop_vllm
+from cai_dist.engines.vllm.weight_backend import MAKE_ROOM
 from cai_dist.errors import DataError, StaleEngineError, WeightTransferError
+from cai_dist.models.checkpoint_names import to_checkpoint
 from cai_dist.models.load import refuse_non_finite_files
 from cai_dist.models.tensors import TORCH_DTYPES, read_only_tensor
 from cai_dist.types import Finish, GenerateRequest, Generation, LabelRequest, TensorSpec, WeightPart
@@ -43,6 +48,7 @@ class VllmRolloutEngine:
         self._source = ""
         self._status: EngineStatus = "empty"
         self._ledger: TransferLedger | None = None
+        self._outline: PreTrainedModel
         self._updating = False
         """vLLM is between `start_weight_update` and `finish_weight_update`."""
 
@@ -54,6 +60,7 @@ class VllmRolloutEngine:
         if not self._require_sync:
             refuse_non_finite_files(Path(path))
         self._start(random_weights=self._require_sync)
+        self._outline = outline_of(path, self._dtype)
         if self._require_sync:
             self._status = "stale"
         else:
@@ -166,7 +173,7 @@ class VllmRolloutEngine:
             raise WeightTransferError(f"weight version {version}: the engine is {self._status} and cannot receive it")
         self._status, self._ledger, self.weight_version = "stale", None, -1
         ledger = TransferLedger(version, manifest)
-        refuse_other_model(parameters_of(self._source, self._dtype), ledger)
+        refuse_other_model(dict(self._outline.named_parameters()), ledger)
         if self._updating:
             self._stop()
             self._start(random_weights=True)
@@ -183,7 +190,7 @@ class VllmRolloutEngine:
         arrays = whole_tensors(tuple(ledger.specs.values()), parts)
         dtype = TORCH_DTYPES[self._dtype]  # the manifest's is the same: that was checked at the beginning
         tensors = {name: read_only_tensor(array, dtype) for name, array in arrays.items()}
-        self._llm.update_weights({"update_info": {"tensors": tensors}})
+        self._hand_over(to_checkpoint(self._outline, tensors))
         self._ledger = ledger
 
     def finish_weights(self, version: int) -> None:
@@ -198,11 +205,21 @@ class VllmRolloutEngine:
             raise WeightTransferError(f"weight version {version}: vLLM did not give up its prefix cache")
         self._status, self.weight_version = "ready", version
 
+    def _hand_over(self, tensors: Mapping[str, Tensor]) -> None:
+        if self._config.processes == 1:
+            self._llm.update_weights({"update_info": {"tensors": tensors}})
+            return
+        shared, memory = share(tensors)
+        self._llm.update_weights({"update_info": {"tensors": shared}})
+        del memory  # every process has mapped it
+
     # ---- the engine below
 
     def _start(self, *, random_weights: bool) -> None:
         self._llm = start_vllm(self._source, self._dtype, self._config, random_weights=random_weights)
         self._llm.init_weight_transfer_engine({"init_info": {}})
+        if on_cpu() and self._config.vllm.pipeline_parallel > 1:
+            self._llm.collective_rpc(MAKE_ROOM)
 
     def _stop(self) -> None:
         llm, self._llm = self._llm, None

@@ -9,12 +9,13 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from cai_dist.config.engine import EngineConfig
 from cai_dist.config.training import Dtype
 from cai_dist.errors import DataError
 from cai_dist.models.adapter import read_adapter
+from cai_dist.models.checkpoint_names import converts_alone
 from cai_dist.models.export import save_model
 from cai_dist.models.load import load_config, load_hf_causal
 from cai_dist.models.tensors import TORCH_DTYPES
@@ -67,12 +68,18 @@ def stop_vllm(llm: LLM) -> None:
     gc.collect()
 
 
-def parameters_of(source: str, dtype: Dtype) -> dict[str, torch.Tensor]:
-    """Name -> parameter, without memory, of the transformers model in `source`. vLLM fuses and renames its own; what
-    arrives by transfer has these names. Raises DataError."""
+def outline_of(source: str, dtype: Dtype) -> PreTrainedModel:
+    """The transformers model in `source` without memory. vLLM fuses and renames its parameters; what arrives by
+    transfer has the names of this model. Raises DataError."""
     config = load_config(_base(source))
     with torch.device("meta"):
-        return dict(AutoModelForCausalLM.from_config(config, dtype=TORCH_DTYPES[dtype]).named_parameters())
+        hf: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=TORCH_DTYPES[dtype])
+    if not converts_alone(hf, dict(hf.named_parameters())):
+        raise DataError(
+            f"{source}: several of its tensors together make one of its checkpoint, so that vLLM cannot be given new "
+            "weights tensor by tensor; set engine.backend=hf"
+        )
+    return hf
 
 
 def _base(source: str) -> str:
@@ -87,6 +94,7 @@ def _llm(model: str, dtype: Dtype, config: EngineConfig, load_format: str) -> LL
         # A prompt is read in one pass: of one read in parts vLLM wants to wind the row's generator back, which a
         # generator of the CPU cannot do.
         memory = {"kv_cache_memory_bytes": int(config.vllm.kv_cache_gb * 2**30), "enable_chunked_prefill": False}
+    split = config.vllm
     try:
         return LLM(
             model=str(Path(model)) if Path(model).is_dir() else model,
@@ -100,8 +108,12 @@ def _llm(model: str, dtype: Dtype, config: EngineConfig, load_format: str) -> LL
             max_logprobs=MAX_TOKENS_SCORED,
             logprobs_mode="processed_logprobs",
             enable_prefix_caching=True,
-            enforce_eager=config.vllm.enforce_eager,
-            distributed_executor_backend="uni",
+            enforce_eager=split.enforce_eager,
+            tensor_parallel_size=split.tensor_parallel,
+            pipeline_parallel_size=split.pipeline_parallel,
+            enable_expert_parallel=split.expert_parallel,
+            distributed_executor_backend="mp" if split.processes > 1 else "uni",
+            worker_extension_cls=weight_backend.EXTENSION,
             weight_transfer_config=WeightTransferConfig(backend=weight_backend.NAME),
             disable_log_stats=True,
             seed=0,

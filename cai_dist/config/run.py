@@ -108,8 +108,8 @@ class ClusterConfig(Section):
     """On a local cluster of a Linux machine without GPUs workers are forks of one process that has imported torch: they
     start in a second or two in place of ten. Not with `engine.backend: vllm`, nor on other clusters."""
     threads: Literal["auto"] | Annotated[int, Field(ge=1)] = "auto"
-    """CPU threads of each worker process. `auto`: the workers that compute at the same time share the machine's cores (or
-    OMP_NUM_THREADS, where that is less); on a cluster that others have started a worker has as many as `cpus`."""
+    """CPU threads of each worker process. `auto`: the workers that compute at the same time share the machine's cores
+    (or OMP_NUM_THREADS, where that is less); on a cluster that others have started a worker has as many as `cpus`."""
     cpus: float = Field(0.25, gt=0)
     """Logical CPUs of one worker of every stage but PPO (which has its own placement)."""
     gpus: float = Field(0.0, ge=0)

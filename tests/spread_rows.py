@@ -1,0 +1,103 @@
+"""Packed rows that several ranks compute together, compared with one rank that computes them alone; run by
+`tests.two_ranks`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from cai_dist.config.training import LoraConfig, OptimizerConfig, ShardingConfig
+from cai_dist.distributed.sequence_group import NeighbourGroup
+from cai_dist.errors import ConfigError
+from cai_dist.models import sequence_parallel
+from cai_dist.models.load import load_causal, load_scalar_with_language
+from cai_dist.models.lora import add_lora
+from cai_dist.models.scalar import ScalarHeadModel
+from cai_dist.models.sequence_parallel import spread
+from cai_dist.types import RankInfo
+from tests.architectures import ARCHITECTURES
+
+SECONDS = 120.0
+ROWS = {
+    "odd": (7, 4, 2),
+    "ends at the border": (7, 6),
+    "begins at the border": (3, 4, 7),
+    "straddles": (13,),
+    "many": (2, 3, 1, 5, 1, 4, 3),
+    "single tokens": (1, 1, 1),
+    "shorter than the border": (2, 11),
+    "stand-in": (2,),
+    "one token": (1,),
+}
+"""Lengths of the sequences of a row."""
+
+
+def row(lengths: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ids [N] and lengths [B], the same on every rank."""
+    ids = torch.randint(3, 61, (sum(lengths),), generator=torch.Generator().manual_seed(sum(lengths)))
+    return ids, torch.tensor(lengths)
+
+
+def outputs(model: Any, lengths: tuple[int, ...], wanted: torch.Tensor | None = None) -> torch.Tensor:
+    """Everything that a model says of a row, [numbers, N]."""
+    ids, sizes = row(lengths)
+    wanted = torch.ones(len(ids), dtype=torch.bool) if wanted is None else wanted
+    found = model(ids, sizes, wanted) if isinstance(model, ScalarHeadModel) else model(ids, sizes, wanted, 0.7, True)
+    return torch.stack(found)
+
+
+def gradients(model: Any, lengths: tuple[int, ...], wanted: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
+    """Of a loss in which each number of each token counts otherwise; of all ranks of the group together."""
+    found = outputs(model, lengths, wanted)
+    weights = torch.rand(found.shape, generator=torch.Generator().manual_seed(7)) - 0.3
+    model.zero_grad()
+    (found * weights).sum().backward()
+    made = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    if model.group is not None:
+        for grad in made.values():
+            dist.all_reduce(grad)
+    return made
+
+
+def apart(found: torch.Tensor, expected: torch.Tensor) -> float:
+    """The largest difference, relative to the largest number."""
+    return float((found - expected).abs().max() / expected.abs().max().clamp_min(1e-6))
+
+
+def passes(info: RankInfo, source: str, scalar: bool = False, lora: bool = False) -> dict[str, list[float]]:
+    """Row -> [difference of what comes out, largest difference of a gradient], in float64."""
+    load = (lambda: load_scalar_with_language(source, "fp32", 5, "packed")) if scalar else (
+        lambda: load_causal(source, "fp32", "packed")
+    )  # fmt: skip
+    alone, together = load().double(), load().double()
+    if lora:
+        for model in (alone, together):
+            add_lora(model, LoraConfig(rank=2), 1)
+            for name, parameter in model.named_parameters():
+                if "lora" in name.lower():
+                    torch.nn.init.normal_(parameter, std=0.1, generator=torch.Generator().manual_seed(3))
+    spread(together, NeighbourGroup(info.world_size, SECONDS))
+    found = {}
+    for name, lengths in ROWS.items():
+        found[name] = _differences(together, alone, lengths)
+    first = torch.zeros(13, dtype=torch.bool)
+    first[:2] = True
+    found["nothing in the last stretch"] = _differences(together, alone, (2, 11), first)
+    behind = torch.zeros(13, dtype=torch.bool)
+    behind[-(-13 // info.world_size)] = True
+    found["the token behind the border"] = _differences(together, alone, (13,), behind)
+    found["nothing at all"] = _differences(together, alone, (2, 11), torch.zeros(13, dtype=torch.bool))
+    return found
+
+
+def _differences(
+    together: Any, alone: Any, lengths: tuple[int, ...], wanted: torch.Tensor | None = None
+) -> list[float]:
+    with torch.no_grad():
+        out = apart(outputs(together, lengths, wanted), outputs(alone, lengths, wanted))
+    mine, theirs = gradients(together, lengths, wanted), gradients(alone, lengths, wanted)
+    assert mine.keys() == theirs.keys()
+    return [out, max(apart(mine[name], theirs[name]) for name in theirs)]

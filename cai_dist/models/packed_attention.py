@@ -18,13 +18,13 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import AttentionInterface
 
+from cai_dist.config.checks.sequence_parallel import heads_problem
 from cai_dist.errors import ConfigError
 from cai_dist.models.attention import HONOURED, SwallowedArgumentError, refuse_swallowed
 from cai_dist.models.sequence_parallel import (
     SequenceGroup,
     all_tokens_of_some_heads,
     cannot_spread,
-    heads_problem,
     own_tokens_of_all_heads,
     shared_heads,
 )

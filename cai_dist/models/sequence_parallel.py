@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cai_dist.config.checks.sequence_parallel import heads_problem
 from cai_dist.errors import ConfigError
 
 
@@ -110,17 +111,8 @@ def shared_heads(part: Tensor, size: int) -> Tensor:
     return part.repeat_interleave(size // heads, dim=1) if heads < size and size % heads == 0 else part
 
 
-def heads_problem(heads: int, kv_heads: int, size: int) -> str | None:
-    """Why a model with so many query and key-value heads cannot be spread over `size` ranks; None where it can."""
-    if heads % size:
-        return f"{heads} attention heads, not divisible by it"
-    if kv_heads % size and size % kv_heads:
-        return f"{kv_heads} key-value heads, neither divisible by it nor a divisor of it"
-    return None
-
-
 def model_problem(config: Any, size: int) -> str | None:
-    """`heads_problem` of the model with this transformers configuration."""
+    """Why the model with this transformers configuration cannot be spread over `size` ranks; None where it can."""
     text = config.get_text_config()
     heads = text.num_attention_heads
     kv_heads = getattr(text, "num_key_value_heads", None) or heads

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.architectures import ARCHITECTURES
-from tests.spread_rows import architectures, furthest, passes
+from tests.spread_rows import architectures, furthest, kept, passes
 from tests.spread_workers import jobs_of
 from tests.tiny import save_llama
 from tests.two_ranks import on_ranks, on_two_ranks
@@ -39,6 +39,10 @@ def test_what_is_said_of_every_row_and_its_gradient(model: str, scalar: bool) ->
     for found in (first, second):
         assert {name: numbers for name, numbers in found.items() if not numbers[0] < 1e-6} == {}
         assert {name: numbers for name, numbers in found.items() if not numbers[1] < 1e-5} == {}
+
+
+def test_each_rank_keeps_its_part_of_the_activations(model: str) -> None:
+    assert on_two_ranks(kept, source=model) == pytest.approx([0.5, 0.5], abs=0.01)
 
 
 def compare(folder: Path, world: int, jobs: list[dict[str, Any]]) -> None:

@@ -41,8 +41,8 @@ class SequenceGroup(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Stretch:
-    """Which of the `tokens` of a flat row a rank computes: `width` from `first` on, of a row that is filled up to equal
-    stretches; without a group all of them."""
+    """The part of a flat row of `tokens` tokens that a rank computes: `width` of them from `first` on, of a row that is
+    filled up to equal stretches; without a group all of it."""
 
     tokens: int
     group: SequenceGroup | None = None

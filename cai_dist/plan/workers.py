@@ -117,7 +117,7 @@ class Training:
 
     @property
     def rows(self) -> int:
-        """Of them those that need logits, at most: a stretch may be all response."""
+        """Tokens among them that need logits, at most: a stretch may be all response."""
         return min(self.sequences * self.tokens.wanted, self.total) if self.vocabulary else 0
 
 

@@ -39,6 +39,7 @@ from cai_dist.types.workers import (
     RankInfo,
     Span,
     StepShard,
+    WeightProbe,
     WorkerSpec,
 )
 
@@ -86,6 +87,7 @@ __all__ = [
     "Turn",
     "WeightPart",
     "WeightPlan",
+    "WeightProbe",
     "WeightTerms",
     "WorkerSpec",
     "rows_of",

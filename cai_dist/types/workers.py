@@ -74,6 +74,15 @@ class LabelRequest:
 
 
 @dataclass(frozen=True, slots=True)
+class WeightProbe:
+    """A question about a model, with the answer of the one who trains it: for each prompt of `asked` the
+    log-probability (nats) of each of its labels, which are of one token."""
+
+    asked: LabelRequest
+    logprobs: tuple[tuple[float, ...], ...]
+
+
+@dataclass(frozen=True, slots=True)
 class RankInfo:
     """A worker's place in its group. `master_addr`/`master_port` are those of rank 0 of its own group
     (torch.distributed)."""

@@ -21,9 +21,20 @@ from cai_dist.losses.policy import PolicyObjective, policy_loss, token_means
 from cai_dist.models.causal import CausalModel
 from cai_dist.models.load import load_causal
 from cai_dist.models.partition import Partition
-from cai_dist.types import Generation, KeepRemote, RankInfo, StepShard, TensorSpec, Trajectory, WeightPart, WeightPlan
-from cai_dist.types.ragged import Array
+from cai_dist.types import (
+    Generation,
+    KeepRemote,
+    RankInfo,
+    StepShard,
+    TensorSpec,
+    Trajectory,
+    WeightPart,
+    WeightPlan,
+    WeightProbe,
+)
+from cai_dist.types.ragged import Array, Ragged
 from cai_dist.weight_sync.broadcast import Rendezvous, WeightSender
+from cai_dist.weight_sync.probe import probe_of, probe_samples
 from cai_dist.weight_sync.segments import SegmentSender, SegmentTicket
 from cai_dist.weight_sync.segments_cuda import collect
 from cai_dist.workers.base import TrainedWorker
@@ -46,7 +57,9 @@ class PolicyWorker(TrainedWorker):
 
     def build(self, source: str, dtype: Dtype, seed: int, layout: Layout, partition: Partition | None) -> CausalModel:
         """The causal LM in `source`."""
-        return load_causal(source, dtype, layout, partition)
+        built = load_causal(source, dtype, layout, partition)
+        self._vocabulary = int(built.hf.config.get_text_config().vocab_size)
+        return built
 
     def train_step(
         self, shard: StepShard[Trajectory], kl_coefficient: float, whitening: Whitening | None
@@ -65,14 +78,15 @@ class PolicyWorker(TrainedWorker):
 
     def logprobs(self, shard: StepShard[Generation], temperature: float) -> KeepRemote[Array]:
         """Log-probabilities (nats) of the response tokens of each sample of this rank, in order; kept."""
+        samples = [sample for part in shard.micro_batches for sample in part]
+        return kept_rows(self.info.role, samples, self._response_rows(shard.micro_batches, temperature))
 
+    def _response_rows(self, parts: Sequence[Sequence[Generation]], temperature: float) -> Ragged:
         def rows(model: Model, items: Sequence[Generation]) -> tuple[TokenBatch, Tensor]:
             batch = sample_batch(items).to(self.engine.device)
             return batch.on_host, batch_logprobs(model, batch, temperature)
 
-        samples = [sample for part in shard.micro_batches for sample in part]
-        found = all_response_rows(self.engine.infer(shard.micro_batches, rows))
-        return kept_rows(self.info.role, samples, found)
+        return all_response_rows(self.engine.infer(parts, rows))
 
     def reference_logprobs(self, shard: StepShard[Generation], temperature: float) -> KeepRemote[Array]:
         """Log-probabilities under the model that the training started from: this one with its LoRA adapter off."""
@@ -112,6 +126,12 @@ class PolicyWorker(TrainedWorker):
     def weight_plan(self, bucket_bytes: int, held: Sequence[str | None]) -> WeightPlan:
         """What a transfer sends to engines that say `held` (`RolloutWorker.weights_held`)."""
         return self.engine.weights.plan(bucket_bytes, held)
+
+    def probe(self) -> WeightProbe:
+        """What this model says of a few short sequences, for engines that have its weights."""
+        samples = probe_samples(self._vocabulary)
+        rows = self._response_rows([samples], 1.0)
+        return probe_of(samples, [float(row[0]) for row in rows])
 
     def weight_part(self, bucket: Sequence[TensorSpec], merge: bool) -> WeightPart:
         """This rank's part of a bucket."""

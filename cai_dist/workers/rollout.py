@@ -10,7 +10,7 @@ from cai_dist.config.environment import EnvironmentConfig
 from cai_dist.config.training import Dtype
 from cai_dist.engines.factory import build_rollout_engine
 from cai_dist.engines.protocols.rollout import KeepsWeights
-from cai_dist.errors import WeightTransferError
+from cai_dist.errors import StaleEngineError, WeightTransferError
 from cai_dist.experience.sample_checks import kept_samples
 from cai_dist.types import (
     GenerateRequest,
@@ -22,10 +22,12 @@ from cai_dist.types import (
     TensorSpec,
     WeightPart,
     WeightPlan,
+    WeightProbe,
     WeightTerms,
 )
 from cai_dist.types.ragged import Packed
 from cai_dist.weight_sync.broadcast import Rendezvous, WeightTaker
+from cai_dist.weight_sync.probe import refuse_other_answers
 from cai_dist.weight_sync.segments import SegmentTaker, SegmentTicket
 from cai_dist.workers.base import Worker
 from cai_dist.workers.conversation import ConversationSampler
@@ -54,11 +56,14 @@ class RolloutWorker(Worker):
         self._loaded = ""
         self._taker: WeightTaker | None = None
         self._segments: SegmentTaker | None = None
+        self._dtype: Dtype = dtype
+        self._distrusted: str | None = None
+        """Why nothing is served though the engine would: it has failed the probe of its last transfer."""
         self._use(model)
 
     def generate(self, request: GenerateRequest) -> Packed[Generation]:
         """One response per prompt. Raises StaleEngineError, DataError."""
-        self._use(request.model)
+        self._serve(request.model)
         return Packed.of(Generation, self._engine.generate(request))
 
     def sample(self, request: GenerateRequest) -> KeepRemote[Generation]:
@@ -69,7 +74,7 @@ class RolloutWorker(Worker):
 
     def score_labels(self, request: LabelRequest) -> list[tuple[float, ...]]:
         """Per prompt, the log-probability of each label. Raises StaleEngineError, DataError."""
-        self._use(request.model)
+        self._serve(request.model)
         return self._engine.score_labels(request)
 
     # ---- weight transfer, receiving side: begin, accept ..., finish
@@ -82,6 +87,7 @@ class RolloutWorker(Worker):
     def begin_weights(self, version: int, manifest: Sequence[TensorSpec], terms: WeightTerms | None) -> None:
         """Open a transfer; from here until `finish_weights` nothing is served. `terms` come where `weights_held` is not
         None. Raises WeightTransferError."""
+        self._distrusted = None
         if isinstance(self._engine, KeepsWeights):
             self._engine.begin_weights(version, manifest, terms)
         else:
@@ -129,9 +135,16 @@ class RolloutWorker(Worker):
         for parts in SegmentTaker(plan, [ticket]).buckets(plan, version):
             self._engine.accept_weights(parts)
 
-    def finish_weights(self, version: int) -> str | None:
-        """Close the transfer; returns `weights_held`. Raises WeightTransferError if something is missing."""
+    def finish_weights(self, version: int, probe: WeightProbe | None = None) -> str | None:
+        """Close the transfer; returns `weights_held`. Raises WeightTransferError if something is missing, and where the
+        engine does not say what the trainer says of `probe`: then it stays stale until a later transfer."""
         self._engine.finish_weights(version)
+        if probe is not None:
+            try:
+                refuse_other_answers(probe, self._engine.score_labels(probe.asked), self._dtype, version)
+            except WeightTransferError as error:
+                self._distrusted = str(error)
+                raise
         return self.weights_held()
 
     def keep_on_device(self, parts: Collection[MemoryPart]) -> dict[MemoryPart, float]:
@@ -146,11 +159,18 @@ class RolloutWorker(Worker):
     @property
     def weight_version(self) -> int:
         """Version of the weights that it serves with; -1: none."""
-        return self._engine.weight_version
+        return self._engine.weight_version if self._distrusted is None else -1
 
     def status(self) -> dict[str, Any]:
         """Status as in `Worker`, with the engine's state and model."""
-        return super().status() | {"engine": self._engine.status(), "model": self._loaded}
+        engine = self._engine.status() if self._distrusted is None else "stale"
+        return super().status() | {"engine": engine, "model": self._loaded}
+
+    def _serve(self, model: str) -> None:
+        """Be ready for a request. Raises StaleEngineError after a failed probe."""
+        if self._distrusted is not None:
+            raise StaleEngineError(self._distrusted)
+        self._use(model)
 
     def _use(self, model: str) -> None:
         if model and model != self._loaded:

@@ -212,7 +212,7 @@ def weight_transfer(at: Place) -> Run:
         taker.begin_weights(version, plan.manifest, plan.terms)
         for bucket in plan.buckets:
             taker.accept_weights(sender.weight_part(bucket, merge=False))
-        taker.finish_weights(version)
+        taker.finish_weights(version, sender.probe())
 
     def run() -> Any:
         transferred(1)

@@ -42,7 +42,7 @@ WAITS = {
     "rollout_nucleus": 9,
     "rollout_greedy": 9,
     "labels": 1,
-    "weight_transfer": 17,
+    "weight_transfer": 21,
 }
 """Host waits of one call with four micro-batches, of which one is empty (rollouts, labels: ten prompts on eight rows;
 the transfer: two of a model of nine tensors). A wait in a micro-batch counts four times."""

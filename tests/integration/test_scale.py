@@ -35,7 +35,7 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
 def test_calls_by_hand(rows: list[dict[str, Any]]) -> None:
     # 8 GPUs: 2 policy, 1 value, 1 reference, 1 reward, 3 rollout; 32 samples in 4 requests and 4 chunks.
     generate, score, refs, train, reports = 4, 4 * (2 + 1 + 1 + 1), 2, 2 * 4 * (2 + 1), 8
-    transfer = 1 + 3 + 2 + 3 + 3  # plan, begin, send, take, finish
+    transfer = 1 + 3 + 2 + 3 + 2 + 3  # plan, begin, send, take, probe, finish
     assert rows[0]["calls"] == generate + score + refs + train + reports + transfer
 
 

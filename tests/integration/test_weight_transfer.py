@@ -127,8 +127,8 @@ def test_all_backends_bring_the_same_model(
             assert [response_of(one) for one in served] == expected
             assert {one.weight_version for one in served} == {version}
     many, few = report["calls"], transfer(groups, "object_store", 2**24).run(5)["calls"]
-    assert few == 3 * 2 + 1 + 4, "ask, begin and finish on two workers, one plan, and one bucket of two parts to two"
-    assert many == (few + 4 * 15 if backend == "object_store" else 11), "16 buckets, or one call for each worker"
+    assert few == 3 * 2 + 1 + 2 + 4, "ask, begin and finish on two, one plan, a probe of two, a bucket of two parts"
+    assert many == (few + 4 * 15 if backend == "object_store" else 13), "16 buckets, or one call for each worker"
 
 
 def test_an_engine_that_dies_in_a_broadcast_leaves_the_others_stale(groups: dict[str, WorkerGroup]) -> None:

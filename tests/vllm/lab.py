@@ -5,10 +5,19 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
+)
 
 from cai_dist.config.engine import EngineConfig, VllmConfig
 from cai_dist.engines.hf.sampling import sampling_logprobs
@@ -38,6 +47,40 @@ def save_model(folder: Path, *, tied: bool, seed: int, heads: int = 2) -> str:
     )
     torch.manual_seed(seed)
     LlamaForCausalLM(config).save_pretrained(folder)
+    return str(folder)
+
+
+MIXTURE: dict[str, Any] = {
+    "vocab_size": VOCAB,
+    "hidden_size": 64,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+    "initializer_range": 0.2,
+    "bos_token_id": 1,
+    "eos_token_id": END,
+    "pad_token_id": END,
+    "tie_word_embeddings": False,
+    "num_experts_per_tok": 2,
+}
+
+
+def qwen3_moe() -> Any:
+    made = Qwen3MoeConfig(**MIXTURE, head_dim=32, moe_intermediate_size=64, num_experts=4, norm_topk_prob=True)
+    return Qwen3MoeForCausalLM(made)
+
+
+def mixtral() -> Any:
+    return MixtralForCausalLM(MixtralConfig(**MIXTURE, num_local_experts=4))
+
+
+def saved(kind: str, folder: Path, seed: int) -> str:
+    if kind in ("tied", "untied"):
+        return save_model(folder, tied=kind == "tied", seed=seed)
+    torch.manual_seed(seed)
+    {"qwen3_moe": qwen3_moe, "mixtral": mixtral}[kind]().save_pretrained(folder)
     return str(folder)
 
 

@@ -11,50 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from transformers import MixtralConfig, MixtralForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 from cai_dist.config.engine import EngineConfig, VllmConfig
 from cai_dist.engines.factory import build_rollout_engine
 from cai_dist.errors import StaleEngineError, WeightTransferError
 from cai_dist.types import GenerateRequest, SamplingParams
 from tests.ids import response_of
-from tests.vllm.lab import END, VOCAB, random_prompts, save_model, transfer, worst
+from tests.vllm.lab import END, random_prompts, save_model, saved, transfer, worst
 
 PROMPTS = random_prompts(24)
 GREEDY = GenerateRequest(PROMPTS, SamplingParams(12, 0.0, 1.0, (END,)), seed=0)
-MIXTURE: dict[str, Any] = {
-    "vocab_size": VOCAB,
-    "hidden_size": 64,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 512,
-    "initializer_range": 0.2,
-    "bos_token_id": 1,
-    "eos_token_id": END,
-    "pad_token_id": END,
-    "tie_word_embeddings": False,
-    "num_experts_per_tok": 2,
-}
-
-
-def qwen3_moe() -> Any:
-    made = Qwen3MoeConfig(**MIXTURE, head_dim=32, moe_intermediate_size=64, num_experts=4, norm_topk_prob=True)
-    return Qwen3MoeForCausalLM(made)
-
-
-def mixtral() -> Any:
-    return MixtralForCausalLM(MixtralConfig(**MIXTURE, num_local_experts=4))
-
-
-def saved(kind: str, folder: Path, seed: int) -> str:
-    if kind in ("tied", "untied"):
-        return save_model(folder, tied=kind == "tied", seed=seed)
-    torch.manual_seed(seed)
-    {"qwen3_moe": qwen3_moe, "mixtral": mixtral}[kind]().save_pretrained(folder)
-    return str(folder)
 
 
 def engine_of(**split: Any) -> Any:

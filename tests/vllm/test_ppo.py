@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from cai_dist.cluster.ppo.groups import PpoGroups, PpoModels
 from cai_dist.config.engine import EngineConfig
 from cai_dist.config.ppo import PlacementConfig, PpoConfig, RoleShards
@@ -19,8 +21,9 @@ from cai_dist.models.load import load_scalar
 from cai_dist.tracking.checkpoints import CheckpointStore
 from cai_dist.types import GenerateRequest, SamplingParams, Trajectory
 from tests.ids import response_of
-from tests.vllm.lab import END, VLLM, VOCAB, random_prompts, save_model
+from tests.vllm.lab import END, VLLM, VOCAB, random_prompts, save_model, saved
 
+TWO = VLLM.model_copy(update={"vllm": VLLM.vllm.model_copy(update={"tensor_parallel": 2})})
 FEW = PlacementConfig(cpus=0.1)
 CONFIG = PpoConfig(
     iterations=3,
@@ -38,8 +41,11 @@ CONFIG = PpoConfig(
 )
 
 
-def test_three_updates_and_transfers(cluster: Any, tmp_path: Path) -> None:
-    policy = save_model(tmp_path / "policy", tied=True, seed=0)
+@pytest.mark.parametrize(
+    ("engine", "kind"), [(VLLM, "tied"), (TWO, "tied"), (TWO, "mixtral")], ids=["one process", "tp 2", "mixtral, tp 2"]
+)
+def test_three_updates_and_transfers(cluster: Any, tmp_path: Path, engine: EngineConfig, kind: str) -> None:
+    policy = saved(kind, tmp_path / "policy", seed=0)
     reward = str(tmp_path / "reward")
     load_scalar(save_model(tmp_path / "trunk", tied=True, seed=3), "fp32", seed=5).hf.save_pretrained(reward)
     models = PpoModels(policy=policy, reference=policy, reward=reward, value=reward)
@@ -58,7 +64,7 @@ def test_three_updates_and_transfers(cluster: Any, tmp_path: Path) -> None:
     timeouts = TimeoutsConfig(start=200.0, call=120.0, collective=60.0)
     with PpoGroups(
         cluster, CONFIG, models, dtype="fp32", end_id=END, policy_steps=3, value_steps=3, seed=0, timeouts=timeouts,
-        engine=VLLM,
+        engine=engine,
     ) as roles:  # fmt: skip
         loop.train(
             roles, prompts, CONFIG, seed=3, stop_ids=(END,), checkpoints=CheckpointStore(tmp_path / "checkpoints"),

@@ -100,7 +100,9 @@ class WeightTransfer:
         shared = self._shared(plan)
         begun = self.start_all(self.rollout, "begin_weights", version, shared.manifest, shared.terms)
         self._send(plan, version, begun)
-        finished = self.everywhere(self.rollout, "finish_weights", version)
+        asked = self.start_all(self.policy, "probe")  # collective, so of every rank; all say the same
+        finishing = self.start_all(self.rollout, "finish_weights", version, asked[0].ref)
+        finished = self.wait([*asked, *finishing])[len(asked) :]
         self._held = finished if self._engines_stay else None
         size = sum(spec.nbytes for bucket in plan.buckets for spec in bucket)
         return {"seconds": time.monotonic() - start, "bytes": float(size), "calls": float(self._calls)}

@@ -41,7 +41,7 @@ def test_each_engine_borrows_from_the_rank_of_its_place_and_the_loan_ends(
     for version in (7, 8):
         log.clear()
         report = sending.run(version)
-        assert report["bytes"] == 80.0 and report["calls"] == len(log) == 1 + 6 * ranks
+        assert report["bytes"] == 80.0 and report["calls"] == len(log) == 1 + 7 * ranks
         lent = [rank for role, rank, method, _ in log if method == "lend_weights"]
         assert lent == list(range(ranks))
         borrowed = {rank: args for role, rank, method, args in log if method == "borrow_weights"}

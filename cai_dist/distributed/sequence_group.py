@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from functools import cache
 from typing import Any
 
 import torch
@@ -19,10 +20,7 @@ class NeighbourGroup:
 
     def __init__(self, size: int, timeout: float) -> None:
         self.size, self.rank = size, dist.get_rank() % size
-        for first in range(0, dist.get_world_size(), size):  # every rank makes every group, in one order
-            made = dist.new_group(list(range(first, first + size)), timeout=timedelta(seconds=timeout))
-            if first <= dist.get_rank() < first + size:
-                self._group: Any = made
+        self._group = _neighbours(dist.group.WORLD, size, timeout)
 
     def exchange(self, blocks: Tensor) -> Tensor:
         """Block i [size, ...] to rank i, and the block of rank i back."""
@@ -33,6 +31,17 @@ class NeighbourGroup:
         """[n, ...] of all ranks one after the other, [size * n, ...]."""
         found: Tensor = _Gather.apply(mine, self.rank, self.size, self._group)
         return found
+
+
+@cache
+def _neighbours(world: Any, size: int, timeout: float) -> Any:
+    """The group of this rank in `world`; made once a process, which may train several models one after the other: on a
+    GPU each has buffers of its own."""
+    mine = None
+    for first in range(0, world.size(), size):  # every rank makes every group, in one order
+        made = dist.new_group(list(range(first, first + size)), timeout=timedelta(seconds=timeout))
+        mine = made if first <= world.rank() < first + size else mine
+    return mine
 
 
 class _Exchange(torch.autograd.Function):

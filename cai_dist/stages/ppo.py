@@ -48,6 +48,7 @@ def settings(config: RunConfig) -> dict[str, Any]:
             "checkpoint_every",
             "transfer",
             "transfer_bucket_mb",
+            "transfer_tolerance",
             "mismatch_alarm",
             "rewards",
             "environment",

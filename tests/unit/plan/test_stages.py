@@ -113,3 +113,15 @@ def test_what_a_run_writes() -> None:
     assert small.models["ppo model"] < 0.01 * models["ppo model"] and small.fullest == "sft"
     dpo = with_sections(alignment="dpo")
     assert disk_of(dpo, shapes(dpo, NOTHING)).checkpoints.keys() == {"sft", "dpo"}
+
+
+def test_ranks_that_compute_sequences_together_stay_groups_in_what_is_suggested() -> None:
+    """On seven GPUs six of them, in three groups of two; all six do the work of a step."""
+    pairs = WELL | {"sft": sharded(ranks=4, zero=3, micro_batch=1, sequence_parallel=2)}
+    plan = make_plan(with_sections(**pairs), replace(NODE, gpus=7), NOTHING)
+    sft = next(one for one in suggest_stages(plan, NOTHING) if "sft" in one.lines)
+    assert yaml.safe_load(sft.lines)["sft"]["train"]["sharding"]["ranks"] == 6
+    plain = WELL | {"sft": sharded(ranks=4, zero=3, micro_batch=1)}
+    plans = (make_plan(with_sections(**one), NODE, NOTHING) for one in (pairs, plain))
+    seconds = [one.stage_seconds["sft"] for one in plans]
+    assert seconds[0] == seconds[1]

@@ -39,7 +39,8 @@ def kept_activations(shape: Shape, item: int, tokens: int, checkpointed: bool = 
     where they are computed again."""
     queries, keys = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
     norms = 6 * shape.hidden * 4 if item == 4 else 2 * shape.hidden * 8
-    mlp = (4 if shape.gated else 2) * shape.intermediate
+    mlp = (4 if shape.gated else 2) * shape.width
+    mlp += 2 * shape.experts.active * shape.hidden if shape.experts else 0  # a copy for each expert, there and back
     layer = norms + item * (3 * queries + 2 * keys + mlp)
     last = norms // 2
     if checkpointed:
@@ -51,7 +52,7 @@ def passing_activations(shape: Shape, item: int, tokens: int) -> int:
     """Bytes of a forward pass that keeps nothing: the widest moment of one layer (residual, gate, up and product; or
     the same with queries, keys and values)."""
     queries, keys = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
-    wide = max(3 * shape.intermediate, 3 * queries + 4 * keys)
+    wide = max(3 * shape.width, 3 * queries + 4 * keys)
     return tokens * (item * (2 * shape.hidden + wide) + 4 * shape.hidden)
 
 

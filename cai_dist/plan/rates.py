@@ -93,7 +93,7 @@ def forward(shape: Shape, tokens: int, sequence: int, rows: int) -> float:
     """FLOPs of a forward pass over `tokens` tokens in sequences of `sequence`, logits at `rows` of them."""
     queries = shape.heads * shape.head_dim
     attention = 2.0 * shape.layers * queries * sequence
-    return tokens * (2.0 * shape.matrices + attention) + 2.0 * rows * shape.hidden * shape.vocab
+    return tokens * (2.0 * shape.multiplied + attention) + 2.0 * rows * shape.hidden * shape.vocab
 
 
 def work_of(config: RunConfig, shapes: Mapping[str, Shape], tokens: Tokens) -> Work:

@@ -12,10 +12,25 @@ from cai_dist.errors import ConfigError
 
 
 @dataclass(frozen=True)
-class Shape:
-    """A dense Llama-like decoder: grouped attention, a gated or plain MLP, norms with one weight vector each.
+class Experts:
+    """The mixture that stands in the place of the MLP: `count` gated MLPs of inner size `size`, of which a token goes
+    through `active`, and one of size `shared` for all of them (0: none; `gate`: weighed by a vector of its own).
+    `dense`: layers that have the plain MLP all the same."""
 
-    `biases`: elements of all biases of one layer.
+    count: int
+    active: int
+    size: int
+    shared: int = 0
+    gate: bool = False
+    dense: int = 0
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A Llama-like decoder: grouped attention, a gated or plain MLP or a mixture of experts, norms with one weight
+    vector each.
+
+    `biases`: elements of all biases of one layer, and of norms beside the two of every layer.
     """
 
     name: str
@@ -29,6 +44,7 @@ class Shape:
     tied: bool
     gated: bool = True
     biases: int = 0
+    experts: Experts | None = None
 
     @property
     def attention(self) -> int:
@@ -37,13 +53,28 @@ class Shape:
 
     @property
     def mlp(self) -> int:
-        """Elements of the MLP of one layer."""
+        """Elements of the plain MLP of one layer."""
         return (3 if self.gated else 2) * self.hidden * self.intermediate
 
     @property
-    def layer(self) -> int:
-        """Elements of one layer, two norms included."""
-        return self.attention + self.mlp + 2 * self.hidden + self.biases
+    def mlps(self) -> int:
+        """Elements of the MLPs of all layers, of mixtures all experts and the router."""
+        return self._mlps(self.experts.count if self.experts else 0)
+
+    def _mlps(self, experts: int) -> int:
+        one = self.experts
+        if one is None:
+            return self.layers * self.mlp
+        routed = self.hidden * one.count + (self.hidden if one.gate else 0)
+        return one.dense * self.mlp + (self.layers - one.dense) * (
+            3 * self.hidden * (experts * one.size + one.shared) + routed
+        )
+
+    @property
+    def width(self) -> int:
+        """Inner size of the MLP of one layer, as one token goes through it."""
+        one = self.experts
+        return self.intermediate if one is None else one.active * one.size + one.shared
 
     @property
     def embedding(self) -> int:
@@ -53,7 +84,8 @@ class Shape:
     @property
     def trunk(self) -> int:
         """Elements without an output layer: embedding, layers, last norm."""
-        return self.embedding + self.layers * self.layer + self.hidden
+        rest = self.attention + 2 * self.hidden + self.biases
+        return self.embedding + self.layers * rest + self.mlps + self.hidden
 
     @property
     def parameters(self) -> int:
@@ -67,8 +99,13 @@ class Shape:
 
     @property
     def matrices(self) -> int:
-        """Elements of the layers' matrices, which every token is multiplied with."""
-        return self.layers * (self.attention + self.mlp)
+        """Elements of the layers' matrices."""
+        return self.layers * self.attention + self.mlps
+
+    @property
+    def multiplied(self) -> int:
+        """Elements of the layers' matrices that one token is multiplied with."""
+        return self.layers * self.attention + self._mlps(self.experts.active if self.experts else 0)
 
     @property
     def kv_elements(self) -> int:
@@ -77,8 +114,9 @@ class Shape:
 
     @property
     def largest(self) -> int:
-        """Elements of the largest single tensor."""
-        return max(self.embedding, self.hidden * self.intermediate)
+        """Elements of the largest single tensor; transformers keeps the experts of a layer as one."""
+        fused = 2 * self.experts.count * self.hidden * self.experts.size if self.experts else 0
+        return max(self.embedding, self.hidden * self.intermediate, fused)
 
 
 PRESETS: Mapping[str, Shape] = {
@@ -90,11 +128,15 @@ PRESETS: Mapping[str, Shape] = {
         Shape("llama-8b", 4096, 32, 32, 8, 128, 14_336, 128_256, tied=False),
         Shape("llama-70b", 8192, 80, 64, 8, 128, 28_672, 128_256, tied=False),
         Shape("llama-405b", 16_384, 126, 128, 8, 128, 53_248, 128_256, tied=False),
+        Shape(
+            "qwen3-30b-a3b", 2048, 48, 32, 4, 128, 6144, 151_936, tied=False, biases=256, experts=Experts(128, 8, 768)
+        ),
+        Shape("mixtral-8x7b", 4096, 32, 32, 8, 128, 14_336, 32_000, tied=False, experts=Experts(8, 2, 14_336)),
         Shape("paper-52b", 8192, 64, 64, 64, 128, 32_768, 65_536, tied=False, gated=False),
     )
 }
-"""Published shapes (config.json of Llama 3.1 and 3.2, of SmolLM2). `paper-52b`: 64 layers of width 8192 as the paper's
-largest model has (2112.00861), 51.5 G parameters in the layers; heads of 128 are a guess."""
+"""Published shapes (config.json of Llama 3.1 and 3.2, SmolLM2, Qwen3, Mixtral). `paper-52b`: 64 layers of width 8192 as
+the paper's largest model has (2112.00861), 51.5 G parameters in the layers; heads of 128 are a guess."""
 
 _KNOWN = {
     "meta-llama/llama-3.2-1b": "llama-1b",
@@ -106,8 +148,16 @@ _KNOWN = {
     "meta-llama/llama-3.1-405b": "llama-405b",
     "huggingfacetb/smollm2-135m": "smollm2-135m",
     "smollm2": "smollm2-135m",
+    "qwen/qwen3-30b-a3b": "qwen3-30b-a3b",
+    "qwen/qwen3-30b-a3b-base": "qwen3-30b-a3b",
+    "qwen/qwen3-30b-a3b-instruct-2507": "qwen3-30b-a3b",
+    "mistralai/mixtral-8x7b-v0.1": "mixtral-8x7b",
 }
 """Hub names (without -Instruct) and built-in sources of the same shapes."""
+
+
+_MIXTURES = ("mixtral", "qwen2_moe", "qwen3_moe", "olmoe")
+"""Architectures of mixtures whose elements are counted as transformers has them."""
 
 
 def find_shape(source: str, what: str) -> Shape:
@@ -161,14 +211,30 @@ def shape_of(config: Mapping[str, Any], name: str, what: str = "model") -> Shape
     kv_heads = number("num_key_value_heads", default=heads)
     head_dim = number("head_dim", default=max(1, hidden // heads))
     kind = str(config.get("model_type", ""))
-    attention_bias = config.get("attention_bias", kind in ("qwen2", "gpt2"))
+    attention_bias = config.get("attention_bias", kind in ("qwen2", "qwen2_moe", "gpt2"))
     queries, keys = heads * head_dim, kv_heads * head_dim
-    if number("num_local_experts", "num_experts", "n_routed_experts", default=1) > 1:
-        raise ConfigError(f"{what}={name}: a mixture of experts; plan knows dense models only")
+    layers = number("num_hidden_layers", "n_layer")
+    experts = None
+    if (count := number("num_local_experts", "num_experts", "n_routed_experts", default=1)) > 1:
+        if kind not in _MIXTURES:
+            raise ConfigError(
+                f"{what}={name}: a mixture of experts of model_type {kind or 'unknown'}; plan knows "
+                f"{', '.join(_MIXTURES)}"
+            )
+        step, plain = number("decoder_sparse_step", default=1), set(config.get("mlp_only_layers") or ())
+        experts = Experts(
+            count,
+            number("num_experts_per_tok"),
+            number("moe_intermediate_size" if kind.startswith("qwen") else "intermediate_size"),
+            number("shared_expert_intermediate_size") if kind == "qwen2_moe" else 0,
+            kind == "qwen2_moe",
+            sum(layer in plain or (layer + 1) % step > 0 for layer in range(layers)),
+        )
+    norms = {"qwen3": 2 * head_dim, "qwen3_moe": 2 * head_dim, "olmoe": queries + keys}.get(kind, 0)
     return Shape(
         name=name,
         hidden=hidden,
-        layers=number("num_hidden_layers", "n_layer"),
+        layers=layers,
         heads=heads,
         kv_heads=kv_heads,
         head_dim=head_dim,
@@ -176,5 +242,6 @@ def shape_of(config: Mapping[str, Any], name: str, what: str = "model") -> Shape
         vocab=number("vocab_size"),
         tied=bool(config.get("tie_word_embeddings", kind == "gpt2")),
         gated=kind not in ("gpt2", "gpt_neox", "opt", "phi"),
-        biases=queries + 2 * keys if attention_bias else 0,
+        biases=(queries + 2 * keys if attention_bias else 0) + norms,
+        experts=experts,
     )

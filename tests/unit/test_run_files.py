@@ -30,6 +30,7 @@ def test_the_promised_ones_are_there() -> None:
         "llama8b-lora.yaml",
         "llama8b-dpo.yaml",
         "llama70b-8x8.yaml",
+        "qwen3-30b-a3b-2x8.yaml",
         "paper-52b.yaml",
     } <= {path.name for path in FILES}
 
@@ -104,6 +105,7 @@ def test_a_run_for_eight_gpus_asks_for_the_eight_that_it_names(stem: str) -> Non
 
 
 LARGE = {"llama70b-8x8": (8, 56, 70.55e9, 80, 8192), "paper-52b": (16, 64, 52.6e9, 64, 8192)}
+LARGE["qwen3-30b-a3b-2x8"] = (2, 12, 30.53e9, 48, 2048)
 """Nodes of eight 80 GB cards, ranks of what learns, parameters, layers, width."""
 
 
@@ -122,8 +124,9 @@ def test_a_large_run_fits_its_cards_as_counted_by_hand(stem: str) -> None:
     states, kept, gathered = 18 * parameters / ranks, 2 * layers * 2048 * width, 4 * 2**30
     update = sum(size for name, size in by_role["policy"].device["update"].items() if name != "process")
     assert update == pytest.approx(states + kept + gathered, rel=0.15)
-    assert by_role["rollout"].count == 8 * config.ppo.workers_of("rollout")
-    assert by_role["rollout"].device["rollout"]["weights"] == pytest.approx(2 * parameters / 8, rel=0.01)
+    parts = config.engine.processes
+    assert by_role["rollout"].count == parts * config.ppo.workers_of("rollout")
+    assert by_role["rollout"].device["rollout"]["weights"] == pytest.approx(2 * parameters / parts, rel=0.01)
 
 
 @pytest.mark.parametrize("stem", ["llama8b-8gpu", "llama8b-grpo", "llama8b-lora"])

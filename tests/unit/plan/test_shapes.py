@@ -27,7 +27,7 @@ def test_elements_by_hand() -> None:
     shape = shape_of(SMALL, "small")
     assert shape.attention == 8 * 8 + 2 * 8 * 4 + 8 * 8  # q, k and v, o: heads of 2
     assert shape.mlp == 3 * 8 * 20
-    assert shape.layer == 192 + 480 + 2 * 8
+    assert shape.matrices == shape.multiplied == 3 * (192 + 480)
     assert shape.trunk == 50 * 8 + 3 * 688 + 8
     assert shape.parameters == 2472 + 400
     assert shape.scalar_parameters == 2472 + 8
@@ -36,26 +36,43 @@ def test_elements_by_hand() -> None:
 
 @pytest.mark.parametrize(
     ("name", "parameters"),
-    [("smollm2-135m", 134_515_008), ("llama-1b", 1_235_814_400), ("llama-8b", 8_030_261_248)]
+    [("qwen3-30b-a3b", 30_532_122_624), ("mixtral-8x7b", 46_702_792_704)]
+    + [("smollm2-135m", 134_515_008), ("llama-1b", 1_235_814_400), ("llama-8b", 8_030_261_248)]
     + [("llama-70b", 70_553_706_496), ("llama-405b", 405_853_388_800)],
 )
 def test_presets_have_the_published_number_of_parameters(name: str, parameters: int) -> None:
     assert PRESETS[name].parameters == parameters
 
 
+MIXTURE = {"num_local_experts": 4, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 12}
+
+
+def test_a_token_is_multiplied_with_its_experts_and_the_router_alone() -> None:
+    shape = shape_of({**SMALL, **MIXTURE, "model_type": "mixtral", "moe_intermediate_size": None}, "small")
+    assert shape.matrices == 3 * (192 + 4 * 480 + 4 * 8)
+    assert shape.multiplied == 3 * (192 + 2 * 480 + 4 * 8)
+    assert (shape.width, shape.largest) == (40, 4 * 2 * 8 * 20)
+    assert PRESETS["qwen3-30b-a3b"].multiplied / 1e9 == pytest.approx(2.7, abs=0.1)  # A3B: 3.3 with both embeddings
+
+
 @pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize("kind", ["llama", "qwen2", "mistral"])
-def test_transformers_counts_the_same(kind: str, tied: bool) -> None:
+@pytest.mark.parametrize(
+    ("kind", "more"),
+    [("llama", {}), ("qwen2", {}), ("qwen3", {}), ("mistral", {})]
+    + [("mixtral", MIXTURE), ("qwen3_moe", MIXTURE | {"mlp_only_layers": [1]}), ("olmoe", MIXTURE)]
+    + [("qwen2_moe", MIXTURE | {"shared_expert_intermediate_size": 16, "decoder_sparse_step": 2})],
+)
+def test_transformers_counts_the_same(kind: str, more: dict, tied: bool) -> None:
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
-    content = {**SMALL, "tie_word_embeddings": tied}
+    content = {**SMALL, **more, "tie_word_embeddings": tied}
     config = AutoConfig.for_model(kind, **{k: v for k, v in content.items() if k != "model_type"}, num_labels=1)
     shape = shape_of(config.to_dict(), kind)
     with torch.device("meta"):
         causal = AutoModelForCausalLM.from_config(config)
-        scalar = AutoModelForSequenceClassification.from_config(config)
+        scalar = None if kind == "olmoe" else AutoModelForSequenceClassification.from_config(config)
     assert shape.parameters == sum(p.numel() for p in causal.parameters())
-    assert shape.scalar_parameters == sum(p.numel() for p in scalar.parameters())
+    assert scalar is None or shape.scalar_parameters == sum(p.numel() for p in scalar.parameters())
 
 
 def test_a_folder_a_file_and_a_hub_name(tmp_path: Path) -> None:
@@ -72,7 +89,7 @@ def test_a_folder_a_file_and_a_hub_name(tmp_path: Path) -> None:
         ({"hidden_size": "8"}, "hidden_size='8'"),
         ({"num_hidden_layers": None}, "has no num_hidden_layers"),
         ({"vocab_size": 0}, "vocab_size=0"),
-        ({"num_local_experts": 8}, "mixture of experts"),
+        ({"num_local_experts": 8}, "mixture of experts of model_type llama; plan knows mixtral"),
     ],
 )
 def test_a_config_that_does_not_say_its_shape_is_one_line(change: dict, says: str) -> None:

@@ -92,11 +92,12 @@ class LoraConfig(Section):
     alpha: float = Field(32.0, gt=0)
     """Scale of what the adapters add, times `rank`."""
     dropout: float = Field(0.0, ge=0, lt=1)
-    """Dropout before A in training passes; above 0 the policy's ratio is noisy."""
+    """Dropout before A in training passes; above 0 the ratio of PPO is noisy."""
     target_modules: Literal["auto"] | tuple[str, ...] = "auto"
     """`auto`: all linear layers of the blocks; or names such as [q_proj, v_proj]."""
     save: Literal["merged", "adapter"] = "merged"
-    """`merged`: a whole model; `adapter`: a PEFT folder with A and B alone, beside the model that it belongs to."""
+    """`merged`: a whole model; `adapter`: a PEFT folder with A, B and the scalar head, where there is one, beside the
+    model that it belongs to."""
 
     @model_validator(mode="after")
     def _names(self) -> LoraConfig:

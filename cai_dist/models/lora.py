@@ -34,17 +34,17 @@ class LoraFactors:
     scaling: float
 
 
-def add_lora(model: CausalModel | ScalarHeadModel, config: LoraConfig, seed: int) -> None:
+def add_lora(model: CausalModel | ScalarHeadModel, config: LoraConfig, seed: int, setting: str = "lora") -> None:
     """Put adapters into `model` (in place) and freeze the rest; a scalar head stays trainable.
 
     A is drawn from `seed` alone (the same on every rank), B is 0: at first the outputs are those of the base, bit for
-    bit. Raises ConfigError for target modules that the model does not have.
+    bit. Raises ConfigError, in words of `setting`, for target modules that the model does not have.
     """
     from peft import LoraConfig as PeftLora
     from peft import inject_adapter_in_model
 
     hf = model.hf
-    targets = _target_names(hf, config)
+    targets = _target_names(hf, config, setting)
     made = PeftLora(
         r=config.rank,
         lora_alpha=config.alpha,  # type: ignore[arg-type]  # annotated int, used as a number
@@ -55,6 +55,8 @@ def add_lora(model: CausalModel | ScalarHeadModel, config: LoraConfig, seed: int
     _seed_adapters(hf, seed)
     if isinstance(model, ScalarHeadModel):
         hf.score.requires_grad_(True)
+        if model.language is not None:  # no part of `hf` where it is not tied
+            model.language.requires_grad_(False)
 
 
 def split_parameters(hf: Any) -> tuple[dict[str, nn.Parameter], dict[str, LoraFactors]]:
@@ -118,19 +120,19 @@ def _adapted(hf: Any) -> list[tuple[str, Any]]:
     return [(name, module) for name, module in hf.named_modules() if isinstance(module, LoraLayer)]
 
 
-def _target_names(hf: Any, config: LoraConfig) -> tuple[str, ...]:
+def _target_names(hf: Any, config: LoraConfig, setting: str) -> tuple[str, ...]:
     """Last components of the names of the layers to adapt: those of all linear layers of the trunk, or the user's."""
     trunk = trunk_of(hf)
     inside = {name.rpartition(".")[2]: module for name, module in trunk.named_modules() if name}
     linear = sorted(name for name, module in inside.items() if isinstance(module, nn.Linear))
     if config.target_modules == "auto":
         if not linear:
-            raise ConfigError(f"ppo.lora: {type(hf).__name__} has no linear layers (torch.nn.Linear) to adapt")
+            raise ConfigError(f"{setting}: {type(hf).__name__} has no linear layers (torch.nn.Linear) to adapt")
         return tuple(linear)
     for name in config.target_modules:
         if name not in linear:
             raise ConfigError(
-                f"ppo.lora.target_modules: {name!r} is no linear layer in the blocks of {type(hf).__name__}; "
+                f"{setting}.target_modules: {name!r} is no linear layer in the blocks of {type(hf).__name__}; "
                 f"must be auto or some of {', '.join(linear)}"
             )
     return tuple(sorted(config.target_modules))

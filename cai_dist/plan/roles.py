@@ -201,29 +201,44 @@ def trained_elements(shape: Shape, lora: LoraConfig | None, causal: bool, with_h
 # ---- other stages
 
 
+@dataclass(frozen=True)
+class TrainedStage:
+    """A stage that trains one model. `causal`: without a scalar head; `vocabulary`: log-probabilities come out;
+    `per_item`: sequences of one example."""
+
+    name: str
+    train: TrainConfig
+    lora: LoraConfig | None
+    causal: bool = False
+    vocabulary: bool = False
+    per_item: int = 1
+
+
 def other_stages(
     config: RunConfig, found: Mapping[str, Shape], assumed: Assumed, machines: Machines
 ) -> list[PlannedStage]:
     """Each with its largest group of workers."""
     stages = [_generating(config, found, assumed, machines)]
     new = config.revise.sampling.max_new_tokens
-    jobs: list[tuple[str, TrainConfig, bool, bool, int]] = [(SFT, config.sft.train, True, True, 1)]
+    preference = config.preference
+    jobs = [TrainedStage(SFT, config.sft.train, config.sft.lora, causal=True, vocabulary=True)]
     if PREFERENCE in config.stages:
         if config.data.ranked_answers.source != "none":
-            pretraining = config.preference.pretraining
-            jobs.append(("pm pretraining", pretraining.train, False, pretraining.language_weight > 0, 2))
-        jobs.append((PREFERENCE, config.preference.train, False, False, 2))
+            first = preference.pretraining
+            language = first.language_weight > 0
+            jobs.append(TrainedStage("pm pretraining", first.train, preference.lora, vocabulary=language, per_item=2))
+        jobs.append(TrainedStage(PREFERENCE, preference.train, preference.lora, per_item=2))
     if DPO in config.stages:
-        jobs.append((DPO, config.dpo.train, True, True, 2))
+        jobs.append(TrainedStage(DPO, config.dpo.train, config.dpo.lora, causal=True, vocabulary=True, per_item=2))
     tokens = tokens_of(config, assumed, new)
-    for name, train, causal, vocabulary, per_item in jobs:
-        sharding, shape = train.sharding, found["pretrained"]
-        one = split(name, train.batch_size, sharding, tokens.sequence, per_item)
+    for job in jobs:
+        name, sharding, shape = job.name, job.train.sharding, found["pretrained"]
+        one = split(name, job.train.batch_size, sharding, tokens.sequence, job.per_item)
         place = RolePlacement(name, sharding.ranks, config.cluster.gpus)
-        work = _training(one, tokens, vocabulary, False, per_item)
+        work = _training(one, tokens, job.vocabulary, False, job.per_item)
         work = replace(work, checkpointed=sharding.checkpoints(place.on_gpu))
-        elements = trained_elements(shape, None, causal, with_head=vocabulary and not causal)
-        zero = read_zero(sharding, config.models.dtype, train.optimizer)
+        elements = trained_elements(shape, job.lora, job.causal, with_head=job.vocabulary and not job.causal)
+        zero = read_zero(sharding, config.models.dtype, job.train.optimizer)
         worker = trained_worker(place, shape, elements, zero, work)
         kept = {phase: items for phase, items in worker.device.items() if phase in ("start", "update")}
         host = {phase: items for phase, items in worker.host.items() if phase in kept}

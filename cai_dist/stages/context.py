@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cai_dist.config.preference import DpoConfig, PreferenceConfig
 from cai_dist.config.run import RunConfig
+from cai_dist.config.supervised import SftConfig
 from cai_dist.constitution import Constitution
 from cai_dist.errors import Interrupted
 from cai_dist.registry import source_notes
@@ -92,6 +94,12 @@ def model_settings(config: RunConfig) -> dict[str, Any]:
     own = source_notes({"engine.backend": config.engine.backend, "engine.training": config.engine.training})
     engines = {"engines": own["strategies"]} if own else {}
     return models | chat_settings(config) | {"engine": config.engine.backend} | engines
+
+
+def unset(section: SftConfig | PreferenceConfig | DpoConfig) -> dict[str, bool]:
+    """What `model_dump` leaves out of a stage's settings because it is not set: runs that were begun before there was
+    such a setting go on."""
+    return {"lora": True} if section.lora is None else {}
 
 
 CHAT_KEYS = frozenset({"chat_arguments", "chat_date"})

@@ -19,6 +19,7 @@ from typing import Any
 
 from cai_dist.config.checks.evaluate import evaluate_problems, missing_choice_files
 from cai_dist.config.checks.feedback import feedback_problems
+from cai_dist.config.checks.lora import base_problems, lora_problems
 from cai_dist.config.checks.ppo import ppo_problems, ppo_warnings
 from cai_dist.config.data import DataSource
 from cai_dist.config.demand import demands, hardware_problems
@@ -114,6 +115,7 @@ def _contradictions(config: RunConfig) -> Iterator[str]:
         )
     if config.data.ranked_answers.source == "world" and not _world_prompts(config):
         yield "data.ranked_answers.source=world: the micro-world's answers beside prompts from files; name a file"
+    yield from lora_problems(config)
     yield from ppo_problems(config.ppo)
     yield from reward_problems(config.ppo.rewards, config.cluster.timeouts.call)
     yield from own_stage_problems(config.built_in_stages, config.own_stages)
@@ -146,6 +148,7 @@ def _missing_files(config: RunConfig) -> Iterator[str]:
         )
     for name, value in _models(config):
         yield from _model_problems(f"models.{name}", value)
+    yield from base_problems(config)
     for name in type(config.data).model_fields:
         yield from _source_problems(name, getattr(config.data, name).source)
     yield from missing_choice_files(config)

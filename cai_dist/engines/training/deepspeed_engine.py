@@ -30,7 +30,7 @@ from cai_dist.engines.training.learning_rate import learning_rate
 from cai_dist.engines.training.offload import Offloader, model_tensors, optimizer_tensors, scratch_tensors
 from cai_dist.engines.training.weight_files import WeightFiles
 from cai_dist.errors import CheckpointError, NonFiniteError
-from cai_dist.models.adapter import write_adapter
+from cai_dist.models.adapter import HEAD, write_adapter
 from cai_dist.models.causal import CausalModel
 from cai_dist.models.export import save_configs
 from cai_dist.models.lora import (
@@ -257,12 +257,13 @@ class DeepSpeedEngine:
         dist.barrier()
 
     def export_adapter(self, folder: Path, base: str) -> None:
-        """Write the adapters alone, see `TrainEngine`. Raises NonFiniteError."""
+        """Write the adapters (and a scalar head) alone, see `TrainEngine`. Raises NonFiniteError."""
         self._memory.need("weights")
         refuse_weights(self._model, self.device, self.steps, "adapter")
-        with self._gathered(_factor_parameters(self._factors)):
+        head = next((p for name, p in self._parameters.items() if name == HEAD and p.requires_grad), None)
+        with self._gathered([*_factor_parameters(self._factors), *([] if head is None else [head])]):
             if self.rank == 0:
-                write_adapter(folder, base, self._model.hf, self._factors)
+                write_adapter(folder, base, self._model.hf, self._factors, head)
         dist.barrier()
 
     # ---- checkpoints
@@ -292,7 +293,7 @@ class DeepSpeedEngine:
         if saved.get("lora", "") != self._lora:
             raise CheckpointError(
                 f"{folder}: saved with {_trained(saved.get('lora', ''))} but this run trains {_trained(self._lora)}; "
-                "resume with the same ppo.lora"
+                "resume with the same lora"
             )
         if {key: saved.get(key) for key in self._shape()} != self._shape():
             raise CheckpointError(

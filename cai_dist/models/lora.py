@@ -19,6 +19,7 @@ from cai_dist.config.training import LoraConfig
 from cai_dist.errors import ConfigError
 from cai_dist.models.causal import CausalModel
 from cai_dist.models.layout import trunk_of
+from cai_dist.models.quantized import QuantizedLinear, QuantizedWeight, quantized_weights
 from cai_dist.models.scalar import ScalarHeadModel
 
 ADAPTER = "default"
@@ -59,10 +60,15 @@ def add_lora(model: CausalModel | ScalarHeadModel, config: LoraConfig, seed: int
             model.language.requires_grad_(False)
 
 
-def split_parameters(hf: Any) -> tuple[dict[str, nn.Parameter], dict[str, LoraFactors]]:
+PlainParameter = nn.Parameter | QuantizedWeight
+"""A parameter of a plain model, or what stands for one that is quantised."""
+
+
+def split_parameters(hf: Any) -> tuple[dict[str, PlainParameter], dict[str, LoraFactors]]:
     """The parameters of the plain model under the plain model's names, and the adapters by the names of the weights
     that they change. Without adapters the second is empty."""
-    plain, factors = dict(hf.named_parameters()), {}
+    plain: dict[str, PlainParameter] = dict(hf.named_parameters())
+    factors = {}
     for name, layer in _adapted(hf):
         a, b = layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight
         factors[f"{name}.weight"] = LoraFactors(a, b, layer.scaling[ADAPTER])
@@ -70,7 +76,7 @@ def split_parameters(hf: Any) -> tuple[dict[str, nn.Parameter], dict[str, LoraFa
             parameter = plain.pop(f"{name}.{inner}")
             if inner.startswith("base_layer."):
                 plain[f"{name}.{inner.removeprefix('base_layer.')}"] = parameter
-    return plain, factors
+    return plain | quantized_weights(hf), factors
 
 
 def merged(weight: Tensor, factors: LoraFactors, start: int | None = None) -> Tensor:
@@ -102,13 +108,15 @@ def adapter_dropouts(hf: Any) -> list[nn.Module]:
 
 
 def lora_summary(hf: Any) -> str:
-    """Rank, alpha and layers in words; empty without adapters. Equal exactly where the adapters have one shape."""
+    """Rank, alpha, layers and how the base is kept in words; empty without adapters. Equal exactly where the adapters
+    have one shape on one base."""
     names = [name for name, _ in _adapted(hf)]
     if not names:
         return ""
     config = hf.peft_config[ADAPTER]
     kinds = ", ".join(sorted({name.rpartition(".")[2] for name in names}))
-    return f"rank {config.r}, alpha {config.lora_alpha:g}, {len(names)} layers ({kinds})"
+    base = next((f", {layer.kind} base" for layer in hf.modules() if isinstance(layer, QuantizedLinear)), "")
+    return f"rank {config.r}, alpha {config.lora_alpha:g}, {len(names)} layers ({kinds}){base}"
 
 
 def _adapted(hf: Any) -> list[tuple[str, Any]]:

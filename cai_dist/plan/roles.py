@@ -195,7 +195,16 @@ def trained_elements(shape: Shape, lora: LoraConfig | None, causal: bool, with_h
     sizes |= {"up_proj": h + f, "down_proj": f + h}
     names = sizes if lora.target_modules == "auto" else lora.target_modules
     adapters = shape.layers * lora.rank * sum(sizes.get(name, 0) for name in names)
-    return ParameterCounts(total + adapters, adapters + (0 if causal else h), lora.rank * max(sizes.values()))
+    trained, largest = adapters + (0 if causal else h), lora.rank * max(sizes.values())
+    if lora.quantization == "none":
+        return ParameterCounts(total + adapters, trained, largest)
+    quantised = shape.matrices
+    if lora.quantization == "nf4":  # a scale for 64 elements in a byte, one in fp32 for 256 of these
+        size = quantised // 2 + quantised // 64 + quantised // 4096
+    else:
+        outputs = queries + 2 * keys + h + (2 if shape.gated else 1) * f + h
+        size = quantised + 4 * shape.layers * outputs
+    return ParameterCounts(total + adapters, trained, largest, quantised, size, h * max(f, queries))
 
 
 # ---- other stages

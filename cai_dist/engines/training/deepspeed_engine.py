@@ -211,14 +211,16 @@ class DeepSpeedEngine:
         """The named parameters, whole, as numpy arrays on rank 0; an empty dict on the others. One gather for all
         `names`: keep them to one bucket."""
         factors = {name: self._factors[name] for name in names if name in self._factors}
-        with self._gathered([*(self._parameters[name] for name in names), *_factor_parameters(factors)]):
+        # A quantised weight is whole on every rank.
+        parameters = [p for name in names if isinstance(p := self._parameters[name], Tensor)]
+        with self._gathered([*parameters, *_factor_parameters(factors)]):
             if self.rank != 0:
                 return {}
             return {name: to_numpy(self._whole(name)) for name in names}
 
     def _whole(self, name: str) -> Tensor:
         """A gathered parameter, its adapter added (to a copy: the frozen weight itself never changes)."""
-        weight: Tensor = self._parameters[name]
+        weight = self._parameters[name].detach()
         return merged(weight, self._factors[name]) if name in self._factors else weight
 
     @contextmanager
@@ -260,7 +262,8 @@ class DeepSpeedEngine:
         """Write the adapters (and a scalar head) alone, see `TrainEngine`. Raises NonFiniteError."""
         self._memory.need("weights")
         refuse_weights(self._model, self.device, self.steps, "adapter")
-        head = next((p for name, p in self._parameters.items() if name == HEAD and p.requires_grad), None)
+        head = self._parameters.get(HEAD)
+        head = head if isinstance(head, Tensor) and head.requires_grad else None
         with self._gathered([*_factor_parameters(self._factors), *([] if head is None else [head])]):
             if self.rank == 0:
                 write_adapter(folder, base, self._model.hf, self._factors, head)

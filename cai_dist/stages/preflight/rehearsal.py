@@ -29,6 +29,7 @@ from cai_dist.models.limits import context_problem
 from cai_dist.models.load import copy_tokenizer, load_causal, load_config, load_hf_causal, load_scalar, load_tokenizer
 from cai_dist.models.load import load_scalar_with_language as load_both
 from cai_dist.models.lora import add_lora
+from cai_dist.models.quantized import quantize_trunk
 from cai_dist.models.scalar import ScalarHeadModel
 from cai_dist.models.shrunken import shrunken_causal
 from cai_dist.stages.context import RunContext
@@ -124,7 +125,11 @@ def scalar_users(config: RunConfig) -> list[str]:
 
 def uses(config: RunConfig) -> dict[str, Any]:
     """What `rehearse` tries a model for, beyond `models`: settings that make it worth another look."""
-    adapted = {stage: lora.model_dump(mode="json", include={"target_modules"}) for stage, lora in config.loras.items()}
+    adapted = {
+        stage: lora.model_dump(mode="json", include={"target_modules"})
+        | ({} if lora.quantization == "none" else {"quantization": lora.quantization})
+        for stage, lora in config.loras.items()
+    }
     return {
         "scalar": scalar_users(config),
         "language": config.data.ranked_answers.source != "none",
@@ -210,7 +215,9 @@ def _rehearse_copy(ctx: RunContext, found: Rehearsal, roles: list[str], path: st
 
 def _adapted(load: Callable[[], CausalModel | ScalarHeadModel], stage: str, lora: LoraConfig) -> None:
     """A fresh small copy takes the adapters of a stage. Raises ConfigError."""
-    add_lora(load(), lora, 0, f"{stage}.lora")
+    model = load()
+    quantize_trunk(model, lora.quantization)
+    add_lora(model, lora, 0, f"{stage}.lora")
 
 
 def _scalar(config: RunConfig, copied: str) -> Any:

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from cai_dist.cluster.placement import needed_cpus
-from cai_dist.config.checks.run import check_run
+from cai_dist.config.checks.run import check_run, missing_packages
 from cai_dist.config.loading.load import build_run, merge
 from cai_dist.config.run import RunConfig
 from cai_dist.errors import ConfigError
-from cai_dist.stages import dpo, preference, sft
+from cai_dist.stages import dpo, ppo, preference, sft
 
 
 def run_with(lora: Any, **sections: Any) -> RunConfig:
@@ -39,6 +39,8 @@ def test_the_default_is_all_weights_and_an_empty_section_is_rank_16() -> None:
         ({"target_modules": ["q_proj", ""]}, "ppo.lora.target_modules=['q_proj', '']: must be auto or names of"),
         ({"target_modules": "q_proj"}, "ppo.lora.target_modules='q_proj': must be 'auto' or a list"),
         ({"save": "both"}, "ppo.lora.save='both': must be one of 'merged' or 'adapter'"),
+        ({"quantization": "fp4"}, "ppo.lora.quantization='fp4': must be one of 'none', 'int8' or 'nf4'"),
+        ({"quantization": "nf4", "save": "adapter"}, "save=adapter: must be merged with quantization=nf4"),
         ({"ranks": 8}, "did you mean ppo.lora.rank?"),
     ],
 )
@@ -82,6 +84,7 @@ def test_every_trained_stage_of_a_run_may_have_adapters(tmp_path: Path) -> None:
         stages_with(tmp_path, sft={"lora": {"rank": 0}})
 
 
+NF4, ZERO_3 = {"quantization": "nf4"}, {"sharding": {"zero": 3}}
 RANKED = {"data": {"ranked_answers": {"source": "world"}}}
 
 
@@ -100,6 +103,18 @@ RANKED = {"data": {"ranked_answers": {"source": "world"}}}
             {"preference": {"lora": {"save": "adapter"}}, "models": {"pretrained": "org/name"}},
             "preference.lora.save=adapter: must be merged with models.pretrained=org/name, a hub name",
         ),
+        (
+            {"sft": {"lora": NF4, "train": ZERO_3}},
+            "sft.train.sharding.zero=3: must be 0, 1 or 2 with sft.lora.quantization=nf4",
+        ),
+        (
+            {"preference": {"lora": NF4, "pretraining": {"train": ZERO_3}}, **RANKED},
+            "preference.pretraining.train.sharding.zero=3: must be 0, 1 or 2 with preference.lora.quantization=nf4",
+        ),
+        (
+            {"ppo": {"lora": NF4, "value": {"zero": 3}}},
+            "ppo.value.zero=3: must be 0, 1 or 2 with ppo.lora.quantization=nf4",
+        ),
     ],
 )
 def test_an_adapter_whose_base_nobody_keeps_is_one_line(sections: dict[str, Any], message: str, tmp_path: Path) -> None:
@@ -117,6 +132,9 @@ def test_an_adapter_whose_base_nobody_keeps_is_one_line(sections: dict[str, Any]
         {"preference": {"init": "sl", "lora": {"save": "adapter"}}, "models": {"pretrained": "org/name"}},
         {"alignment": "dpo", "dpo": {"lora": {"save": "adapter"}}, "models": {"pretrained": "org/name"}},
         {"alignment": "dpo", "preference": {"lora": {"save": "adapter"}}, **RANKED},
+        {"sft": {"lora": NF4, "train": {"sharding": {"zero": 2}}}, "ppo": {"policy": {"zero": 3}, "lora": {}}},
+        {"ppo": {"algorithm": "rloo", "samples_per_prompt": 2, "lora": NF4, "value": {"zero": 3}}},
+        {"preference": {"lora": NF4, "pretraining": {"train": ZERO_3}}},
     ],
 )
 def test_an_adapter_whose_base_is_kept_is_in_order(sections: dict[str, Any], tmp_path: Path) -> None:
@@ -130,3 +148,16 @@ def test_a_run_that_was_begun_before_there_were_adapters_goes_on(tmp_path: Path)
         assert "lora" not in stage.settings(config)[stage.NAME]
         adapted = stages_with(tmp_path, **{stage.NAME: {"lora": {"rank": 3}}})
         assert stage.settings(adapted)[stage.NAME]["lora"]["rank"] == 3
+    for stage in (sft, preference, dpo, ppo):
+        plain, small = (
+            stage.settings(stages_with(tmp_path, **{stage.NAME: {"lora": lora}}))[stage.NAME]["lora"]
+            for lora in ({}, NF4)
+        )
+        assert "quantization" not in plain and small == plain | NF4
+
+
+def test_a_missing_package_is_a_line_before_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cai_dist.config.checks.lora.find_spec", lambda name: None)
+    assert missing_packages(stages_with(tmp_path, sft={"lora": {}})) == []
+    [line] = missing_packages(stages_with(tmp_path, sft={"lora": NF4}))
+    assert line.startswith("sft.lora.quantization=nf4: needs the package bitsandbytes: pip install")

@@ -139,3 +139,22 @@ def test_adapters_of_a_stage_have_the_only_training_states(stage: str) -> None:
     assert small.checkpoints[name] == 14 * counts.trained
     adapter = with_sections(**sections, **{section: {"lora": {"rank": 8, "save": "adapter"}}})
     assert small.models[f"{section} model"] > 50 * disk_of(adapter, shapes(adapter, NOTHING)).models[f"{section} model"]
+
+
+@pytest.mark.parametrize(("kind", "item"), [("nf4", 0.516), ("int8", 1.0)])
+def test_a_quantised_base_takes_its_bytes_and_one_whole_weight_in_a_pass(kind: str, item: float) -> None:
+    lora = {"rank": 8, "quantization": kind}
+    found = {}
+    for name, settings in (("plain", {"rank": 8}), ("quantised", lora)):
+        config = with_sections(sft={"lora": settings})
+        plan = make_plan(config, NODE, NOTHING)
+        worker = next(one for one in plan.stages if one.stage.name == "sft").stage.workers[0]
+        found[name] = worker.device
+    shape = shapes(config, NOTHING)["pretrained"]
+    saved = found["plain"]["update"]["weights"] - found["quantised"]["update"]["weights"]
+    assert saved == pytest.approx((2 - item) * shape.matrices, rel=2e-3)
+    more = found["quantised"]["update"]["buffers"] - found["plain"]["update"]["buffers"]
+    assert more == 2 * shape.hidden * shape.intermediate
+    assert found["plain"]["start"]["weights"] - found["quantised"]["start"]["weights"] == saved
+    assert found["quantised"]["update"]["optimizer"] == found["plain"]["update"]["optimizer"]
+    assert disk_of(config, shapes(config, NOTHING)).models["sft model"] == 2 * shape.parameters, "written whole"

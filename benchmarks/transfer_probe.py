@@ -2,7 +2,7 @@
 
     python benchmarks/transfer_probe.py MODEL [--dtype bf16] [--backend vllm]
 
-Prints the mean distance (nats a token) over `weight_sync.probe.probe_samples` for the weights as they are, and for each
+Prints the mean distance (nats a token) over `weight_sync.probe.probe_sample` for the weights as they are, and for each
 of a number of faults: a matrix of one layer replaced by that of another, transposed in two halves, or left as it was.
 """
 
@@ -20,16 +20,16 @@ from cai_dist.engines.factory import build_rollout_engine
 from cai_dist.models.load import load_causal
 from cai_dist.models.tensors import spec_of, to_numpy
 from cai_dist.types import TensorPiece, WeightPart
-from cai_dist.weight_sync.probe import probe_of, probe_samples
+from cai_dist.weight_sync.probe import probe_of, probe_sample
 from cai_dist.workers.forward import batch_logprobs
 
 
 def trainer_says(model: Any) -> Any:
-    samples = probe_samples(model.hf.config.get_text_config().vocab_size)
-    batch = sample_batch(samples)
+    sample = probe_sample(model.hf.config.get_text_config().vocab_size)
+    batch = sample_batch([sample])
     with torch.no_grad():
-        rows = all_response_rows([(batch.on_host, batch_logprobs(model, batch, 1.0))])
-    return probe_of(samples, [float(row[0]) for row in rows])
+        (row,) = all_response_rows([(batch.on_host, batch_logprobs(model, batch, 1.0))])
+    return probe_of(sample, row)
 
 
 def send(engine: Any, tensors: dict[str, torch.Tensor], version: int) -> None:
@@ -74,7 +74,7 @@ def main() -> None:
 
     def distance(version: int, changed: dict[str, torch.Tensor]) -> float:
         send(engine, tensors | changed, version)
-        return float(np.abs(np.array(engine.score_labels(probe.asked)) - np.array(probe.logprobs)).mean())
+        return float(np.abs(np.diagonal(engine.score_labels(probe.asked)) - np.array(probe.logprobs)).mean())
 
     print(f"{asked.model}, {asked.dtype}, {asked.backend}: mean log-probability {np.mean(probe.logprobs):.2f}")
     print(f"{distance(1, {}):.2g}  as sent")

@@ -176,6 +176,9 @@ class PpoConfig(Section):
     of both are on one node) through segments of /dev/shm that are kept from one transfer to the next; `cuda_ipc`: from
     process to process on the GPU that policy and rollout share. `package.module:object`: a way of one's own."""
     transfer_bucket_mb: float = Field(64.0, gt=0)
+    transfer_tolerance: float | None = Field(None, gt=0)
+    """Nats a token that an engine may differ from the trainer by right after a transfer, before it is refused; default:
+    0.001 in fp32, 0.2 in bf16."""
     checkpoint_every: int = Field(5, ge=1)
     """Iterations between checkpoints."""
     snapshot_every: int | None = Field(None, ge=1)

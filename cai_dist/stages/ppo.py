@@ -40,6 +40,7 @@ _NO_RESULT = (
     "checkpoint_every",
     "transfer",
     "transfer_bucket_mb",
+    "transfer_tolerance",
     "mismatch_alarm",
     "rewards",
     "environment",

@@ -75,11 +75,11 @@ class LabelRequest:
 
 @dataclass(frozen=True, slots=True)
 class WeightProbe:
-    """A question about a model, with the answer of the one who trains it: for each prompt of `asked` the
-    log-probability (nats) of each of its labels, which are of one token."""
+    """A question about a model, with the answer of the one who trains it: prompt i of `asked` is followed by its label
+    i, of one token, with log-probability i (nats)."""
 
     asked: LabelRequest
-    logprobs: tuple[tuple[float, ...], ...]
+    logprobs: tuple[float, ...]
 
 
 @dataclass(frozen=True, slots=True)

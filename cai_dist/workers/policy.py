@@ -34,7 +34,7 @@ from cai_dist.types import (
 )
 from cai_dist.types.ragged import Array, Ragged
 from cai_dist.weight_sync.broadcast import Rendezvous, WeightSender
-from cai_dist.weight_sync.probe import probe_of, probe_samples
+from cai_dist.weight_sync.probe import probe_of, probe_sample
 from cai_dist.weight_sync.segments import SegmentSender, SegmentTicket
 from cai_dist.weight_sync.segments_cuda import collect
 from cai_dist.workers.base import TrainedWorker
@@ -128,27 +128,27 @@ class PolicyWorker(TrainedWorker):
         return self.engine.weights.plan(bucket_bytes, held)
 
     def probe(self) -> WeightProbe:
-        """What this model says of a few short sequences, for engines that have its weights."""
-        samples = probe_samples(self._vocabulary)
-        rows = self._response_rows([samples], 1.0)
-        return probe_of(samples, [float(row[0]) for row in rows])
+        """What this model says of a short sequence, for engines that have its weights."""
+        sample = probe_sample(self._vocabulary)
+        (row,) = self._response_rows([[sample]], 1.0)
+        return probe_of(sample, row)
 
     def weight_part(self, bucket: Sequence[TensorSpec], merge: bool) -> WeightPart:
         """This rank's part of a bucket."""
         return self.engine.weights.part(bucket, merge)
 
-    def open_meeting(self, name: str, senders: int, engines: int, timeout: float) -> Rendezvous:
+    def open_meeting(self, name: str, senders: tuple[int, ...], engines: int, timeout: float) -> Rendezvous:
         """On rank 0: where the processes of a broadcast meet."""
         self._meeting_store, port = listening_store(self.info.master_addr, timeout)
         return Rendezvous(self.info.master_addr, port, name, senders, engines, timeout)
 
     def join_broadcast(self, meeting: Rendezvous) -> None:
-        """Meet the engines; what was before is dropped."""
+        """Meet the engines, where this rank is one that sends; what was before is dropped."""
         self._sender = None
         self._sender = WeightSender(meeting, self.info.rank, self._meeting_store)
 
     def broadcast_weights(self, plan: WeightPlan) -> None:
-        """Send this rank's part of every bucket."""
+        """Send the buckets whose turn is this rank's, and gather the others with it."""
         if self._sender is None:
             raise WeightTransferError("a broadcast of weights before the processes have met")
         self._sender.send(self.engine.weights, plan)

@@ -27,7 +27,7 @@ from cai_dist.types import (
 )
 from cai_dist.types.ragged import Packed
 from cai_dist.weight_sync.broadcast import Rendezvous, WeightTaker
-from cai_dist.weight_sync.probe import refuse_other_answers
+from cai_dist.weight_sync.probe import TOLERANCE, refuse_other_answers
 from cai_dist.weight_sync.segments import SegmentTaker, SegmentTicket
 from cai_dist.workers.base import Worker
 from cai_dist.workers.conversation import ConversationSampler
@@ -37,7 +37,8 @@ from cai_dist.workers.prompt_table import PromptTable
 class RolloutWorker(Worker):
     """One rollout engine. `model` may be empty: then each request names its own; a model stays loaded until a request
     names another. `require_sync`: nothing is served before the first finished weight transfer. `conversations`:
-    who speaks between the answers of a sample, and the prompts in words; None: a sample is one answer."""
+    who speaks between the answers of a sample, and the prompts in words; None: a sample is one answer. `tolerance`:
+    `ppo.transfer_tolerance`."""
 
     def __init__(
         self,
@@ -48,6 +49,7 @@ class RolloutWorker(Worker):
         engine: EngineConfig | None = None,
         require_sync: bool = False,
         conversations: tuple[EnvironmentConfig, PromptTable] | None = None,
+        tolerance: float | None = None,
         threads: int = 1,
     ) -> None:
         super().__init__(info, threads=threads)
@@ -56,7 +58,7 @@ class RolloutWorker(Worker):
         self._loaded = ""
         self._taker: WeightTaker | None = None
         self._segments: SegmentTaker | None = None
-        self._dtype: Dtype = dtype
+        self._tolerance = TOLERANCE[dtype] if tolerance is None else tolerance
         self._distrusted: str | None = None
         """Why nothing is served though the engine would: it has failed the probe of its last transfer."""
         self._use(model)
@@ -141,7 +143,7 @@ class RolloutWorker(Worker):
         self._engine.finish_weights(version)
         if probe is not None:
             try:
-                refuse_other_answers(probe, self._engine.score_labels(probe.asked), self._dtype, version)
+                refuse_other_answers(probe, self._engine.score_labels(probe.asked), self._tolerance, version)
             except WeightTransferError as error:
                 self._distrusted = str(error)
                 raise

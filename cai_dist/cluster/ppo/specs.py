@@ -67,7 +67,10 @@ def ppo_specs(
         "reference": scoring | head | {"model": models.reference, "sharding": ppo.scoring("reference")},
         "reward": scoring
         | {"model": models.reward, "end_id": end_id, "thoughts": thoughts, "sharding": ppo.scoring("reward")},
-        "rollout": common | talk | {"model": models.policy, "engine": engine, "require_sync": True},
+        "rollout": common
+        | talk
+        | {"model": models.policy, "engine": engine, "require_sync": True}
+        | {"tolerance": ppo.transfer_tolerance},
     }
     return [role_spec(role, ppo, kwargs[role]) for role in ppo.roles]
 

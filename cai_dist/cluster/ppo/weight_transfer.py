@@ -123,7 +123,8 @@ class WeightTransfer:
             self.wait(calls)
 
     def _by_broadcast(self, plan: WeightPlan, version: int, begun: list[Call]) -> None:
-        """Every rank sends all its parts, every rollout worker takes all, once it has begun: one call each."""
+        """One policy rank of each node sends, in turns, every rollout worker takes all, once it has begun: one call
+        for each rank and worker."""
         if not self._connected:
             self._connect()
         self._connected = False  # until this has ended well: after a failure all meet anew
@@ -164,8 +165,11 @@ class WeightTransfer:
 
     def _connect(self) -> None:
         """Bring all processes into the groups of the broadcast."""
-        sizes = len(self.policy), len(self.rollout)
-        meeting = self.wait([self.start(self.policy, 0, "open_meeting", uuid.uuid4().hex, *sizes, self._collective)])[0]
+        first: dict[str, int] = {}
+        for rank, member in enumerate(self.policy.members):
+            first.setdefault(member.node, rank)
+        of = uuid.uuid4().hex, tuple(first.values()), len(self.rollout), self._collective
+        meeting = self.wait([self.start(self.policy, 0, "open_meeting", *of)])[0]
         joining = self.start_all(self.rollout, "join_broadcast", meeting)
         joining += self.start_all(self.policy, "join_broadcast", meeting)
         self.wait(joining)

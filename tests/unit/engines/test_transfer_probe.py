@@ -14,7 +14,7 @@ from cai_dist.config.training import OptimizerConfig, ShardingConfig
 from cai_dist.errors import StaleEngineError, WeightTransferError
 from cai_dist.losses.policy import PolicyObjective
 from cai_dist.types import GenerateRequest, LabelRequest, RankInfo, SamplingParams, WeightProbe
-from cai_dist.weight_sync.probe import probe_of, probe_samples, refuse_other_answers
+from cai_dist.weight_sync.probe import probe_of, probe_sample, refuse_other_answers
 from cai_dist.workers.policy import PolicyWorker
 from cai_dist.workers.rollout import RolloutWorker
 from tests.tiny import END, VOCAB, save_llama
@@ -58,10 +58,10 @@ def test_an_engine_that_got_the_weights_says_what_the_trainer_says(
 ) -> None:
     probe = policy.probe()
     tokens = {token for prompt in probe.asked.prompts for token in prompt}
-    assert np.shape(probe.logprobs) == (4, 4) and max(tokens) > VOCAB / 2
+    assert len(probe.logprobs) == 4 and max(tokens) > VOCAB / 2
     send(policy, rollout, 1, probe)
     assert rollout.weight_version == 1 and rollout.status()["engine"] == "ready"
-    distance = refuse_other_answers(probe, rollout.score_labels(probe.asked), "fp32", 1)
+    distance = refuse_other_answers(probe, rollout.score_labels(probe.asked), 0.001, 1)
     assert distance < 1e-5  # at temperature 1, whatever the sampler's is
 
 
@@ -88,9 +88,12 @@ def test_an_engine_that_computes_something_else_stays_stale(
 
 
 def test_answers_that_are_no_numbers_are_refused() -> None:
-    samples = probe_samples(50)
-    probe = probe_of(samples, [float(i) for i in range(16)])
-    assert probe.logprobs[1] == (4.0, 5.0, 6.0, 7.0) and len(probe.asked.labels) == 4
-    assert refuse_other_answers(probe, probe.logprobs, "bf16", 1) == 0.0
+    sample = probe_sample(50)
+    probe = probe_of(sample, [float(i) for i in range(8)])
+    assert probe.logprobs == (0.0, 2.0, 4.0, 6.0) and probe.asked.labels[1] == (int(sample.response_ids[2]),)
+    said = [[10.0, 0, 0, 0], [0, 12.0, 0, 0], [0, 0, 14.0, 0], [0, 0, 0, 16.0]]
+    with pytest.raises(WeightTransferError, match="10 nats"):
+        refuse_other_answers(probe, said, 0.2, 1)
+    assert refuse_other_answers(probe, np.diag(probe.logprobs).tolist(), 0.2, 1) == 0.0
     with pytest.raises(WeightTransferError, match="nan nats"):
-        refuse_other_answers(probe, [(float("nan"),) * 4] * 4, "bf16", 1)
+        refuse_other_answers(probe, [(float("nan"),) * 4] * 4, 0.2, 1)

@@ -1,4 +1,4 @@
-"""Functions of a test on two ranks: a process each, with a process group over gloo, without Ray.
+"""Functions of a test on two ranks or more: a process each, with a process group over gloo, without Ray.
 
 The processes are started by `python -m tests.two_ranks` and import torch themselves: a fork of a process that has used
 its threads may hang.
@@ -11,6 +11,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +23,21 @@ SECONDS = 600
 
 
 def on_two_ranks(function: Callable[..., Any], **arguments: Any) -> list[Any]:
-    """What `function(rank_info, **arguments)` returns on ranks 0 and 1; arguments and results as JSON has them.
+    """`on_ranks` for two of them."""
+    return on_ranks(2, function, **arguments)
+
+
+def on_ranks(world: int, function: Callable[..., Any], **arguments: Any) -> list[Any]:
+    """What `function(rank_info, **arguments)` returns on each of `world` ranks; arguments and results as JSON has them.
 
     Raises: AssertionError with what was printed where a rank has failed.
     """
     path = f"{function.__module__}:{function.__name__}"
-    ends = [os.pipe() for _ in range(2)]
+    ends = [os.pipe() for _ in range(world)]
     running: list[subprocess.Popen[str]] = []
     port = 0
-    for rank in range(2):
-        command = [sys.executable, "-m", "tests.two_ranks", path, str(rank), str(port), str(ends[rank][1])]
+    for rank in range(world):
+        command = [sys.executable, "-m", "tests.two_ranks", path, str(rank), str(world), str(port), str(ends[rank][1])]
         running.append(
             subprocess.Popen(
                 [*command, json.dumps(arguments)],
@@ -47,7 +53,8 @@ def on_two_ranks(function: Callable[..., Any], **arguments: Any) -> list[Any]:
         if rank == 0:
             assert (out := running[0].stdout) is not None
             port = int(out.readline() or 0)
-    failures = [process.communicate(timeout=SECONDS)[1] for process in running]
+    with ThreadPoolExecutor(world) as readers:  # together: a rank whose pipe is full waits, and the others for it
+        failures = list(readers.map(lambda process: process.communicate(timeout=SECONDS)[1], running))
     said = "\n".join(f"rank {rank}: {text}" for rank, text in enumerate(failures))
     assert all(process.returncode == 0 for process in running), said
     found = []
@@ -64,13 +71,13 @@ def main() -> None:
 
     from cai_dist.distributed.process_group import init_process_group, open_store
 
-    path, rank, port, end, arguments = sys.argv[1:]
+    path, rank, world, port, end, arguments = sys.argv[1:]
     torch.set_num_threads(1)
     where = int(port)
     if rank == "0":
         where = open_store("127.0.0.1", SECONDS)
         print(where, flush=True)
-    info = RankInfo("test", int(rank), 2, master_addr="127.0.0.1", master_port=where)
+    info = RankInfo("test", int(rank), int(world), master_addr="127.0.0.1", master_port=where)
     init_process_group(info, SECONDS)
     found = find_object(path, "test", None)(info, **json.loads(arguments))
     dist.barrier()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -107,8 +107,9 @@ class ClusterConfig(Section):
     fork_workers: bool = True
     """On a local cluster of a Linux machine without GPUs workers are forks of one process that has imported torch: they
     start in a second or two in place of ten. Not with `engine.backend: vllm`, nor on other clusters."""
-    threads: int = Field(1, ge=1)
-    """CPU threads of each worker process (OMP_NUM_THREADS)."""
+    threads: Literal["auto"] | Annotated[int, Field(ge=1)] = "auto"
+    """CPU threads of each worker process. `auto`: the workers that compute at the same time share the machine's cores
+    (or OMP_NUM_THREADS, where that is less); on a cluster that others have started a worker has as many as `cpus`."""
     cpus: float = Field(0.25, gt=0)
     """Logical CPUs of one worker of every stage but PPO (which has its own placement)."""
     gpus: float = Field(0.0, ge=0)

@@ -55,6 +55,22 @@ class ShardingConfig(Section):
     """Whether a layer keeps its input alone for the backward pass and runs once more there (arXiv 1604.06174): a third
     more computation, a fraction of the memory, the same numbers. `auto`: on GPUs."""
 
+    sequence_parallel: int = Field(1, ge=1)
+    """So many ranks compute each micro-batch together, every one a stretch of its tokens (Ulysses, arXiv 2309.14509):
+    for sequences whose activations one GPU does not hold. It must divide `ranks` and the model's attention heads, and
+    needs `models.layout: packed`. A limit on micro-batches is that of the ranks together."""
+
+    @model_validator(mode="after")
+    def _groups(self) -> ShardingConfig:
+        if self.ranks % self.sequence_parallel:
+            raise ValueError(f"sequence_parallel={self.sequence_parallel}: must divide ranks={self.ranks}")
+        return self
+
+    @property
+    def data_ranks(self) -> int:
+        """How many micro-batches are computed at the same time."""
+        return self.ranks // self.sequence_parallel
+
     def checkpoints(self, on_gpu: bool) -> bool:
         """`gradient_checkpointing` without `auto`."""
         return on_gpu if self.gradient_checkpointing == "auto" else self.gradient_checkpointing

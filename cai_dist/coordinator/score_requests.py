@@ -139,9 +139,9 @@ def score_stream(
 
 
 def chunk_size(config: PpoConfig) -> int:
-    """Samples that are scored together: as many as fill one micro-batch of every policy rank. Smaller
-    chunks would pay for more passes, larger ones would wait longer."""
-    return config.policy.ranks * config.policy.micro_batch
+    """Samples that are scored together: as many as fill one micro-batch of every policy rank (of every group that
+    computes them together). Smaller chunks would pay for more passes, larger ones would wait longer."""
+    return config.policy.data_ranks * config.policy.micro_batch
 
 
 def _joined(parts: Sequence[Scored]) -> Scored:

@@ -57,6 +57,8 @@ class BatchPlan:
     items."""
 
     parts: tuple[tuple[tuple[int, ...], ...], ...]
+    alike: int = 1
+    """So many ranks, one behind the other, compute the same items."""
 
     def split(self, items: Sequence[T]) -> list[tuple[tuple[T, ...], ...]]:
         """Micro-batches of items, by rank."""
@@ -65,7 +67,8 @@ class BatchPlan:
     def restore(self, results_per_rank: Sequence[Sequence[R]]) -> list[R]:
         """Results, one an item in the order of each rank's micro-batches, back in the order of the items.
 
-        Raises: ValueError if a rank returned more or fewer results than it had items.
+        Of ranks that compute the same, the first one's count. Raises: ValueError if a rank returned more or fewer
+        results than it had items.
         """
         order = [[i for part in rank for i in part] for rank in self.parts]
         sizes, expected = [len(found) for found in results_per_rank], [len(rank) for rank in order]
@@ -73,7 +76,7 @@ class BatchPlan:
             raise ValueError(f"the ranks had {expected} items but returned {sizes} results")
         by_item = {
             i: result
-            for rank, results in zip(order, results_per_rank, strict=True)
+            for rank, results in zip(order[:: self.alike], results_per_rank[:: self.alike], strict=True)
             for i, result in zip(rank, results, strict=True)
         }
         return [by_item[i] for i in range(len(by_item))]
@@ -116,9 +119,10 @@ def plan_items(
     items: Sequence[object], ranks: int, sharding: ShardingConfig, layout: Layout, *, added: int = 0
 ) -> BatchPlan:
     """`plan_schedule` for the items themselves, within the limits of `sharding`; `added`: tokens that the worker may
-    put after each."""
-    limits = MicroBatchLimits.of(sharding, layout)
-    return plan_schedule([token_count(item, limits.padded) + added for item in items], ranks, limits)
+    put after each. Neighbouring ranks get the same where they compute it together (`sequence_parallel`)."""
+    limits, alike = MicroBatchLimits.of(sharding, layout), sharding.sequence_parallel
+    plan = plan_schedule([token_count(item, limits.padded) + added for item in items], ranks // alike, limits)
+    return BatchPlan(tuple(rank for rank in plan.parts for _ in range(alike)), alike)
 
 
 def token_count(item: object, padded: bool = False) -> int:

@@ -16,6 +16,8 @@ from typing import Any
 
 import psutil
 
+from cai_dist.config.threads import usable_cpus
+
 PACKAGES = ("torch", "transformers", "ray", "deepspeed", "peft", "vllm", "wandb")
 """Those whose versions are shown; vllm and wandb may be missing."""
 GIB = 2**30
@@ -125,15 +127,6 @@ def token_hash() -> str:
         with contextlib.suppress(OSError):
             token = Path(path).read_text(encoding="utf-8", errors="replace").strip()
     return hashlib.sha256(token.encode()).hexdigest()[:8] if token else ""
-
-
-def usable_cpus() -> int:
-    """CPUs that the scheduler gives this process, and no more than a container's quota (cgroup v2)."""
-    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    with contextlib.suppress(OSError, ValueError):
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        cpus = min(cpus, max(1, int(int(quota) / int(period))))
-    return cpus
 
 
 def memory_gib() -> tuple[float, float]:

@@ -36,7 +36,8 @@ def needs_of(config: RunConfig, cache: Path) -> Needs:
     packages = ["vllm"] if config.engine.backend == "vllm" else []
     if config.tracking.wandb == "online":
         packages.append("wandb")
-    return Needs(config.cluster.threads, gpus, _compiled(config), tuple(packages), tuple(shared))
+    threads = 1 if config.cluster.threads == "auto" else config.cluster.threads
+    return Needs(threads, gpus, _compiled(config), tuple(packages), tuple(shared))
 
 
 def _compiled(config: RunConfig) -> str:

@@ -12,12 +12,13 @@ from cai_dist.errors import ConfigError
 from cai_dist.losses.logprobs import MAX_LOGITS, LogitScaling, hidden_logprobs
 from cai_dist.models.compare import close, probe_ids, runs_plainly
 from cai_dist.models.layout import predicted_rows, trunk_of, trunk_states, use_layout
+from cai_dist.models.sequence_parallel import SequenceGroup, Stretch
 
 
 class CausalModel(nn.Module):
     """Wraps a Hugging Face causal LM. `hf` is the wrapped model, the one that is saved; its output layer is exchanged
     for one with the same weights that also goes straight to log-probabilities. `like`: a small copy of the architecture
-    that has been wrapped in this layout; then nothing is compared here.
+    that has been wrapped in this layout; then nothing is compared here. `group`: with whom it computes packed rows.
 
     Raises: ConfigError for an architecture that this layout, or this head, does not fit.
     """
@@ -25,6 +26,7 @@ class CausalModel(nn.Module):
     def __init__(self, hf: Any, layout: Layout = "packed", like: Any = None) -> None:
         super().__init__()
         self.hf, self.layout = hf, layout
+        self.group: SequenceGroup | None = None
         self._scaling = logit_scaling(hf.config)
         _exchange_head(hf)
         if like is None:
@@ -46,13 +48,14 @@ class CausalModel(nn.Module):
 
         Returns: two float32 tensors [N], 0 at tokens that are not wanted.
         """
-        states = trunk_states(self.hf, ids, lengths, self.layout)
-        rows = predicted_rows(lengths, wanted, ids.device)
+        stretch = Stretch(len(ids), self.group)
+        states = trunk_states(self.hf, ids, lengths, self.layout, stretch)
+        rows = predicted_rows(lengths, wanted, ids.device, stretch)
         found: tuple[Tensor, Tensor] = self.hf.get_output_embeddings()(
-            states[rows - 1], ids[rows], temperature, self._scaling, with_entropy
+            states[rows - 1 - stretch.first], ids[rows], temperature, self._scaling, with_entropy
         )
-        logprobs, entropies = (torch.zeros(len(ids), dtype=x.dtype, device=x.device) for x in found)
-        return logprobs.index_copy(0, rows, found[0]), entropies.index_copy(0, rows, found[1])
+        logprobs, entropies = stretch.at_tokens(rows, found)
+        return logprobs, entropies
 
     def use_full_head(self) -> None:
         """Compute the output layer in full precision from here on, whatever the model's (`models.head_dtype`)."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -20,6 +21,7 @@ from cai_dist.errors import ConfigError
 from cai_dist.models.attention import eagerly, use_exact_attention
 from cai_dist.models.compare import close, one_line, probe_sequences, runs_plainly
 from cai_dist.models.packed_attention import NAME, Packing, cannot_pack
+from cai_dist.models.sequence_parallel import Stretch
 
 
 def trunk_of(hf: Any) -> Any:
@@ -34,23 +36,25 @@ def trunk_of(hf: Any) -> Any:
     return trunk
 
 
-def trunk_states(hf: Any, ids: Tensor, lengths: Tensor, layout: Layout) -> Tensor:
+def trunk_states(hf: Any, ids: Tensor, lengths: Tensor, layout: Layout, stretch: Stretch | None = None) -> Tensor:
     """Last hidden states [N, H] of flat `ids` [N] in sequences of `lengths` [B]. Where lengths are on the host, it does
-    not wait for the device of the ids.
+    not wait for the device of the ids. With a `stretch` of a packed row: those of its tokens alone, [width, H].
 
     Raises: ConfigError for a packed sequence that is longer than the window of the model's attention.
     """
     lengths = lengths.cpu()
     if layout == "packed":
+        stretch = stretch or Stretch(len(ids))
+        if stretch.filling:  # with a sequence more, which nobody looks at
+            lengths, ids = F.pad(lengths, (0, 1), value=stretch.filling), F.pad(ids, (0, stretch.filling))
         positions = sequence_positions(lengths, len(ids))
-        packing = Packing.of(lengths, positions)
+        packing = Packing.of(lengths, positions, stretch.group)
         if packing.longest > (window := attention_window(hf.config)):
             raise ConfigError(cannot_pack(hf, f"{packing.longest} tokens, but its attention sees {window:g}"))
         positions, *indices = moved_together([positions, *packing.indices], ids.device)
         packing = packing.at(indices)
-        packed = trunk_of(hf)(
-            input_ids=ids.unsqueeze(0), position_ids=positions.unsqueeze(0), use_cache=False, packing=packing
-        )
+        ids, positions = stretch.part(ids).unsqueeze(0), stretch.part(positions).unsqueeze(0)
+        packed = trunk_of(hf)(input_ids=ids, position_ids=positions, use_cache=False, packing=packing)
         states: Tensor = packed.last_hidden_state[0]
         return states
     inside = torch.arange(int(lengths.max())) < lengths.unsqueeze(1)
@@ -62,11 +66,13 @@ def trunk_states(hf: Any, ids: Tensor, lengths: Tensor, layout: Layout) -> Tenso
     return padded.last_hidden_state.flatten(0, 1).index_select(0, places)
 
 
-def predicted_rows(lengths: Tensor, wanted: Tensor, device: torch.device) -> Tensor:
+def predicted_rows(lengths: Tensor, wanted: Tensor, device: torch.device, stretch: Stretch | None = None) -> Tensor:
     """long [n] on `device`: the `wanted` tokens (bool [N]) of sequences of `lengths` [B] that have a prediction, so not
-    the first of a sequence. Where both are on the host, nobody waits for the device."""
+    the first of a sequence; with a `stretch`, those that it predicts. Where both are on the host, nobody waits for the
+    device."""
     after = sequence_positions(lengths.cpu(), len(wanted)) > 0
-    return moved_together([(wanted.cpu() & after).nonzero().squeeze(-1)], device)[0]
+    rows = (stretch or Stretch(len(wanted))).predicts(wanted.cpu() & after)
+    return moved_together([rows.nonzero().squeeze(-1)], device)[0]
 
 
 def attention_window(config: Any) -> float:

@@ -9,7 +9,7 @@ in half precision torch's variable-length flash attention runs on the flat row a
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from inspect import signature
 from typing import Any
 
@@ -18,8 +18,16 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import AttentionInterface
 
+from cai_dist.config.checks.sequence_parallel import heads_problem
 from cai_dist.errors import ConfigError
 from cai_dist.models.attention import HONOURED, SwallowedArgumentError, refuse_swallowed
+from cai_dist.models.sequence_parallel import (
+    SequenceGroup,
+    all_tokens_of_some_heads,
+    cannot_spread,
+    own_tokens_of_all_heads,
+    shared_heads,
+)
 
 NAME = "cai_dist_packed"
 """Under which transformers knows it. No mask function goes with it: transformers then builds no mask."""
@@ -51,6 +59,8 @@ class Packing:
     bounds: Tensor
     """int [B + 1]: where sequences begin; N at the end."""
     longest: int
+    group: SequenceGroup | None = None
+    """With whom the row is computed: then a layer's queries, keys and values are those of this rank's stretch of it."""
 
     @property
     def indices(self) -> list[Tensor]:
@@ -61,20 +71,20 @@ class Packing:
         """This packing with `indices` that are on another device."""
         gather, bounds, *spreads = indices
         rectangles = tuple(Rectangle(to, one.width) for to, one in zip(spreads, self.rectangles, strict=True))
-        return Packing(rectangles, gather, bounds, self.longest)
+        return replace(self, rectangles=rectangles, gather=gather, bounds=bounds)
 
     @classmethod
-    def of(cls, lengths: Tensor, positions: Tensor) -> Packing:
+    def of(cls, lengths: Tensor, positions: Tensor, group: SequenceGroup | None = None) -> Packing:
         """The packing of sequences of `lengths` [B] whose tokens have `positions` [N]; on a GPU the host would wait for
         the lengths."""
         ends = lengths.cumsum(0)
         starts, sizes = ends - lengths, lengths.tolist()
         rectangles, first_place, used = [], [0] * len(sizes), 0
-        for group in _alike(sizes):
-            width, rows = sizes[group[0]], torch.tensor(group, device=lengths.device)
+        for like in _alike(sizes):
+            width, rows = sizes[like[0]], torch.tensor(like, device=lengths.device)
             inside = torch.arange(width, device=lengths.device).minimum((lengths[rows] - 1).unsqueeze(1))
             rectangles.append(Rectangle((starts[rows].unsqueeze(1) + inside).flatten(), width))
-            for i in group:
+            for i in like:
                 first_place[i], used = used, used + width
         first = torch.tensor(first_place, device=lengths.device)
         return cls(
@@ -82,6 +92,7 @@ class Packing:
             gather=torch.repeat_interleave(first, lengths, output_size=len(positions)) + positions,
             bounds=F.pad(ends, (1, 0)).int(),
             longest=max(sizes),
+            group=group,
         )
 
 
@@ -111,7 +122,7 @@ def packed_attention(
     """Attention of one layer in the form that transformers calls.
 
     Args:
-        query: [1, heads, N, d].
+        query: [1, heads, N, d]; with a group this rank's stretch of the row.
         key, value: [1, key-value heads, N, d].
         scaling: of the dot products; default 1 / sqrt(d).
         packing: passed through the model's forward.
@@ -135,9 +146,14 @@ def packed_attention(
     if window is not None and packing.longest > window:
         raise ConfigError(cannot_pack(module, f"{packing.longest} tokens, but its attention sees {window:g}"))
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
-    if q.is_cuda and q.dtype in (torch.float16, torch.bfloat16) and not dropout:
-        return _ragged(q, k, v, packing, scaling).unsqueeze(0), None
-    return _spread(q, k, v, packing, scaling, dropout).unsqueeze(0), None
+    if packing.group is None:
+        return _whole_row(q, k, v, packing, scaling, dropout).unsqueeze(0), None
+    size = packing.group.size
+    if problem := heads_problem(q.shape[1], k.shape[1], size):
+        raise cannot_spread(module, size, problem)
+    q, k, v = all_tokens_of_some_heads(packing.group, q, shared_heads(k, size), shared_heads(v, size))
+    out = own_tokens_of_all_heads(packing.group, _whole_row(q, k, v, packing, scaling, dropout))
+    return out.unsqueeze(0), None
 
 
 def cannot_pack(model: Any, why: str) -> str:
@@ -145,8 +161,15 @@ def cannot_pack(model: Any, why: str) -> str:
     return f"models.layout=packed: {type(model).__name__} cannot be packed ({why}); set models.layout=padded"
 
 
-def _spread(q: Tensor, k: Tensor, v: Tensor, packing: Packing, scaling: float | None, dropout: float) -> Tensor:
+def _whole_row(q: Tensor, k: Tensor, v: Tensor, packing: Packing, scaling: float | None, dropout: float) -> Tensor:
     """[N, heads, d] each (fewer heads in k and v) -> [N, heads, d]."""
+    if q.is_cuda and q.dtype in (torch.float16, torch.bfloat16) and not dropout:
+        return _ragged(q, k, v, packing, scaling)
+    return _spread(q, k, v, packing, scaling, dropout)
+
+
+def _spread(q: Tensor, k: Tensor, v: Tensor, packing: Packing, scaling: float | None, dropout: float) -> Tensor:
+    """The row in rectangles."""
     grouped, parts = q.shape[1] != k.shape[1], []
     for one in packing.rectangles:
         a, b, c = (x.index_select(0, one.spread).unflatten(0, (-1, one.width)).transpose(1, 2) for x in (q, k, v))

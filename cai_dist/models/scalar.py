@@ -16,6 +16,7 @@ from cai_dist.losses.logprobs import LogitScaling
 from cai_dist.models.causal import LogprobHead
 from cai_dist.models.layout import predicted_rows, trunk_states, use_layout
 from cai_dist.models.partition import Partition, full_shape, put
+from cai_dist.models.sequence_parallel import SequenceGroup, Stretch
 
 HEAD_STD = 0.02
 
@@ -24,7 +25,8 @@ class ScalarHeadModel(nn.Module):
     """Wraps `AutoModelForSequenceClassification(num_labels=1)`. `hf` is the wrapped model, the one that is saved.
 
     In the pretraining of a preference model it has a language head, too (`load_scalar_with_language`): a part of this
-    module and so of its checkpoints, but not of `hf` and so never of what is exported. `like` as in `CausalModel`.
+    module and so of its checkpoints, but not of `hf` and so never of what is exported. `like` and `group` as in
+    `CausalModel`.
 
     Raises: ConfigError for an architecture that this layout does not fit.
     """
@@ -32,6 +34,7 @@ class ScalarHeadModel(nn.Module):
     def __init__(self, hf: Any, layout: Layout = "packed", like: Any = None) -> None:
         super().__init__()
         self.hf, self.layout = hf, layout
+        self.group: SequenceGroup | None = None
         _exchange_score(hf)
         self.language: LogprobHead | None = None
         self.scaling = LogitScaling()
@@ -49,15 +52,16 @@ class ScalarHeadModel(nn.Module):
         With `wanted` (bool [N]): the head output and, from the same pass, the log-probability [N] (nats, float32) of
         the wanted tokens given those before them, 0 elsewhere; the first token of a sequence has none.
         """
-        states = trunk_states(self.hf, ids, lengths, self.layout)
-        scores: Tensor = self.hf.score(states).squeeze(-1)
+        stretch = Stretch(len(ids), self.group)
+        states = trunk_states(self.hf, ids, lengths, self.layout, stretch)
+        scores = stretch.of_all(self.hf.score(states).squeeze(-1))
         if wanted is None:
             return scores
         assert self.language is not None, "this scalar model was built without a language head"
-        rows = predicted_rows(lengths, wanted, ids.device)
+        rows = predicted_rows(lengths, wanted, ids.device, stretch)
         # One call however many rows there are, none included: under ZeRO-3 it is a collective.
-        found = self.language(states[rows - 1], ids[rows], 1.0, self.scaling, False)[0]
-        return scores, torch.zeros(len(ids), dtype=found.dtype, device=found.device).index_copy(0, rows, found)
+        found = self.language(states[rows - 1 - stretch.first], ids[rows], 1.0, self.scaling, False)
+        return scores, stretch.at_tokens(rows, found[:1])[0]
 
 
 class ScalarHead(nn.Linear):

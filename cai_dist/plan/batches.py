@@ -10,7 +10,8 @@ from cai_dist.config.training import ShardingConfig
 
 @dataclass(frozen=True)
 class BatchSplit:
-    """One optimiser step of one role. `places`: micro-batch places that stay empty, where it does not come out even."""
+    """One optimiser step of one role. `places`: micro-batch places that stay empty, where it does not come out even.
+    `ranks`: those with micro-batches of their own; each is a group of `together` that compute these together."""
 
     role: str
     batch: int
@@ -19,6 +20,7 @@ class BatchSplit:
     passes: int
     capped: bool
     """`micro_batch` follows from a cap on tokens and sequences of full length."""
+    together: int = 1
 
     @property
     def places(self) -> int:
@@ -27,9 +29,10 @@ class BatchSplit:
 
     def equation(self) -> str:
         """The split in words, such as "64 = 4 ranks x 2 sequences x 8 passes"."""
-        shown = (
-            f"{self.ranks} {_plural(self.ranks, 'rank')} x {self.micro_batch} {_plural(self.micro_batch, 'sequence')}"
-        )
+        who = f"{self.ranks} {_plural(self.ranks, 'rank')}"
+        if self.together > 1:
+            who = f"{self.ranks} {_plural(self.ranks, 'group')} of {self.together} ranks"
+        shown = f"{who} x {self.micro_batch} {_plural(self.micro_batch, 'sequence')}"
         shown += f" x {self.passes} {_plural(self.passes, 'pass', 'passes')}"
         rest = f" - {self.places} empty places" if self.places else ""
         return f"{self.batch} = {shown}{rest}"
@@ -50,9 +53,10 @@ def split(role: str, batch: int, sharding: ShardingConfig, sequence: int, per_it
     """The split of `batch` items that are `per_item` sequences of at most `sequence` tokens each."""
     cap = sharding.max_tokens_per_micro_batch
     size = max(1, cap // (sequence * per_item)) if cap else sharding.micro_batch
-    size = min(size, math.ceil(batch / sharding.ranks))
-    passes = max(1, math.ceil(batch / (sharding.ranks * size)))
-    return BatchSplit(role, batch, sharding.ranks, size, passes, cap is not None)
+    ranks = sharding.data_ranks
+    size = min(size, math.ceil(batch / ranks))
+    passes = max(1, math.ceil(batch / (ranks * size)))
+    return BatchSplit(role, batch, ranks, size, passes, cap is not None, sharding.sequence_parallel)
 
 
 def rollout_equation(prompts: int, samples: int, mini_batch: int, epochs: int) -> str:

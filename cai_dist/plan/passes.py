@@ -8,7 +8,8 @@ pass, with width h, all query heads together q, key-value heads k, MLP width f a
     MLP            gate, up, activation and product: 4 f b (a plain MLP: 2 f b)
 
 All of it stays until the layer's backward pass. With gradient checkpointing a layer keeps its input alone, h b, and all
-else of one layer at a time is there while that layer is computed again.
+else of one layer at a time is there while that layer is computed again. Of N ranks that compute a row together each has
+1 / N of the tokens, in attention all of them for 1 / N of the heads: the same again.
 """
 
 from __future__ import annotations

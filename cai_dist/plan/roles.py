@@ -127,7 +127,8 @@ def ppo_stage(config: RunConfig, found: Mapping[str, Shape], assumed: Assumed, m
             workers.append(rollout_worker(place, shape, item, serving, transfer.receiver, bases, reserved))
         else:
             samples = ppo.prompts_per_iteration * ppo.samples_per_prompt
-            one = split(role, samples, ppo.policy.model_copy(update={"ranks": place.count}), tokens.sequence)
+            alone = ppo.policy.model_copy(update={"ranks": place.count, "sequence_parallel": 1})
+            one = split(role, samples, alone, tokens.sequence)
             work = _training(one, tokens, role == "reference", ppo.sampling.temperature != 1.0)
             size = shape.parameters if role == "reference" else shape.scalar_parameters
             sharded = ppo.scoring(role)
@@ -177,7 +178,7 @@ def _transfer_bytes(config: RunConfig, shape: Shape) -> _Transfer:
 
 
 def _training(one: BatchSplit, tokens: Tokens, vocabulary: bool, scaled: bool, per_item: int = 1) -> Training:
-    return Training(tokens, one.micro_batch * per_item, one.passes, vocabulary, scaled)
+    return Training(tokens, one.micro_batch * per_item, one.passes, vocabulary, scaled, together=one.together)
 
 
 def trained_elements(shape: Shape, lora: LoraConfig | None, causal: bool, with_head: bool = False) -> ParameterCounts:

@@ -22,7 +22,7 @@ def step_seconds(stage: PlannedStage, shape: Shape, tokens: Tokens, rates: Rates
     sequences = split.batch * (1 if stage.name == SFT else 2)
     rows = sequences * tokens.wanted if stage.name in (SFT, DPO) else 0
     work = 3.0 * forward(shape, sequences * tokens.sequence, tokens.sequence, rows)
-    return work / (rates.update if rates.per == "all" else split.ranks * rates.update)
+    return work / (rates.update if rates.per == "all" else split.ranks * split.together * rates.update)
 
 
 def answers_seconds(

@@ -89,6 +89,9 @@ def _tried(layout: Layout, plan: RunPlan, assumed: Assumed) -> _Tried | None:
     machines, config = plan.machines, layout.config
     if any(ppo_problems(config.ppo)):
         return None
+    trained = [getattr(config.ppo, role) for role in config.ppo.trained_roles]
+    if any(one.ranks % one.sequence_parallel for one in trained):
+        return None
     if machines.cpus is not None and config.ppo.cpus > machines.nodes * machines.cpus:
         return None
     try:

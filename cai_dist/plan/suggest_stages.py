@@ -32,12 +32,12 @@ def suggest_stages(plan: RunPlan, assumed: Assumed) -> list[Suggestion]:
 
 
 def _of_training(plan: RunPlan, one: StagePlan, assumed: Assumed) -> Suggestion | None:
-    name, total = one.stage.name, _workers(plan)
-    own = sharding_at(plan.config, SECTIONS[name])
+    name, own = one.stage.name, sharding_at(plan.config, SECTIONS[one.stage.name])
+    total = _workers(plan) // own.sequence_parallel * own.sequence_parallel
     well = _fits(one, plan)
     if well and own.ranks >= total:
         return None
-    for ranks, changes in _changes(own, total):
+    for ranks, changes in _changes(own, total) if total else ():
         other = updated(plan.config, nested(SECTIONS[name], changes | {"ranks": ranks}))
         made = _planned(other, plan, name, assumed)
         if made is not None and _fits(made, plan):

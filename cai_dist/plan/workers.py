@@ -98,7 +98,8 @@ class Training:
     """What a trained model's rank works on in one micro-batch, and in how many of them a step goes.
 
     `vocabulary`: log-probabilities come out (a scalar head has none); `scaled`: at a temperature other than 1;
-    `checkpointed`: a layer keeps its input alone for the backward pass.
+    `checkpointed`: a layer keeps its input alone for the backward pass; `together`: so many ranks compute a micro-batch
+    together, each a stretch of its tokens.
     """
 
     tokens: Tokens
@@ -107,16 +108,17 @@ class Training:
     vocabulary: bool
     scaled: bool = False
     checkpointed: bool = False
+    together: int = 1
 
     @property
     def total(self) -> int:
-        """Tokens of a micro-batch."""
-        return self.sequences * self.tokens.sequence
+        """Tokens of a micro-batch that this rank computes."""
+        return share(self.sequences * self.tokens.sequence, self.together)
 
     @property
     def rows(self) -> int:
-        """Tokens of it that need logits."""
-        return self.sequences * self.tokens.wanted if self.vocabulary else 0
+        """Tokens among them that need logits, at most: a stretch may be all response."""
+        return min(self.sequences * self.tokens.wanted, self.total) if self.vocabulary else 0
 
 
 def trained_worker(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from cai_dist.config.preference import DpoConfig, PreferenceConfig
 from cai_dist.config.run import RunConfig
 from cai_dist.config.supervised import SftConfig
+from cai_dist.config.threads import cpus_for_threads
 from cai_dist.config.training import LoraConfig
 from cai_dist.constitution import Constitution
 from cai_dist.errors import Interrupted
@@ -37,6 +38,8 @@ class RunContext:
     should_stop: Callable[[], bool]
     on_cluster_start: Callable[[], None] = lambda: None
     """Called after Ray is up (Ray replaces signal handlers)."""
+    cpus: int = field(default_factory=cpus_for_threads)
+    """CPUs of this machine that workers may share (`cluster.threads: auto`)."""
     _cluster: Cluster | None = field(default=None, repr=False)
 
     @property

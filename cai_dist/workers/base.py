@@ -21,6 +21,7 @@ from cai_dist.config.training import (
     ShardingConfig,
 )
 from cai_dist.distributed.process_group import init_process_group, prepare_device
+from cai_dist.distributed.sequence_group import NeighbourGroup
 from cai_dist.engines.factory import build_train_engine, partition_for
 from cai_dist.engines.protocols.training import TrainEngine
 from cai_dist.models.causal import CausalModel
@@ -30,6 +31,7 @@ from cai_dist.models.lora import add_lora
 from cai_dist.models.partition import Partition
 from cai_dist.models.quantized import quantize_trunk
 from cai_dist.models.scalar import ScalarHeadModel
+from cai_dist.models.sequence_parallel import spread
 from cai_dist.types import MemoryPart, RankInfo
 from cai_dist.workers.memory import take_reading
 
@@ -103,6 +105,8 @@ class TrainedWorker(Worker, ABC):
         if lora is not None:
             quantize_trunk(built, lora.quantization)
             add_lora(built, lora, seed)
+        if sharding.sequence_parallel > 1:
+            spread(built, NeighbourGroup(sharding.sequence_parallel, timeout))
         use_checkpointing(built.hf, sharding, torch.cuda.is_available())
         self._adapter_only = lora is not None and lora.save == "adapter"
         self.engine = build_train_engine(training, built, optimizer, sharding, dtype, total_steps, timeout, dropout)

@@ -37,8 +37,9 @@ def one_iteration(
 ) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
     """Metrics and the policy's weights after one iteration of 8 ragged samples in two mini-batches."""
     few = PlacementConfig(cpus=0.1)
-    again = settings.pop("gradient_checkpointing", "auto")
-    shard = ShardingConfig(ranks=ranks, zero=zero, micro_batch=1, gradient_checkpointing=again)  # type: ignore[arg-type]
+    optimizer = OptimizerConfig(lr=settings.pop("lr", 0.01))
+    own = {name: settings.pop(name) for name in ("gradient_checkpointing", "sequence_parallel") if name in settings}
+    shard = ShardingConfig(ranks=ranks, zero=zero, micro_batch=1, **own)  # type: ignore[arg-type]
     config = PpoConfig(
         iterations=1,
         prompts_per_iteration=8 // settings.get("samples_per_prompt", 1),
@@ -46,8 +47,8 @@ def one_iteration(
         epochs=1,
         policy=shard,
         value=shard,
-        policy_optimizer=OptimizerConfig(lr=0.01),
-        value_optimizer=OptimizerConfig(lr=0.01),
+        policy_optimizer=optimizer,
+        value_optimizer=optimizer,
         sampling=SamplingConfig(max_new_tokens=8, temperature=0.7),
         placement=RoleShards(policy=few, value=few, reference=few, reward=few, rollout=few),
         **settings,
@@ -106,6 +107,24 @@ def test_scoring_models_in_two_parts_and_layers_computed_twice_change_nothing(
     assert {k: v for k, v in metrics.items() if k not in timings} == {
         k: v for k, v in plain[0].items() if k not in timings
     }
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_two_ranks_that_compute_sequences_together_do_what_one_does(
+    warm: WarmCluster, models: PpoModels, tmp_path: Path
+) -> None:
+    """Every figure of the iteration, to 1e-5: the scoring passes of policy and value, losses, norms of gradients."""
+    alone, expected = one_iteration(warm, models, tmp_path / "one", 0, 1, lr=1e-3)
+    together, weights = one_iteration(warm, models, tmp_path / "two", 2, 2, sequence_parallel=2, lr=1e-3)
+    other = ("seconds", "_mb", "_per_second", "sync_calls")
+    names = {name for name in alone if not name.endswith(other) and not name.startswith("idle")}
+    assert {"policy_loss", "value_loss", "policy_grad_norm", "value_grad_norm", "policy_ratio", "reward"} <= names
+    for name in names:
+        assert together[name] == pytest.approx(alone[name], rel=1e-5, abs=1e-5), name
+    for name, tensor in weights.items():
+        # Adam's first steps have the size of the rate, whatever the gradient: a tenth of it is rounding of signs
+        torch.testing.assert_close(tensor, expected[name], rtol=1e-4, atol=1e-4)
 
 
 EVERYTHING = {

@@ -147,3 +147,32 @@ def test_sleep_gives_the_model_up_and_weights_must_come_again(engine: Any, folde
     assert refuses(engine)
     send(engine, folders[1], 18)
     assert worst(folders[1], engine.generate(SAMPLED)) < 1e-4
+
+
+class Asleep:
+    """What vLLM is told, in order."""
+
+    def __init__(self) -> None:
+        self.told: list[Any] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *args, **kwargs: self.told.append((name, kwargs.get("tags") or kwargs.get("level"))) or True
+
+
+def test_on_a_gpu_keys_and_values_wake_when_the_weights_have_come(
+    folders: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cai_dist.engines.vllm.rollout.on_cpu", lambda: False)
+    made: Any = build_rollout_engine(VLLM, "fp32", require_sync=True)
+    made._llm, made._source, made._status = Asleep(), folders[0], "ready"
+    from cai_dist.engines.vllm.setup import outline_of  # imports vllm
+
+    made._outline = outline_of(folders[0], "fp32")
+    for version in (1, 2):
+        made.sleep()
+        made.wake()
+        send(made, folders[1], version)
+        assert made.status() == "ready"
+        told = [one for one in made._llm.told if one[0] in ("sleep", "wake_up", "finish_weight_update")]
+        order = [("sleep", 2), ("wake_up", ["weights"]), ("finish_weight_update", None), ("wake_up", ["kv_cache"])]
+        assert told == order * version

@@ -286,9 +286,11 @@ class PpoGroups:
     # ---- how work is split
 
     def _plan(self, role: str, items: Sequence[SampleRef | TrajectoryRef]) -> BatchPlan:
-        """Which rank computes what; the scoring roles have the policy's limits. The reward model closes an answer that
-        was cut off with the end token."""
+        """Which rank computes what; the scoring roles have the policy's limits, and compute whole sequences. The reward
+        model closes an answer that was cut off with the end token."""
         sharding = self._ppo.value if role == "value" else self._ppo.policy
+        if role not in self._ppo.trained_roles:
+            sharding = sharding.model_copy(update={"sequence_parallel": 1})
         added = 1 if role == "reward" else 0
         return plan_items(items, len(self._groups[role]), sharding, self._layout, added=added)
 

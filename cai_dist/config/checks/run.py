@@ -21,6 +21,7 @@ from cai_dist.config.checks.evaluate import evaluate_problems, missing_choice_fi
 from cai_dist.config.checks.feedback import feedback_problems
 from cai_dist.config.checks.lora import base_problems, lora_problems, missing_quantization
 from cai_dist.config.checks.ppo import ppo_problems, ppo_warnings
+from cai_dist.config.checks.sequence_parallel import sequence_problems
 from cai_dist.config.data import DataSource
 from cai_dist.config.demand import demands, hardware_problems
 from cai_dist.config.ds_config import build_ds_config
@@ -123,6 +124,7 @@ def _contradictions(config: RunConfig) -> Iterator[str]:
     yield from environment_problems(config.ppo.environment, config.ppo.schedule, config.cluster.timeouts.call)
     yield from evaluate_problems(config)
     yield from _token_cap_problems(config)
+    yield from sequence_problems(config, shardings(config))
     yield from _placement_problems(config)
 
 
@@ -153,7 +155,7 @@ def _missing_files(config: RunConfig) -> Iterator[str]:
     for name in type(config.data).model_fields:
         yield from _source_problems(name, getattr(config.data, name).source)
     yield from missing_choice_files(config)
-    for key, sharding in _shardings(config):
+    for key, sharding in shardings(config):
         yield from _ds_config_problems(key, sharding, _optimizer(config, key), config.models.dtype)
 
 
@@ -199,7 +201,8 @@ def _model_problems(key: str, value: str) -> Iterator[str]:
         yield f"{key}={value!r}: unknown model; did you mean {near[0]}? (a hub name has the form org/name)"
 
 
-def _shardings(config: RunConfig) -> Iterator[tuple[str, ShardingConfig]]:
+def shardings(config: RunConfig) -> Iterator[tuple[str, ShardingConfig]]:
+    """Key -> section of everything that is spread over ranks."""
     yield "world.pretrain.sharding", config.world.pretrain.sharding
     yield "sft.train.sharding", config.sft.train.sharding
     yield "preference.train.sharding", config.preference.train.sharding
@@ -228,7 +231,7 @@ def _optimizer(config: RunConfig, key: str) -> OptimizerConfig | None:
 def _token_cap_problems(config: RunConfig) -> Iterator[str]:
     """A cap that the longest example of the context would exceed."""
     context = config.models.context
-    for key, sharding in _shardings(config):
+    for key, sharding in shardings(config):
         # A comparison is two sequences; the reward model may get an end token more.
         pairs = key.startswith(("preference", "dpo"))
         least, what = (2 * context, "2 x models.context") if pairs else (context + 1, "models.context + 1")

@@ -42,9 +42,10 @@ class TrainEngine(Protocol):
     def step(self, micro_batches: Sequence[B], loss_fn: LossFn[B], denominator: float) -> dict[str, float]:
         """One optimiser step along d(sum of all losses over micro-batches and ranks) / d parameters.
 
-        Returns the metrics summed over micro-batches and ranks, `grad_norm` (before clipping) and `lr`; `skipped` (1)
-        for a step that was not taken. Raises NonFiniteError, on all ranks, for one more than
-        `OptimizerConfig.skipped_steps`.
+        Ranks that compute sequences together (`ShardingConfig.sequence_parallel`) get the same micro-batches, whose
+        loss and metrics count once. Returns the metrics summed over micro-batches and ranks, `grad_norm` (before
+        clipping) and `lr`; `skipped` (1) for a step that was not taken. Raises NonFiniteError, on all ranks,
+        for one more than `OptimizerConfig.skipped_steps`.
         """
         ...
 

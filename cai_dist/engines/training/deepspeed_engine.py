@@ -2,7 +2,9 @@
 
 How the gradient comes out exact: the loss function returns (sum over its micro-batch) / global denominator. DeepSpeed
 averages gradients over ranks, so the loss is multiplied by their number before the backward pass; what is left is
-d(sum over micro-batches and ranks of the summed loss / denominator), however the batch was cut.
+d(sum over micro-batches and ranks of the summed loss / denominator), however the batch was cut. Ranks that compute a
+sequence together have the same loss each, and of its gradient what goes through their own tokens
+(`cai_dist.models.sequence_parallel`): their sum is the gradient of that loss once.
 """
 
 from __future__ import annotations
@@ -78,6 +80,7 @@ class DeepSpeedEngine:
         self.steps = self.skipped = 0
         self.zero = sharding.zero
         self.rank, self.ranks = dist.get_rank(), dist.get_world_size()
+        self._counted = float(self.rank % sharding.sequence_parallel == 0)
         self._optimizer, self._total_steps = optimizer, total_steps
         self._dropout = dropout
         self._model: Any = model.to(self.device)
@@ -200,8 +203,9 @@ class DeepSpeedEngine:
         return float(torch.linalg.vector_norm(torch.stack(norms)))
 
     def _summed(self, sums: dict[str, Tensor]) -> Tensor:
-        """Metrics over all ranks, by name; every rank has the same names (a promise of the loss function)."""
-        total = torch.stack([sums[name].double() for name in sorted(sums)])
+        """Metrics over all ranks, by name; every rank has the same names (a promise of the loss function). Those of a
+        sequence group have the same numbers, too: one of them counts."""
+        total = torch.stack([sums[name].double() for name in sorted(sums)]) * self._counted
         dist.all_reduce(total)
         return total
 

@@ -49,6 +49,8 @@ class VllmRolloutEngine:
         self._status: EngineStatus = "empty"
         self._ledger: TransferLedger | None = None
         self._outline: PreTrainedModel
+        self._napping = False
+        """The weights are awake, keys and values are not."""
         self._updating = False
         """vLLM is between `start_weight_update` and `finish_weight_update`."""
 
@@ -78,6 +80,7 @@ class VllmRolloutEngine:
             self._stop()
         else:
             self._llm.sleep(level=2)
+            self._napping = False
         self._status, self._ledger, self.weight_version = "asleep", None, -1
 
     def wake(self) -> None:
@@ -87,7 +90,8 @@ class VllmRolloutEngine:
         if self._llm is None:
             self._start(random_weights=True)
         else:
-            self._llm.wake_up()
+            self._llm.wake_up(tags=["weights"])  # keys and values have no room while weights come
+            self._napping = True
         self._status = "stale"
 
     # ---- serving
@@ -201,6 +205,9 @@ class VllmRolloutEngine:
         ledger.finish(version)
         self._llm.finish_weight_update(weight_version=str(version))
         self._updating = False
+        if self._napping:
+            self._llm.wake_up(tags=["kv_cache"])
+            self._napping = False
         if not self._llm.reset_prefix_cache():  # what it holds was computed with the old weights
             raise WeightTransferError(f"weight version {version}: vLLM did not give up its prefix cache")
         self._status, self.weight_version = "ready", version
@@ -223,7 +230,8 @@ class VllmRolloutEngine:
 
     def _stop(self) -> None:
         llm, self._llm = self._llm, None
-        self._status, self._ledger, self._updating, self.weight_version = "empty", None, False, -1
+        self._status, self._ledger, self.weight_version = "empty", None, -1
+        self._updating = self._napping = False
         if llm is not None:
             stop_vllm(llm)
 

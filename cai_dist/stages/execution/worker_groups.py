@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cai_dist.config.seeds import stable_seed
+from cai_dist.config.threads import with_threads, worker_threads
 from cai_dist.config.training import TrainConfig
 from cai_dist.data.thoughts import ThoughtIds
 from cai_dist.tracking.atomic import remove_leftovers, staging_dir, write_json
@@ -31,7 +32,7 @@ def rollout_group(ctx: RunContext, role: str, workers: int) -> Iterator[WorkQueu
             "model": "",
             "dtype": ctx.config.models.dtype,
             "engine": ctx.config.engine,
-            "threads": ctx.config.cluster.threads,
+            "threads": _threads(ctx, workers * ctx.config.engine.processes),
         },
     )
     with _queue(ctx, role, spec, workers) as queue:
@@ -60,7 +61,7 @@ def trained_model(
         "sharding": config.sharding,
         "total_steps": steps,
         "seed": stable_seed(ctx.config.seed, role) % 2**31,
-        "threads": ctx.config.cluster.threads,
+        "threads": _threads(ctx, config.sharding.ranks),
         "timeouts": ctx.config.cluster.timeouts,
         "training": ctx.config.engine.training,
         **settings,
@@ -90,7 +91,7 @@ def reward_group(ctx: RunContext, model: str, end_id: int, workers: int) -> Iter
         "dtype": ctx.config.models.dtype,
         "layout": ctx.config.models.layout,
         "end_id": end_id,
-        "threads": ctx.config.cluster.threads,
+        "threads": _threads(ctx, workers),
         "timeouts": ctx.config.cluster.timeouts,
     }
     spec = WorkerSpec("reward", kwargs)
@@ -106,12 +107,17 @@ def reference_group(ctx: RunContext, model: str, workers: int) -> Iterator[WorkQ
         "dtype": ctx.config.models.dtype,
         "layout": ctx.config.models.layout,
         "head_dtype": ctx.config.models.head_dtype,
-        "threads": ctx.config.cluster.threads,
+        "threads": _threads(ctx, workers),
         "timeouts": ctx.config.cluster.timeouts,
     }
     spec = WorkerSpec("reference", kwargs)
     with _queue(ctx, "reference", spec, workers) as queue:
         yield queue
+
+
+def _threads(ctx: RunContext, workers: int) -> int:
+    cluster = ctx.config.cluster
+    return worker_threads(cluster, workers, cluster.cpus, ctx.cpus)
 
 
 @contextmanager
@@ -164,7 +170,7 @@ def ppo_roles(
     some."""
     from cai_dist.cluster.ppo.groups import PpoGroups, PpoModels
 
-    config, ppo = ctx.config, ctx.config.ppo
+    config, ppo = ctx.config, with_threads(ctx.config.ppo, ctx.config.cluster, ctx.cpus)
     value = preference if ppo.value_init == "preference" else policy
     updates = ppo.epochs * (ppo.prompts_per_iteration * ppo.samples_per_prompt // ppo.mini_batch)
     ctx.console.say(f"starting the {', '.join(ppo.roles[:-1])} and {ppo.roles[-1]} workers")
@@ -182,7 +188,6 @@ def ppo_roles(
         value_steps=updates * ppo.iterations,
         seed=stable_seed(config.seed, "ppo workers") % 2**31,
         timeouts=config.cluster.timeouts,
-        threads=config.cluster.threads,
         engine=config.engine,
         prompts=prompts() if prompts is not None and ppo.tells_prompts else None,
     ) as roles:

@@ -19,6 +19,7 @@ from typing import Any
 
 from transformers import AutoModelForSequenceClassification, GenerationConfig
 
+from cai_dist.config.checks.run import shardings
 from cai_dist.config.run import ModelsConfig, RunConfig
 from cai_dist.config.stages import PPO, PREFERENCE, SUPERVISED
 from cai_dist.config.training import LoraConfig
@@ -31,6 +32,7 @@ from cai_dist.models.load import load_scalar_with_language as load_both
 from cai_dist.models.lora import add_lora
 from cai_dist.models.quantized import quantize_trunk
 from cai_dist.models.scalar import ScalarHeadModel
+from cai_dist.models.sequence_parallel import model_problem
 from cai_dist.models.shrunken import shrunken_causal
 from cai_dist.stages.context import RunContext
 from cai_dist.stages.execution.chat_format import chat_format
@@ -99,6 +101,19 @@ def context_line(config: RunConfig, role: str, model: Any) -> str | None:
     return None
 
 
+def spread_problems(config: RunConfig, model: Any) -> list[str]:
+    """One line for each role whose ranks cannot compute the sequences of the model with this transformers configuration
+    together."""
+    sizes = {key: one.sequence_parallel for key, one in shardings(config) if not key.startswith("world.")}
+    found = {key: model_problem(model, size) for key, size in sizes.items() if size > 1}
+    return [
+        f"{key}.sequence_parallel={sizes[key]}: models.pretrained={config.models.pretrained} has {why}; set another "
+        "number, or 1"
+        for key, why in found.items()
+        if why is not None
+    ]
+
+
 def tokenizer_problem(tokenizer: Any, rows: int) -> str | None:
     """Why a tokenizer does not belong to a model with `rows` embeddings; None where every id that it has a token for
     has a row."""
@@ -136,6 +151,7 @@ def uses(config: RunConfig) -> dict[str, Any]:
         "lora": adapted.pop(PPO, None),
         "backend": config.engine.backend,
         **({"adapted": adapted} if adapted else {}),
+        "sequence_parallel": sorted({one.sequence_parallel for _, one in shardings(config)}),
     }
 
 
@@ -169,6 +185,8 @@ def _rehearse_model(ctx: RunContext, found: Rehearsal, roles: list[str], path: s
         found.problems.append(f"{who}: {problem}")
     if role == "pretrained" and (problem := _quantised(model)):
         found.problems.append(f"{who}: {problem}")
+    if role == "pretrained":
+        found.problems += spread_problems(config, model)
     with TemporaryDirectory(prefix="cai_dist-") as folder:
         if tokenizer is not None:
             found.attempt(who, lambda: _tokenizer_comes_back(ctx, path, Path(folder) / "tokenizer"))

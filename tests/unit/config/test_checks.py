@@ -11,6 +11,7 @@ import pytest
 
 from cai_dist.config.checks import run as checks
 from cai_dist.config.checks.run import check_run, missing_packages
+from cai_dist.config.checks.sequence_parallel import heads_problem
 from cai_dist.config.loading.load import build_run, merge
 from cai_dist.errors import ConfigError
 
@@ -52,6 +53,25 @@ def test_the_default_run_is_in_order(tmp_path):
         ({"models": {"feedback": "a/b/c"}}, "models.feedback='a/b/c': no such folder"),
         ({"models": {"pretrained": "smolm2"}}, "did you mean smollm2?"),
         ({"ppo": {"policy": {"ds_config": "/not/there.json"}}}, "ppo.policy.ds_config='/not/there.json': no such file"),
+        (
+            {"models": {"layout": "padded"}, "sft": {"train": {"sharding": {"sequence_parallel": 2}}}},
+            "sft.train.sharding.sequence_parallel=2: needs models.layout=packed",
+        ),
+        (
+            {"engine": {"training": "json:loads"}, "ppo": {"value": {"sequence_parallel": 2}}},
+            "ppo.value.sequence_parallel=2: needs engine.training=deepspeed",
+        ),
+        (
+            {"ppo": {"policy": {"ranks": 3, "sequence_parallel": 3}}},
+            "ppo.policy.sequence_parallel=3: the micro-world's model has 2 attention heads, not divisible by 3",
+        ),
+        (
+            {
+                "models": {"pretrained": "smollm2"},
+                "world": {"pretrain": {"sharding": {"ranks": 4, "sequence_parallel": 4}}},
+            },
+            "world.pretrain.sharding.sequence_parallel=4: the micro-world's model has 2 attention heads",
+        ),
     ],
 )
 def test_one_line_names_both_sides(tmp_path, sections, part):
@@ -184,3 +204,24 @@ def test_a_token_cap_takes_the_longest_example(tmp_path):
 
 def test_a_batch_need_not_divide_evenly(tmp_path):
     accepted(tmp_path, sft={"train": {"batch_size": 33}}, ppo={"policy": {"ranks": 3}, "value": {"micro_batch": 7}})
+
+
+def test_groups_of_ranks_that_compute_sequences_together_divide_the_ranks(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"sequence_parallel=2: must divide ranks=3"):
+        build_run({"name": "x", "sft": {"train": {"sharding": {"ranks": 3, "sequence_parallel": 2}}}})
+    accepted(tmp_path, sft={"train": {"sharding": {"ranks": 4, "sequence_parallel": 2}}})
+
+
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "size", "why"),
+    [
+        (8, 8, 4, None),
+        (8, 2, 2, None),
+        (8, 2, 4, None),  # two ranks share a key-value head
+        (8, 1, 8, None),
+        (8, 2, 3, "8 attention heads, not divisible by 3"),
+        (12, 4, 6, "4 key-value heads, neither divisible by 6 nor a divisor of it"),
+    ],
+)
+def test_heads_that_ranks_can_share(heads: int, kv_heads: int, size: int, why: str | None) -> None:
+    assert heads_problem(heads, kv_heads, size) == why

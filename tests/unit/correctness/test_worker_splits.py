@@ -22,14 +22,9 @@ from cai_dist.data.schedule import plan_items, token_count
 from cai_dist.engines.protocols.training import LossFn, Model
 from cai_dist.losses.policy import PolicyObjective
 from cai_dist.types import (
-    DpoPair,
     Generation,
     RankInfo,
-    RatedSequence,
-    ScoredPair,
     StepShard,
-    TokenSequence,
-    Trajectory,
 )
 from cai_dist.workers.base import TrainedWorker
 from cai_dist.workers.dpo import DpoWorker
@@ -38,8 +33,9 @@ from cai_dist.workers.policy import PolicyWorker
 from cai_dist.workers.preference import PreferenceWorker
 from cai_dist.workers.rating import RatingWorker
 from cai_dist.workers.value import ValueWorker
+from tests.examples import dpo_pairs, pairs, rated, response_tokens, sequences, trajectories
 from tests.ids import prompt_of, response_of
-from tests.tiny import END, VOCAB, save_llama
+from tests.tiny import save_llama
 
 Gradients = dict[str, Tensor]
 NAMES = ("language", "preference", "policy", "plain policy", "value", "dpo", "rating")
@@ -78,58 +74,6 @@ class Case:
     """Of `train_step` besides the shard."""
 
 
-def ids(rng: random.Random, longest: int) -> tuple[int, ...]:
-    return tuple(rng.randrange(VOCAB) for _ in range(rng.randint(1, longest)))
-
-
-def trajectories(rng: random.Random, count: int) -> list[Trajectory]:
-    made = []
-    for _ in range(count):
-        prompt, response = ids(rng, 6), ids(rng, 9)
-
-        def numbers(low: float, high: float, n: int = len(response)) -> tuple[float, ...]:
-            return tuple(rng.uniform(low, high) for _ in range(n))
-
-        made.append(
-            Trajectory(
-                prompt_ids=prompt,
-                response_ids=response,
-                old_logprobs=numbers(-6, -3),
-                ref_logprobs=numbers(-6, -3),
-                values=numbers(-1, 1),
-                rewards=numbers(-1, 1),
-                advantages=numbers(-2, 2),
-                returns=numbers(-2, 2),
-                score=1.0,
-                finish="stop",
-                weight_version=0,
-                sampler_logprobs=numbers(-6, -3),
-                weights=numbers(0.5, 1.5),
-            )
-        )
-    return made
-
-
-def sequences(rng: random.Random, count: int) -> list[TokenSequence]:
-    made = []
-    for _ in range(count):
-        prompt, answer = ids(rng, 5), (*ids(rng, 7), END)
-        made.append(TokenSequence(prompt + answer, (0.0,) * len(prompt) + (1.0,) * len(answer)))
-    return made
-
-
-def pairs(rng: random.Random, count: int) -> list[ScoredPair]:
-    return [ScoredPair(ids(rng, 9), ids(rng, 9), rng.random()) for _ in range(count)]
-
-
-def rated(rng: random.Random, count: int) -> list[RatedSequence]:
-    return [RatedSequence(s.ids, s.weights, rng.uniform(0, 4)) for s in sequences(rng, count)]
-
-
-def tokens(items: Sequence[Trajectory]) -> float:
-    return float(sum(len(item.response_ids) for item in items))
-
-
 @pytest.fixture(scope="module")
 def cases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Case]:
     folder = save_llama(tmp_path_factory.mktemp("model"), tied=False, seed=3, layers=1)
@@ -152,34 +96,23 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Case]:
             "policy": Case(
                 worker(PolicyWorker, objective=objective, **asked),
                 trajectories,
-                tokens,
+                response_tokens,
                 (0.2, None),
             ),
             "plain policy": Case(
                 worker(PolicyWorker, objective=PolicyObjective(0.2), **asked),
                 trajectories,
-                tokens,
+                response_tokens,
                 (0.2, None),
             ),
             "policy with k2": Case(
                 worker(PolicyWorker, objective=PolicyObjective(0.2, kl="k2"), **asked),
                 trajectories,
-                tokens,
+                response_tokens,
             ),
-            "value": Case(worker(ValueWorker, value_clip=0.2), trajectories, tokens),
+            "value": Case(worker(ValueWorker, value_clip=0.2), trajectories, response_tokens),
             "dpo": Case(worker(DpoWorker, loss="dpo", beta=0.3), dpo_pairs, len),
         }
-
-
-def dpo_pairs(rng: random.Random, count: int) -> list[DpoPair]:
-    made = []
-    for _ in range(count):
-        prompt, a, b = ids(rng, 4), ids(rng, 6), ids(rng, 6)
-        refs = rng.uniform(-20, -5), rng.uniform(-20, -5)
-        made.append(
-            DpoPair(prompt + a, prompt + b, rng.random(), prompt_tokens=len(prompt), ref_a=refs[0], ref_b=refs[1])
-        )
-    return made
 
 
 def gradients(
@@ -243,7 +176,7 @@ def test_the_policy_is_trained_at_the_temperature_that_it_is_asked_at(cases: dic
     for temperature, is_one in ((0.7, True), (1.0, False)):
         rows = worker.logprobs(StepShard((tuple(samples),)), temperature).rows
         same = [replace(item, old_logprobs=tuple(row)) for item, row in zip(items, rows, strict=True)]
-        metrics = worker.train_step(StepShard((tuple(same),), tokens(same)), 0.0, None)
+        metrics = worker.train_step(StepShard((tuple(same),), response_tokens(same)), 0.0, None)
         assert (metrics["ratio_deviation"] < 1e-9) == is_one
 
 

@@ -183,3 +183,14 @@ def test_a_batch_larger_than_the_data_still_trains() -> None:
     assert sorted(step_indices(3, 8, 0, 5)) == [0, 1, 2]
     with pytest.raises(ValueError, match="n=0"):
         step_indices(0, 8, 0, 0)
+
+
+def test_ranks_that_compute_sequences_together_have_the_same_items() -> None:
+    items = [TokenSequence((1,) * n, (1.0,) * n) for n in (5, 9, 3, 7, 2)]
+    sharding = ShardingConfig(ranks=4, sequence_parallel=2, micro_batch=2)
+    plan = plan_items(items, 4, sharding, "packed")
+    assert plan.parts[0] == plan.parts[1] and plan.parts[2] == plan.parts[3]
+    assert plan.parts[::2] == plan_items(items, 2, ShardingConfig(ranks=2, micro_batch=2), "packed").parts
+    each = [[(rank, i) for part in parts for i in part] for rank, parts in enumerate(plan.parts)]
+    assert [i for _, i in plan.restore(each)] == list(range(5)), "each once, in the order of the items"
+    assert {rank for rank, _ in plan.restore(each)} == {0, 2}, "the first of each group says it"

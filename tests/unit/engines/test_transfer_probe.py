@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from cai_dist.config.ppo import PpoConfig
 from cai_dist.config.training import OptimizerConfig, ShardingConfig
@@ -23,8 +21,8 @@ ASKED = GenerateRequest(((3, 4, 5),), SamplingParams(4, 0.0, 1.0, (END,)), seed=
 
 
 @pytest.fixture(scope="module")
-def policy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PolicyWorker]:
-    worker = PolicyWorker(
+def policy(tmp_path_factory: pytest.TempPathFactory) -> PolicyWorker:
+    return PolicyWorker(
         RankInfo("policy", 0, 1),
         model=save_llama(tmp_path_factory.mktemp("policy"), tied=True, seed=1),
         dtype="fp32",
@@ -35,8 +33,6 @@ def policy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PolicyWorker]:
         temperature=0.7,
         ppo=PpoConfig(),
     )
-    yield worker
-    torch.distributed.destroy_process_group()
 
 
 @pytest.fixture

@@ -160,7 +160,7 @@ def test_no_room_is_one_line_that_says_what_to_do(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(os, "statvfs", lambda _: space(1, 4096))
     plan = sources({"w": nn.Parameter(torch.zeros(3 * 4096))})[0].plan(2**20, [""])
     with pytest.raises(
-        ConfigError, match="ppo.transfer=shared_memory: no segment of 0 MiB .*set ppo.transfer="
+        ConfigError, match="shared memory for weights: no segment of 0 MiB .*set ppo.transfer="
     ) as found:
         senders(plan)
     assert len(str(found.value).splitlines()) == 1

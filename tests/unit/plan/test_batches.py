@@ -24,6 +24,11 @@ def test_an_uneven_step_says_how_much_is_empty_and_what_is_even() -> None:
     assert "no micro-batch of 3 ranks divides 64" in found.remark()
 
 
+def test_ranks_that_compute_sequences_together_are_one_in_the_batch() -> None:
+    found = split("policy", 64, ShardingConfig(ranks=4, sequence_parallel=2, micro_batch=2), 100)
+    assert found.equation() == "64 = 2 groups of 2 ranks x 2 sequences x 16 passes"
+
+
 def test_a_cap_on_tokens_is_sequences_of_full_length() -> None:
     sharding = ShardingConfig(ranks=2, micro_batch=64, max_tokens_per_micro_batch=1000)
     assert split("policy", 16, sharding, 300).micro_batch == 3

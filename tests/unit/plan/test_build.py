@@ -205,6 +205,30 @@ def test_what_check_refuses_is_not_suggested() -> None:
     assert ahead is not None and "colocated" not in ahead.lines and "hybrid" not in ahead.lines
 
 
+def test_sequences_that_ranks_compute_together_are_counted_and_kept_in_what_is_suggested() -> None:
+    """A context of 64k tokens on four ranks, which one rank alone has no room for; scoring models take it whole."""
+    large = Machines(nodes=2, gpus=8, gpu_memory=141 * 10**9, cpu_memory=10**12)
+
+    def planned(**sharding: Any) -> Any:
+        four = {"ranks": 4, "zero": 3, "micro_batch": 1, "gradient_checkpointing": True} | sharding
+        config = run_of(policy=four, value=four)
+        models = config.models.model_copy(update={"context": 65_536})
+        return make_plan(config.model_copy(update={"models": models}), large, NOTHING)
+
+    alone, together = planned(), planned(sequence_parallel=4)
+    kept = [
+        {one.role: one.device["update"].get("activations", 0) for one in plan.ppo.stage.workers}
+        for plan in (alone, together)
+    ]
+    assert all(kept[0][role] == 4 * kept[1][role] > 0 for role in ("policy", "value"))
+    scored = [{one.role: one.device["score"] for one in plan.ppo.stage.workers} for plan in (alone, together)]
+    assert scored[0]["reference"] == scored[1]["reference"]
+    found = suggest(together, NOTHING)
+    assert found is not None
+    for role, changes in yaml.safe_load(found.lines or "ppo: {}")["ppo"].items():
+        assert role not in ("policy", "value") or changes["ranks"] % 4 == 0, found.lines
+
+
 def test_cpus_are_counted() -> None:
     config = run_of(placement={"policy": {"gpus": 1, "cpus": 3.0}})
     enough = make_plan(config, replace(H100, cpus=8), NOTHING)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from cai_dist.plan.machines import Load, Machines, place
@@ -90,6 +92,19 @@ def test_a_trained_worker_in_every_phase_by_hand() -> None:
     assert update["activations"] == 40 * (2 * (1024 + 1792) + 512)
     assert update["logits"] == 16 * 1000 * 10
     assert sum(found.host["update"].values()) == PROCESS_GPU
+
+
+def test_ranks_that_compute_a_row_together_have_a_part_of_its_activations_each() -> None:
+    place, zero = RolePlacement("policy", 4, 1.0), Zero(3, 4, 2)
+    alone = trained_worker(place, SHAPE, ELEMENTS, zero, WORK).device
+    four = trained_worker(place, SHAPE, ELEMENTS, zero, replace(WORK, together=4)).device
+    for phase in ("score", "update"):
+        assert 4 * four[phase]["activations"] == alone[phase]["activations"]
+        # 16 of 40 tokens are responses: all 10 of a rank's may be.
+        assert four[phase]["logits"] * 16 == alone[phase]["logits"] * 10
+    assert {k: v for k, v in four["update"].items() if k not in ("activations", "logits")} == {
+        k: v for k, v in alone["update"].items() if k not in ("activations", "logits")
+    }
 
 
 def test_the_optimiser_step_counts_where_it_is_larger_than_the_backward_pass() -> None:

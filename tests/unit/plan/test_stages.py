@@ -158,3 +158,15 @@ def test_a_quantised_base_takes_its_bytes_and_one_whole_weight_in_a_pass(kind: s
     assert found["plain"]["start"]["weights"] - found["quantised"]["start"]["weights"] == saved
     assert found["quantised"]["update"]["optimizer"] == found["plain"]["update"]["optimizer"]
     assert disk_of(config, shapes(config, NOTHING)).models["sft model"] == 2 * shape.parameters, "written whole"
+
+
+def test_ranks_that_compute_sequences_together_stay_groups_in_what_is_suggested() -> None:
+    """On seven GPUs six of them, in three groups of two; all six do the work of a step."""
+    pairs = WELL | {"sft": sharded(ranks=4, zero=3, micro_batch=1, sequence_parallel=2)}
+    plan = make_plan(with_sections(**pairs), replace(NODE, gpus=7), NOTHING)
+    sft = next(one for one in suggest_stages(plan, NOTHING) if "sft" in one.lines)
+    assert yaml.safe_load(sft.lines)["sft"]["train"]["sharding"]["ranks"] == 6
+    plain = WELL | {"sft": sharded(ranks=4, zero=3, micro_batch=1)}
+    plans = (make_plan(with_sections(**one), NODE, NOTHING) for one in (pairs, plain))
+    seconds = [one.stage_seconds["sft"] for one in plans]
+    assert seconds[0] == seconds[1]

@@ -102,6 +102,17 @@ def test_a_layout_that_an_architecture_does_not_fit_is_refused(make_run, tmp_pat
     assert tried(make_run, path, "padded").problems == []
 
 
+def test_heads_that_the_ranks_of_a_sequence_cannot_share_are_refused(make_run, tmp_path: Path) -> None:
+    path = folder(tmp_path / "m", LlamaConfig(vocab_size=ROWS, **SIZES))
+    wrong = PpoConfig(sampling={"max_new_tokens": 8}, policy={"ranks": 3, "sequence_parallel": 3})
+    assert tried(make_run, path, ppo=wrong).problems == [
+        f"ppo.policy.sequence_parallel=3: models.pretrained={path} has 2 attention heads, not divisible by 3; set "
+        "another number, or 1"
+    ]
+    right = PpoConfig(sampling={"max_new_tokens": 8}, policy={"ranks": 2, "sequence_parallel": 2})
+    assert tried(make_run, path, ppo=right).problems == []
+
+
 def test_adapters_on_layers_that_the_model_lacks_are_refused(make_run, tmp_path: Path) -> None:
     path = folder(tmp_path / "m")
     wrong = PpoConfig(sampling={"max_new_tokens": 8}, lora=LoraConfig(rank=2, target_modules=("c_attn",)))

@@ -32,7 +32,7 @@ class _Idle:
     def fits(self, spec: GroupSpec) -> bool:
         enough = len(self.members) >= spec.workers
         alone = spec.distributed and self.ranks not in (0, spec.workers)
-        return enough and not alone and not spec.gpus and not spec.share and self.cpus == spec.cpus
+        return enough and not alone and not spec.gpus and not spec.share and self.cpus == spec.worker_cpus
 
     def waste(self, spec: GroupSpec) -> tuple[bool, int]:
         """The less, the better it fits: ranks for ranks, then as few processes as will do."""
@@ -67,7 +67,7 @@ class IdleWorkers:
             return
         spare = before.members[len(members) :] if before else []
         ranks = spec.workers if spec.distributed else (before.ranks if before else 0)
-        self._idle.append(_Idle(members + spare, group.placement.handle, spec.cpus, ranks))
+        self._idle.append(_Idle(members + spare, group.placement.handle, spec.worker_cpus, ranks))
 
     def claim(
         self,

@@ -139,7 +139,7 @@ class Launch:
             Call(actor.where.remote(), "start", spec.role, rank, UNKNOWN, self._roster) for spec, rank, actor in placed
         ]
         return [
-            WorkerPlacement(spec.role, rank, node, gpus, spec.cpus, spec.share)
+            WorkerPlacement(spec.role, rank, node, gpus, spec.worker_cpus, spec.share)
             for (spec, rank, _), (node, gpus) in zip(placed, gather(calls, self._config.timeouts.start), strict=True)
         ]
 
@@ -153,7 +153,7 @@ def new_actor(spec: GroupSpec, rank: int, placement: Placement, gpus: float, con
     return (
         ray.remote(WorkerHost)
         .options(
-            num_cpus=spec.cpus,
+            num_cpus=spec.worker_cpus,
             num_gpus=gpus,
             max_restarts=0,
             enable_task_events=False,  # a quarter of what a call costs; what workers do, the timeline says
@@ -170,7 +170,7 @@ def starter(spec: GroupSpec, placement: Placement, config: ClusterConfig, local:
         return None
 
     def start(rank: int) -> Starting:
-        actor = new_actor(spec, rank, placement, spec.gpus, config, local)
+        actor = new_actor(spec, rank, placement, spec.worker_gpus, config, local)
         node = actor.prepare.remote(spec.spec.target, None, local)
         return Starting(actor, node, actor.build.remote(spec.spec, RankInfo(spec.role, rank, spec.workers)))
 

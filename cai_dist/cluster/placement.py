@@ -28,7 +28,8 @@ _UNIT = 10_000
 
 @dataclass(frozen=True)
 class GroupSpec:
-    """`workers` processes of one role, each with `cpus` logical CPUs and `gpus` GPUs.
+    """`workers` of one role, each of `processes` with `cpus` logical CPUs and `gpus` GPUs; those of one worker are in
+    one place, on one host.
 
     `distributed`: they are ranks of one torch.distributed group; else they do not know each other. `share`: the roles
     of one `launch` with the same name here share their GPUs, and their workers start without memory on them (see
@@ -42,11 +43,22 @@ class GroupSpec:
     gpus: float = 0.0
     distributed: bool = False
     share: str = ""
+    processes: int = 1
+
+    @property
+    def worker_cpus(self) -> float:
+        """Logical CPUs of one worker."""
+        return self.cpus * self.processes
+
+    @property
+    def worker_gpus(self) -> float:
+        """GPUs of one worker that shares with nobody."""
+        return self.gpus * self.processes
 
     @property
     def bundle(self) -> Bundle:
         """Resources of one worker that shares with nobody."""
-        return {"CPU": self.cpus} | ({"GPU": self.gpus} if self.gpus else {})
+        return {"CPU": self.worker_cpus} | ({"GPU": self.worker_gpus} if self.gpus else {})
 
 
 @dataclass(frozen=True)
@@ -105,7 +117,7 @@ def bundles(group: Sequence[GroupSpec]) -> list[Bundle]:
 def gpu_fraction(spec: GroupSpec, rank: int, group: Sequence[GroupSpec]) -> float:
     """GPUs of one worker: its own, or an equal part of the one that it shares; a role that asks for none gets none."""
     if len(group) == 1 or not spec.gpus:
-        return spec.gpus
+        return spec.worker_gpus
     there = sum(1 for other in group if other.gpus and rank < other.workers)
     return math.floor(_UNIT * bundles(group)[rank]["GPU"] / there) / _UNIT
 

@@ -122,7 +122,7 @@ class Cluster:
             raise
         self._groups += [*started.values(), *claimed.values()]
         self.seats = seats + [
-            WorkerPlacement(spec.role, rank, member.node, (), spec.cpus, "")
+            WorkerPlacement(spec.role, rank, member.node, (), spec.worker_cpus, "")
             for spec in specs
             if spec.role in claimed
             for rank, member in enumerate(claimed[spec.role].members)

@@ -31,11 +31,14 @@ class Demand:
 def demands(config: RunConfig) -> Iterator[Demand]:
     """One for all roles of PPO, one for each group of workers of another stage, in no order of time."""
     if PPO in config.stages:
-        yield _of_ppo(config.ppo)
+        yield _of_ppo(config.ppo, config.engine.processes)
     cluster = config.cluster
     for stage, key, workers in _groups(config):
         why = f"{key} x cluster.cpus = {workers} x {cluster.cpus:g}"
-        yield Demand(stage, why, workers * cluster.cpus, math.ceil(workers * cluster.gpus - 1e-9), cluster.cpus)
+        each = config.engine.processes if stage in GENERATING and key == f"{stage}.workers" else 1
+        why += f", each of {each} processes" if each > 1 else ""
+        gpus = math.ceil(workers * each * cluster.gpus - 1e-9)
+        yield Demand(stage, why, workers * each * cluster.cpus, gpus, each * cluster.cpus)
 
 
 def most_cpus(config: RunConfig) -> Demand:
@@ -68,8 +71,10 @@ def hardware_problems(config: RunConfig) -> Iterator[str]:
             )
 
 
-def _of_ppo(ppo: PpoConfig) -> Demand:
+def _of_ppo(ppo: PpoConfig, processes: int) -> Demand:
+    """`processes`: of which an engine is made."""
     place, gpus, places = ppo.placement, 0.0, []
+    more = ppo.workers_of("rollout") * (processes - 1) * place.rollout.cpus
     grouped = {role for group in ppo.shared_groups for role in group}
     for group in ppo.shared_groups:
         if any(getattr(place, role).gpus for role in group):
@@ -78,9 +83,10 @@ def _of_ppo(ppo: PpoConfig) -> Demand:
     terms = ("reward_terms",) if any(term.own for term in ppo.rewards) else ()
     for role in (*ppo.roles, *terms):
         if role not in grouped:
-            gpus += ppo.workers_of(role) * getattr(place, role).gpus
-            places.append(getattr(place, role).cpus)
-    return Demand(PPO, "what ppo.placement adds up to", ppo.cpus, math.ceil(gpus - 1e-9), max(places))
+            each = processes if role == "rollout" else 1
+            gpus += ppo.workers_of(role) * each * getattr(place, role).gpus
+            places.append(each * getattr(place, role).cpus)
+    return Demand(PPO, "what ppo.placement adds up to", ppo.cpus + more, math.ceil(gpus - 1e-9), max(places))
 
 
 def _groups(config: RunConfig) -> Iterator[tuple[str, str, int]]:

@@ -43,7 +43,8 @@ class KlConfig(Section):
 
 
 class PlacementConfig(Section):
-    """Resources of one worker of a role."""
+    """Resources of one worker of a role; where an engine of vLLM is several processes (`engine.vllm.tensor_parallel`),
+    of each of them."""
 
     workers: int | None = Field(None, ge=1)
     """Processes. Default: of a trained role the `ranks` of its sharding, which then need no second number; of a role

@@ -111,9 +111,10 @@ class ClusterConfig(Section):
     """CPU threads of each worker process. `auto`: the workers that compute at the same time share the machine's cores
     (or OMP_NUM_THREADS, where that is less); on a cluster that others have started a worker has as many as `cpus`."""
     cpus: float = Field(0.25, gt=0)
-    """Logical CPUs of one worker of every stage but PPO (which has its own placement)."""
+    """Logical CPUs of one worker of every stage but PPO (which has its own placement), or of each process of an engine
+    that is several."""
     gpus: float = Field(0.0, ge=0)
-    """GPUs of one worker of every stage but PPO."""
+    """GPUs of one worker of every stage but PPO, or of each process of an engine that is several."""
     strategy: Strategy = "pack"
     """How the workers of one role (or of the roles that share GPUs) stand on the nodes: `pack` on as few as hold them,
     `spread` over as many as there are."""

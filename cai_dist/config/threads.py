@@ -14,7 +14,7 @@ def usable_cpus() -> int:
     """CPUs that the scheduler gives this process, and no more than a container's quota (cgroup v2)."""
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     with contextlib.suppress(OSError, ValueError):
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text("ascii").split()
         cpus = min(cpus, max(1, int(int(quota) / int(period))))
     return cpus
 

@@ -62,11 +62,11 @@ def _separate(config: RunConfig, machines: Machines, name: str) -> Iterator[Layo
         for count in [0.5, *sorted({max(1, total * part // 16) for part in (1, 2, 4)})]:
             left = total - engines - (int(count * len(frozen) + 0.5))
             ranks = left // len(ppo.trained_roles)
-            if ranks < 1:
+            if ranks < 1 or engines % config.engine.processes:
                 continue
             roles: dict[str, Any] = {role: {"workers": None, "gpus": 1.0} for role in ppo.trained_roles}
             roles |= {role: {"workers": max(1, int(count)), "gpus": min(1.0, count)} for role in frozen}
-            roles["rollout"] = {"workers": engines, "gpus": 1.0}
+            roles["rollout"] = {"workers": engines // config.engine.processes, "gpus": 1.0}
             trained = {role: {"ranks": ranks, **_sharding(name)} for role in ppo.trained_roles}
             trained |= _sharded(config, roles, {role: max(1, int(count)) for role in frozen})
             placement = {"mode": "separate", "share": (), **_cpus(config, machines, roles, ranks)}

@@ -180,13 +180,13 @@ def _updates(config: RunConfig, shapes: Mapping[str, Shape], tokens: Tokens, rol
 
 def decoding_seconds(config: RunConfig, shape: Shape, tokens: Tokens, rows: int, rates: Rates) -> float:
     """Seconds for `rows` responses of one engine: prompts at the rate of scoring; then every token reads all weights
-    and the keys and values so far."""
+    and the keys and values so far. The processes of an engine share both; what they tell each other is not counted."""
     item, prompt = ITEM[config.models.dtype], tokens.sequence - tokens.wanted
     at_once = min(rows, config.engine.max_rows)
     steps = tokens.wanted * -(-rows // at_once)
     cache = item * shape.kv_elements * at_once * (prompt + tokens.wanted / 2)
     read = steps * (item * shape.parameters + cache) / (rates.read or 1.0)
-    return read + forward(shape, rows * prompt, prompt, rows) / rates.score
+    return (read + forward(shape, rows * prompt, prompt, rows) / rates.score) / config.engine.processes
 
 
 # ---- where rates come from

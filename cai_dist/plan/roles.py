@@ -124,7 +124,10 @@ def ppo_stage(config: RunConfig, found: Mapping[str, Shape], assumed: Assumed, m
             serving = limited(Serving(rows, tokens.sequence - tokens.wanted, tokens.wanted), engine.max_tokens)
             reserved = _reserved(config, place, machines)
             bases = item * shape.matrices if ppo.lora is not None and engine.backend == "hf" else 0
-            workers.append(rollout_worker(place, shape, item, serving, transfer.receiver, bases, reserved))
+            split_over = replace(place, count=place.count * engine.processes)
+            workers.append(
+                rollout_worker(split_over, shape, item, serving, transfer.receiver, bases, reserved, engine.processes)
+            )
         else:
             samples = ppo.prompts_per_iteration * ppo.samples_per_prompt
             alone = ppo.policy.model_copy(update={"ranks": place.count, "sequence_parallel": 1})
@@ -268,7 +271,9 @@ def _generating(config: RunConfig, found: Mapping[str, Shape], assumed: Assumed,
     serving = limited(Serving(rows, tokens.sequence - new, new), config.engine.max_tokens)
     place = RolePlacement("engine", count, config.cluster.gpus)
     reserved = _reserved(config, place, machines)
-    worker = rollout_worker(place, shape, ITEM[config.models.dtype], serving, reserved=reserved)
+    parts = config.engine.processes
+    place = replace(place, count=count * parts)
+    worker = rollout_worker(place, shape, ITEM[config.models.dtype], serving, reserved=reserved, parts=parts)
     kept = {phase: items for phase, items in worker.device.items() if phase in ("start", "rollout")}
     host = {phase: items for phase, items in worker.host.items() if phase in kept}
     return PlannedStage("generation", (WorkerEstimate(place.role, count, place.gpus, kept, host),))

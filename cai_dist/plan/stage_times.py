@@ -29,7 +29,7 @@ def answers_seconds(
     config: RunConfig, stage: PlannedStage, shapes: Mapping[str, Shape], tokens: Tokens, rates: Rates
 ) -> float:
     """Seconds for a thousand answers of the assistant, over all engines of the stage."""
-    shape, engines = shapes["assistant"], stage.workers[0].count
+    shape, engines = shapes["assistant"], stage.workers[0].count // config.engine.processes
     if rates.per == "all":
         return forward(shape, ANSWERS * tokens.sequence, tokens.sequence, ANSWERS * tokens.wanted) / rates.rollout
     return decoding_seconds(config, shape, tokens, -(-ANSWERS // engines), rates)

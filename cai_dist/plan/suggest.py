@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from cai_dist.config.checks.placement import engine_problems
 from cai_dist.config.checks.ppo import ppo_problems
 from cai_dist.errors import ConfigError
 from cai_dist.plan.build import RunPlan, StagePlan
@@ -87,7 +88,7 @@ def _lower(plan: RunPlan, assumed: Assumed) -> str:
 def _tried(layout: Layout, plan: RunPlan, assumed: Assumed) -> _Tried | None:
     """None where the layout contradicts itself, or does not fit with head-room."""
     machines, config = plan.machines, layout.config
-    if any(ppo_problems(config.ppo)):
+    if any(ppo_problems(config.ppo)) or any(engine_problems(config)):
         return None
     trained = [getattr(config.ppo, role) for role in config.ppo.trained_roles]
     if any(one.ranks % one.sequence_parallel for one in trained):

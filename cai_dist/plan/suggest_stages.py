@@ -70,9 +70,9 @@ def _of_engines(plan: RunPlan, one: StagePlan) -> Suggestion | None:
 
 def _workers(plan: RunPlan) -> int:
     """How many workers of a stage but PPO the machines have GPUs and CPUs for."""
-    machines, cluster = plan.machines, plan.config.cluster
-    on_gpus = machines.nodes * int(machines.gpus / cluster.gpus + 1e-9)
-    on_cpus = on_gpus if machines.cpus is None else machines.nodes * int(machines.cpus / cluster.cpus + 1e-9)
+    machines, cluster, each = plan.machines, plan.config.cluster, plan.config.engine.processes
+    on_gpus = machines.nodes * int(machines.gpus / (each * cluster.gpus) + 1e-9)
+    on_cpus = on_gpus if machines.cpus is None else machines.nodes * int(machines.cpus / (each * cluster.cpus) + 1e-9)
     return max(1, min(on_gpus, on_cpus))
 
 

@@ -190,17 +190,19 @@ def rollout_worker(
     transfer: int = 0,
     bases: int = 0,
     reserved: int | None = None,
+    parts: int = 1,
 ) -> WorkerEstimate:
-    """An engine. `transfer`: bytes on their way that it holds; `bases`: of adapted weights without their adapters;
-    `reserved`: what a vLLM engine takes for weights, keys and values together, whatever it needs of it."""
-    weights: dict[str, int] = {"weights": item * shape.parameters + bases}
-    cache = {"KV cache": kv_cache(shape, item, serving), "activations": decoding(shape, item, serving)}
+    """An engine, or with `parts` one of so many processes that it is cut over. `transfer`: bytes on their way that it
+    holds; `bases`: of adapted weights without their adapters; `reserved`: what a vLLM engine takes for weights, keys
+    and values together, whatever it needs of it."""
+    whole = share(item * shape.parameters, parts)
+    weights: dict[str, int] = {"weights": whole + bases}
+    cache = {"KV cache": share(kv_cache(shape, item, serving), parts), "activations": decoding(shape, item, serving)}
     if reserved is not None:
         weights, cache = weights | {"KV cache": max(0, reserved - weights["weights"])}, {}
     passes: dict[str, Items] = {"transfer": {"transfer": transfer}, "rollout": cache, "score": {}, "update": {}}
     process = CONTEXT_GPU if place.on_gpu else PROCESS_CPU["rollout"]
-    start = {"weights": item * shape.parameters}
-    return _worker(place, process, start, weights, passes, held_back={})
+    return _worker(place, process, {"weights": whole}, weights, passes, held_back={})
 
 
 def _kept(held: States, zero: Zero) -> Items:

@@ -72,7 +72,8 @@ def ppo_specs(
         | {"model": models.policy, "engine": engine, "require_sync": True}
         | {"tolerance": ppo.transfer_tolerance},
     }
-    return [role_spec(role, ppo, kwargs[role]) for role in ppo.roles]
+    processes = {"rollout": engine.processes}
+    return [role_spec(role, ppo, kwargs[role], processes.get(role, 1)) for role in ppo.roles]
 
 
 def _policy_kwargs(ppo: PpoConfig, models: PpoModels, steps: int) -> dict[str, Any]:
@@ -106,8 +107,9 @@ def _value_kwargs(ppo: PpoConfig, models: PpoModels, steps: int) -> dict[str, An
     }
 
 
-def role_spec(role: str, ppo: PpoConfig, kwargs: dict[str, Any]) -> GroupSpec:
-    """The group of one role: workers, CPUs and GPUs from the configuration alone, `kwargs` for its workers."""
+def role_spec(role: str, ppo: PpoConfig, kwargs: dict[str, Any], processes: int = 1) -> GroupSpec:
+    """The group of one role: workers (each of `processes`), CPUs and GPUs from the configuration alone, `kwargs` for
+    its workers."""
     placement = getattr(ppo.placement, role)
     trained = role in ppo.trained_roles
     if placement.threads is not None:
@@ -125,4 +127,5 @@ def role_spec(role: str, ppo: PpoConfig, kwargs: dict[str, Any]) -> GroupSpec:
         gpus=placement.gpus,
         distributed=trained or ppo.scoring(role) is not None,
         share=next((group[0] for group in ppo.shared_groups if role in group), ""),
+        processes=processes,
     )

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 from cai_dist.config.ppo import PpoConfig, RoleShards
+from cai_dist.config.run import RunConfig
 
 
 def sharing_problems(ppo: PpoConfig) -> Iterator[str]:
@@ -25,6 +26,25 @@ def sharing_problems(ppo: PpoConfig) -> Iterator[str]:
             )
     if ppo.transfer == "cuda_ipc":
         yield from _ipc_problems(ppo)
+
+
+def engine_problems(config: RunConfig) -> Iterator[str]:
+    """One line for each contradiction of engines that are several processes."""
+    processes, ppo = config.engine.processes, config.ppo
+    if processes == 1:
+        return
+    said = f"engine.vllm: an engine is {processes} processes (tensor_parallel x pipeline_parallel)"
+    if any("rollout" in group for group in ppo.shared_groups):
+        yield (
+            f"{said}, which share their GPUs with nobody: set ppo.placement.mode=separate, or hybrid without rollout "
+            "in ppo.placement.share"
+        )
+    for key, gpus in (
+        ("ppo.placement.rollout.gpus", ppo.placement.rollout.gpus),
+        ("cluster.gpus", config.cluster.gpus),
+    ):
+        if gpus not in (0, 1):
+            yield f"{key}={gpus:g}: must be 0 or 1; {said}, each with so many GPUs"
 
 
 def placement_warnings(ppo: PpoConfig) -> Iterator[str]:

@@ -20,6 +20,7 @@ from typing import Any
 from cai_dist.config.checks.evaluate import evaluate_problems, missing_choice_files
 from cai_dist.config.checks.feedback import feedback_problems
 from cai_dist.config.checks.lora import base_problems, lora_problems, missing_quantization
+from cai_dist.config.checks.placement import engine_problems
 from cai_dist.config.checks.ppo import ppo_problems, ppo_warnings
 from cai_dist.config.checks.sequence_parallel import sequence_problems
 from cai_dist.config.data import DataSource
@@ -102,6 +103,7 @@ def _contradictions(config: RunConfig) -> Iterator[str]:
     first, second = config.feedback.option_labels
     if not first or not second or first == second:
         yield f"feedback.option_labels={[first, second]}: must be two different texts, such as [(A), (B)]"
+    yield from engine_problems(config)
     yield from feedback_problems(config)
     learner = config.aligned.learner
     fraction: float = getattr(config, learner).helpful_fraction

@@ -141,7 +141,13 @@ def _group(ctx: RunContext, role: str, spec: WorkerSpec, workers: int, *, distri
 
     cluster = ctx.config.cluster
     asked = GroupSpec(
-        role=role, spec=spec, workers=workers, cpus=cluster.cpus, gpus=cluster.gpus, distributed=distributed
+        role=role,
+        spec=spec,
+        workers=workers,
+        cpus=cluster.cpus,
+        gpus=cluster.gpus,
+        distributed=distributed,
+        processes=ctx.config.engine.processes if spec.target == "rollout" else 1,
     )
     ctx.console.say(f"starting {workers} {role} worker{'s' if workers > 1 else ''}")
     group = ctx.cluster().launch([asked])[role]

@@ -7,6 +7,8 @@ from cai_dist.cluster.placement import (
     seat_rows,
     sharing,
 )
+from cai_dist.config.demand import demands
+from cai_dist.config.engine import EngineConfig, VllmConfig
 from cai_dist.config.ppo import PlacementConfig, PpoConfig, RoleShards
 from cai_dist.config.run import ClusterConfig, RunConfig
 from cai_dist.config.supervised import ReviseConfig
@@ -32,6 +34,26 @@ def test_a_run_needs_what_its_widest_stage_asks_for() -> None:
 def test_a_bundle_names_gpus_only_where_there_are_some() -> None:
     assert GroupSpec("r", SPEC, cpus=0.5).bundle == {"CPU": 0.5}
     assert GroupSpec("r", SPEC, cpus=1.0, gpus=0.5).bundle == {"CPU": 1.0, "GPU": 0.5}
+
+
+def test_a_worker_of_several_processes_has_the_place_of_all_of_them() -> None:
+    spec = GroupSpec("rollout", SPEC, workers=2, cpus=0.5, gpus=1.0, processes=4)
+    assert bundles([spec]) == [{"CPU": 2.0, "GPU": 4.0}] * 2
+    assert gpu_fraction(spec, 1, [spec]) == 4.0 and spec.worker_cpus == 2.0
+
+
+def test_a_run_counts_every_process_of_its_engines() -> None:
+    engine = EngineConfig(backend="vllm", vllm=VllmConfig(tensor_parallel=4, pipeline_parallel=2))
+    gpus = RoleShards(rollout=PlacementConfig(workers=2, cpus=0.5, gpus=1))
+    ppo, revise = PpoConfig(placement=gpus), ReviseConfig(workers=3)
+    plain = RunConfig(name="a", ppo=ppo, revise=revise, cluster=ClusterConfig(gpus=1))
+    run = plain.model_copy(update={"engine": engine})
+    before, after = ({one.stage: one for one in demands(config)} for config in (plain, run))
+    assert (before["ppo"].gpus, after["ppo"].gpus) == (2, 16)
+    assert after["ppo"].cpus - before["ppo"].cpus == 2 * 7 * 0.5 and after["ppo"].place == 4.0
+    assert (before["revise"].gpus, after["revise"].gpus) == (3, 24)
+    assert after["revise"].why.endswith("= 3 x 0.25, each of 8 processes") and after["revise"].cpus == 6.0
+    assert after["sft"] == before["sft"]
 
 
 def test_roles_that_share_stand_in_one_placement_group() -> None:

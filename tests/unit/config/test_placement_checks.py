@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 
 from cai_dist.cluster.ppo.specs import role_spec
+from cai_dist.config.checks.placement import engine_problems
 from cai_dist.config.checks.run import check_run, run_warnings
-from cai_dist.config.run import RunConfig
+from cai_dist.config.engine import EngineConfig, VllmConfig
+from cai_dist.config.run import ClusterConfig, RunConfig
 from cai_dist.errors import ConfigError
 
 
@@ -147,3 +149,29 @@ def test_sharing_does_not_need_fewer_cpus() -> None:
     tight = {"name": "x", "cluster": {"num_cpus": 1.5}, "ppo": {"placement": {"mode": "colocated"}}}
     with pytest.raises(ConfigError, match="num_cpus=1.5: must be at least 2,"):
         check_run(RunConfig.model_validate(tight))
+
+
+@pytest.mark.parametrize(
+    ("placement", "cluster", "lines"),
+    [
+        ({"rollout": {"gpus": 1}}, {"gpus": 1}, []),
+        ({}, {}, []),
+        (GPU | {"mode": "colocated"}, {}, ["share their GPUs with nobody: set ppo.placement.mode=separate"]),
+        ({"rollout": {"gpus": 0.5}}, {"gpus": 2}, ["rollout.gpus=0.5: must be 0 or 1", "cluster.gpus=2: must be 0 or"]),
+    ],
+)
+def test_engines_of_several_processes_have_whole_gpus_of_their_own(
+    placement: dict[str, Any], cluster: dict[str, Any], lines: list[str]
+) -> None:
+    run = run_of(placement).model_copy(
+        update={
+            "engine": EngineConfig(backend="vllm", vllm=VllmConfig(tensor_parallel=2)),
+            "cluster": ClusterConfig.model_validate(cluster),
+        }
+    )
+    found = list(engine_problems(run))
+    assert len(found) == len(lines) and all(part in line for part, line in zip(lines, found, strict=True))
+    assert list(engine_problems(run.model_copy(update={"engine": EngineConfig()}))) == []
+    if lines:
+        with pytest.raises(ConfigError, match=r"an engine is 2 processes"):
+            check_run(run, ready=False)

@@ -76,6 +76,7 @@ SECTIONS = {
     "ShardingConfig": "Sharding",
     "ScoringConfig": "Sharded scoring",
     "SamplingConfig": "Sampling",
+    "LoraConfig": "LoRA",
     "PromptSource": "Prompt source",
     "DataSource": "Data source",
     "PlacementConfig": "Placement",
@@ -109,7 +110,7 @@ can be overridden on the command line: `cai-dist run launch/runs/demo.yaml ppo.i
 Refused, too, are settings that are wrong only together: a `max_tokens_per_micro_batch` that the longest example of
 `models.context` would exceed; a mini-batch that does not divide an iteration's samples; `max_new_tokens` that leaves no
 room for a prompt in `models.context`; `sft.revisions` beyond `revise.rounds`; `preference.helpful_fraction` above 0
-without comparisons; a
+without comparisons; an adapter (`lora.save`) whose base is not kept or not local; a
 `ppo.value_warmup` that never ends; `ppo.sampling.temperature` 0 or `top_p` below 1; a
 placement larger than `cluster.num_cpus`; a `ds_config` of another ZeRO stage; files, folders or packages that are not
 there.
@@ -163,7 +164,7 @@ def _rows(
             yield (
                 f"`{prefix}{name}`",
                 _default(field) if text or absent else _difference(field, inner),
-                f"text or {link}" if text else "section or null" if absent else "section",
+                f"text or {link}" if text else f"{link} or null" if absent else "section",
                 _cell(meaning(model, name)) or f"See {link}.",
             )
         elif not only_values:

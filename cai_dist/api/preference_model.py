@@ -12,7 +12,7 @@ from cai_dist.constitution import Constitution
 from cai_dist.data.batches import sample_batch
 from cai_dist.engines.training.frozen import LocalScoringEngine
 from cai_dist.errors import DataError
-from cai_dist.models.load import load_config, load_scalar
+from cai_dist.models.load import has_scalar_head, load_config, load_scalar
 from cai_dist.stages.execution.answer_scoring import as_sample
 from cai_dist.stages.execution.chat_format import format_of
 from cai_dist.workers.forward import last_token_scores
@@ -29,8 +29,8 @@ class PreferenceModel:
     """
 
     def __init__(self, source: ModelSource) -> None:
-        made = load_config(source.path).architectures or []
-        if not any(name.endswith("ForSequenceClassification") for name in made):
+        if not has_scalar_head(source.path):
+            made = load_config(source.path).architectures or []
             raise DataError(
                 f"preference model: {source.path} holds {', '.join(made) or 'no architecture'}, a model without a "
                 "scalar head; give the folder preference/model of a run, or the run itself"

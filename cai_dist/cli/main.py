@@ -18,7 +18,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cai_dist.cli import constitution, doctor, job, plan
+from cai_dist.cli import constitution, doctor, job, merge, plan
 from cai_dist.config.stages import EVALUATE, STAGES
 from cai_dist.errors import (
     EXIT_FAILURE,
@@ -50,6 +50,7 @@ examples:
   cai-dist run launch/runs/demo.yaml name=short ppo.iterations=3 seed=1
   cai-dist stage ppo launch/runs/demo.yaml                one stage; the ones before it must be finished
   cai-dist show runs/demo                                 how a run stands, and its results
+  cai-dist merge runs/demo/sft/model merged               an adapter and its base as one whole model
   cai-dist plan launch/runs/demo.yaml                     what it takes and whether it fits (starts nothing)
   cai-dist plan launch/runs/llama8b-8gpu.yaml             the same for the eight GPUs that it names
   cai-dist doctor                                         what this machine, or a cluster, lacks
@@ -152,6 +153,7 @@ def _parser() -> argparse.ArgumentParser:
     show.add_argument("folder", metavar="RUN_DIR", type=Path, help="the folder of a run, such as runs/demo")
     show.set_defaults(command=_show)
     constitution.add_commands(commands, common)
+    merge.add_commands(commands, common)
     plan.add_commands(commands, common)
     doctor.add_commands(commands, common)
     job.add_commands(commands, common)

@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from cai_dist.config.base import Section
-from cai_dist.config.training import TrainConfig
+from cai_dist.config.training import LoraConfig, TrainConfig
 
 
 class PmPretrainingConfig(Section):
@@ -54,6 +54,9 @@ class PreferenceConfig(Section):
     """On held-out pairs of the AI's labels the model must be right more often than this, the whole 95% interval (over
     prompts) being above it, or the run stops before PPO with exit code 8; what is done stays, and with another gate the
     same command goes on. 0.5 is chance. null: no gate."""
+    lora: LoraConfig | None = None
+    """Train low-rank adapters and the scalar head instead of all weights, in the pretraining on ranked answers, too; a
+    language head then stays as it is. Default: all weights."""
     train: TrainConfig = TrainConfig()
 
 
@@ -65,6 +68,8 @@ class DpoConfig(Section):
     """`dpo`: cross-entropy of the soft label; `ipo`: squared distance to a margin that the label sets."""
     beta: float = Field(0.1, gt=0)
     """Pull towards the SL-CAI model, per nat of a whole answer (IPO's tau); smaller moves further away from it."""
+    lora: LoraConfig | None = None
+    """Train low-rank adapters instead of all weights; SL-CAI is the model without them. Default: all weights."""
     helpful_fraction: float = Field(0.5, ge=0, lt=1)
     """Share of human helpfulness comparisons in the training mixture."""
     train: TrainConfig = TrainConfig()

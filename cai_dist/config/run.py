@@ -16,9 +16,9 @@ from cai_dist.config.hardware import HardwareConfig
 from cai_dist.config.own_stages import OwnStage, with_own
 from cai_dist.config.ppo import PpoConfig
 from cai_dist.config.preference import DpoConfig, PreferenceConfig
-from cai_dist.config.stages import ALIGNMENTS, EXPAND, GENERATING, PPO, Alignment, AlignmentSpec
+from cai_dist.config.stages import ALIGNMENTS, EXPAND, GENERATING, PPO, SUPERVISED, Alignment, AlignmentSpec
 from cai_dist.config.supervised import ExpandConfig, ReviseConfig, SftConfig
-from cai_dist.config.training import Dtype, ExportConfig, HeadDtype, Layout, TrainConfig
+from cai_dist.config.training import Dtype, ExportConfig, HeadDtype, Layout, LoraConfig, TrainConfig
 
 Strategy = Literal["pack", "spread"]
 
@@ -199,6 +199,12 @@ class RunConfig(Section):
     def world_seed(self) -> int:
         """Seed of the micro-world: its own where it is set, else the run's."""
         return self.seed if self.world.seed is None else self.world.seed
+
+    @property
+    def loras(self) -> dict[str, LoraConfig]:
+        """The adapters of each stage of this run that trains adapters, by the stage's name."""
+        found = {stage: getattr(self, stage).lora for stage in (*SUPERVISED, PPO) if stage in self.stages}
+        return {stage: lora for stage, lora in found.items() if lora is not None}
 
     @property
     def uses_world(self) -> bool:

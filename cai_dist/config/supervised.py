@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from cai_dist.config.base import Section
-from cai_dist.config.training import SamplingConfig, TrainConfig
+from cai_dist.config.training import LoraConfig, SamplingConfig, TrainConfig
 
 
 class ExpandConfig(Section):
@@ -87,4 +87,6 @@ class SftConfig(Section):
     dropout: Literal["model", "off"] = "model"
     """`model`: training passes have the dropout of the model's own config.json (0.1 in GPT-2, OPT and GPT-J, 0 in most
     models of today), as in TRL and OpenRLHF; `off`: none. Preference model, PPO and DPO never have any."""
+    lora: LoraConfig | None = None
+    """Train low-rank adapters instead of all weights (docs/lora.md). Default: all weights."""
     train: TrainConfig = TrainConfig()

@@ -11,6 +11,7 @@ from cai_dist.config.base import Section
 Dtype = Literal["fp32", "bf16"]
 Layout = Literal["packed", "padded"]
 HeadDtype = Literal["model", "fp32"]
+Quantization = Literal["none", "int8", "nf4"]
 
 
 class OptimizerConfig(Section):
@@ -108,11 +109,16 @@ class LoraConfig(Section):
     alpha: float = Field(32.0, gt=0)
     """Scale of what the adapters add, times `rank`."""
     dropout: float = Field(0.0, ge=0, lt=1)
-    """Dropout before A in training passes; above 0 the policy's ratio is noisy."""
+    """Dropout before A in training passes; above 0 the ratio of PPO is noisy."""
     target_modules: Literal["auto"] | tuple[str, ...] = "auto"
     """`auto`: all linear layers of the blocks; or names such as [q_proj, v_proj]."""
     save: Literal["merged", "adapter"] = "merged"
-    """`merged`: a whole model; `adapter`: a PEFT folder with A and B alone, beside the model that it belongs to."""
+    """`merged`: a whole model; `adapter`: a PEFT folder with A, B and the scalar head, where there is one, beside the
+    model that it belongs to."""
+    quantization: Quantization = "none"
+    """How the frozen linear layers under the adapters are kept: `none`, in `models.dtype`; `int8`: a byte an element, a
+    scale a row (2208.07339); `nf4`: half a byte, a scale for each 64 elements (QLoRA, 2305.14314). By bitsandbytes,
+    with ZeRO 0 to 2 and `save: merged`."""
 
     @model_validator(mode="after")
     def _names(self) -> LoraConfig:
@@ -120,6 +126,11 @@ class LoraConfig(Section):
             raise ValueError(f"target_modules={list(self.target_modules)}: must be auto or names of linear layers")
         if not self.target_modules:
             raise ValueError("target_modules=[]: must be auto or at least one name; lora: null trains all weights")
+        if self.quantization != "none" and self.save == "adapter":
+            raise ValueError(
+                f"save=adapter: must be merged with quantization={self.quantization}; on a base in full precision the "
+                "adapter is another model than the one that was trained"
+            )
         return self
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from transformers.utils.hub import cached_file
 
 from cai_dist.errors import DataError
-from cai_dist.models.adapter import CONFIG_FILE
+from cai_dist.models.adapter import base_of
 
 _FILES = ("generation_config.json", "config.json")
 
@@ -22,9 +22,9 @@ def end_ids(source: str) -> tuple[int, ...]:
     Chat models often end a turn with a token that is named in generation_config.json alone. Raises DataError where a
     file is malformed.
     """
-    base = _read(source, CONFIG_FILE).get("base_model_name_or_path")
+    base = base_of(source)
     found: dict[int, None] = {}
-    for place, name in [(place, name) for place in (source, base) if isinstance(place, str) for name in _FILES]:
+    for place, name in [(place, name) for place in dict.fromkeys((source, base)) for name in _FILES]:
         data = _read(place, name)
         for part in (data, data.get("text_config")):
             said = part.get("eos_token_id") if isinstance(part, dict) else None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 
 from cai_dist.config.training import Dtype, Layout
 from cai_dist.errors import CaiError, DataError
-from cai_dist.models.adapter import Adapter, merge_adapter, read_adapter
+from cai_dist.models.adapter import Adapter, base_of, merge_adapter, read_adapters
 from cai_dist.models.causal import CausalModel, LogprobHead, logit_scaling
 from cai_dist.models.layout import use_layout
 from cai_dist.models.partition import Partition, held
@@ -57,27 +58,55 @@ def load_causal(
     """A causal language model to train or to score with; see `load_hf_causal`. With `partition` each rank gets its part
     of it, where that puts it (collective), and what is compared at loading is compared on a small random copy of the
     architecture. Raises DataError, ConfigError."""
-    adapter = read_adapter(source)
     like = None
     if partition is not None:
-        like = CausalModel(shrunken_causal(load_config(adapter.base if adapter else source)), layout).hf
-    return CausalModel(_hf_causal(source, adapter, dtype, partition), layout, like)
+        like = CausalModel(shrunken_causal(load_config(source)), layout).hf
+    return CausalModel(_hf_causal(source, dtype, partition), layout, like)
 
 
 def load_hf_causal(source: str, dtype: Dtype) -> Any:
     """A transformers causal language model in `dtype` on the CPU, in evaluation mode.
 
-    `source` may be the folder of a LoRA adapter: then its base (a local folder) with the adapter merged into it.
-    Raises DataError.
+    `source` may be the folder of a LoRA adapter: then its base (a local folder) with the adapter merged into it; the
+    base may be such a folder itself. Raises DataError.
     """
-    return _hf_causal(source, read_adapter(source), dtype, None)
+    return _hf_causal(source, dtype, None)
 
 
-def _hf_causal(source: str, adapter: Adapter | None, dtype: Dtype, partition: Partition | None) -> Any:
-    base = adapter.base if adapter else source
+def load_hf_scalar(source: str, dtype: Dtype) -> Any:
+    """A transformers sequence-classification model with one label in `dtype` on the CPU, in evaluation mode; `source`
+    is a saved scalar model or the folder of an adapter with a scalar head. Raises DataError."""
+    if not has_scalar_head(source):
+        raise DataError(f"{source}: a model without a scalar head")
+    return _hf_scalar(source, dtype, 0, None)
+
+
+def has_scalar_head(source: str) -> bool:
+    """Whether `source` is a saved scalar model, or an adapter that was trained with a scalar head. Raises DataError."""
+    base, adapters = read_adapters(source)
+    made = load_config(base).architectures or []
+    saved = any(name.endswith("ForSequenceClassification") for name in made)
+    return saved or any(adapter.head is not None for adapter in adapters)
+
+
+def _hf_causal(source: str, dtype: Dtype, partition: Partition | None) -> Any:
+    base, adapters = read_adapters(source)
     model, info = _weights(AutoModelForCausalLM, base, "causal language model", dtype, partition)
     _refuse_gaps(base, info, allowed=())
-    if adapter:
+    return _merged(source, model, adapters, partition)
+
+
+def _hf_scalar(source: str, dtype: Dtype, seed: int, partition: Partition | None) -> Any:
+    base, adapters = read_adapters(source)
+    model, info = _weights(AutoModelForSequenceClassification, base, "scalar model", dtype, partition, num_labels=1)
+    _refuse_gaps(base, info, allowed=("score.weight",))
+    if "score.weight" in info["missing_keys"]:
+        seed_head(model.score.weight, seed, partition)
+    return _merged(source, model, adapters, partition)
+
+
+def _merged(source: str, model: Any, adapters: Sequence[Adapter], partition: Partition | None) -> Any:
+    for adapter in adapters:
         merge_adapter(model, adapter, partition)
     _refuse_non_finite(source, model, partition)
     return model
@@ -89,17 +118,12 @@ def load_scalar(
     """A trunk with one scalar per token in `dtype` on the CPU; `partition` as in `load_causal`.
 
     `source` is a causal language model (the head is drawn from `seed`, the same on every rank) or a saved scalar model
-    (the head is kept). Raises DataError, ConfigError.
+    (the head is kept); or the folder of an adapter on one of them, which is merged. Raises DataError, ConfigError.
     """
     like = None if partition is None else shrunken_causal(load_config(source))
     if like is not None:
         use_layout(like, layout)
-    model, info = _weights(AutoModelForSequenceClassification, source, "scalar model", dtype, partition, num_labels=1)
-    _refuse_gaps(source, info, allowed=("score.weight",))
-    if "score.weight" in info["missing_keys"]:
-        seed_head(model.score.weight, seed, partition)
-    _refuse_non_finite(source, model, partition)
-    return ScalarHeadModel(model, layout, like)
+    return ScalarHeadModel(_hf_scalar(source, dtype, seed, partition), layout, like)
 
 
 def load_scalar_with_language(
@@ -120,8 +144,8 @@ def load_scalar_with_language(
 
 
 def load_config(source: str) -> Any:
-    """The transformers configuration of a model. Raises DataError."""
-    return _pretrained(AutoConfig, source, "model")
+    """The transformers configuration of a model, or of the one under an adapter. Raises DataError."""
+    return _pretrained(AutoConfig, base_of(source), "model")
 
 
 def copy_tokenizer(source: str, folder: Path) -> None:

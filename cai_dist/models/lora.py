@@ -19,6 +19,7 @@ from cai_dist.config.training import LoraConfig
 from cai_dist.errors import ConfigError
 from cai_dist.models.causal import CausalModel
 from cai_dist.models.layout import trunk_of
+from cai_dist.models.quantized import QuantizedLinear, QuantizedWeight, quantized_weights
 from cai_dist.models.scalar import ScalarHeadModel
 
 ADAPTER = "default"
@@ -34,17 +35,17 @@ class LoraFactors:
     scaling: float
 
 
-def add_lora(model: CausalModel | ScalarHeadModel, config: LoraConfig, seed: int) -> None:
+def add_lora(model: CausalModel | ScalarHeadModel, config: LoraConfig, seed: int, setting: str = "lora") -> None:
     """Put adapters into `model` (in place) and freeze the rest; a scalar head stays trainable.
 
     A is drawn from `seed` alone (the same on every rank), B is 0: at first the outputs are those of the base, bit for
-    bit. Raises ConfigError for target modules that the model does not have.
+    bit. Raises ConfigError, in words of `setting`, for target modules that the model does not have.
     """
     from peft import LoraConfig as PeftLora
     from peft import inject_adapter_in_model
 
     hf = model.hf
-    targets = _target_names(hf, config)
+    targets = _target_names(hf, config, setting)
     made = PeftLora(
         r=config.rank,
         lora_alpha=config.alpha,  # type: ignore[arg-type]  # annotated int, used as a number
@@ -55,12 +56,19 @@ def add_lora(model: CausalModel | ScalarHeadModel, config: LoraConfig, seed: int
     _seed_adapters(hf, seed)
     if isinstance(model, ScalarHeadModel):
         hf.score.requires_grad_(True)
+        if model.language is not None:  # no part of `hf` where it is not tied
+            model.language.requires_grad_(False)
 
 
-def split_parameters(hf: Any) -> tuple[dict[str, nn.Parameter], dict[str, LoraFactors]]:
+PlainParameter = nn.Parameter | QuantizedWeight
+"""A parameter of a plain model, or what stands for one that is quantised."""
+
+
+def split_parameters(hf: Any) -> tuple[dict[str, PlainParameter], dict[str, LoraFactors]]:
     """The parameters of the plain model under the plain model's names, and the adapters by the names of the weights
     that they change. Without adapters the second is empty."""
-    plain, factors = dict(hf.named_parameters()), {}
+    plain: dict[str, PlainParameter] = dict(hf.named_parameters())
+    factors = {}
     for name, layer in _adapted(hf):
         a, b = layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight
         factors[f"{name}.weight"] = LoraFactors(a, b, layer.scaling[ADAPTER])
@@ -68,7 +76,7 @@ def split_parameters(hf: Any) -> tuple[dict[str, nn.Parameter], dict[str, LoraFa
             parameter = plain.pop(f"{name}.{inner}")
             if inner.startswith("base_layer."):
                 plain[f"{name}.{inner.removeprefix('base_layer.')}"] = parameter
-    return plain, factors
+    return plain | quantized_weights(hf), factors
 
 
 def merged(weight: Tensor, factors: LoraFactors, start: int | None = None) -> Tensor:
@@ -100,13 +108,15 @@ def adapter_dropouts(hf: Any) -> list[nn.Module]:
 
 
 def lora_summary(hf: Any) -> str:
-    """Rank, alpha and layers in words; empty without adapters. Equal exactly where the adapters have one shape."""
+    """Rank, alpha, layers and how the base is kept in words; empty without adapters. Equal exactly where the adapters
+    have one shape on one base."""
     names = [name for name, _ in _adapted(hf)]
     if not names:
         return ""
     config = hf.peft_config[ADAPTER]
     kinds = ", ".join(sorted({name.rpartition(".")[2] for name in names}))
-    return f"rank {config.r}, alpha {config.lora_alpha:g}, {len(names)} layers ({kinds})"
+    base = next((f", {layer.kind} base" for layer in hf.modules() if isinstance(layer, QuantizedLinear)), "")
+    return f"rank {config.r}, alpha {config.lora_alpha:g}, {len(names)} layers ({kinds}){base}"
 
 
 def _adapted(hf: Any) -> list[tuple[str, Any]]:
@@ -118,19 +128,19 @@ def _adapted(hf: Any) -> list[tuple[str, Any]]:
     return [(name, module) for name, module in hf.named_modules() if isinstance(module, LoraLayer)]
 
 
-def _target_names(hf: Any, config: LoraConfig) -> tuple[str, ...]:
+def _target_names(hf: Any, config: LoraConfig, setting: str) -> tuple[str, ...]:
     """Last components of the names of the layers to adapt: those of all linear layers of the trunk, or the user's."""
     trunk = trunk_of(hf)
     inside = {name.rpartition(".")[2]: module for name, module in trunk.named_modules() if name}
     linear = sorted(name for name, module in inside.items() if isinstance(module, nn.Linear))
     if config.target_modules == "auto":
         if not linear:
-            raise ConfigError(f"ppo.lora: {type(hf).__name__} has no linear layers (torch.nn.Linear) to adapt")
+            raise ConfigError(f"{setting}: {type(hf).__name__} has no linear layers (torch.nn.Linear) to adapt")
         return tuple(linear)
     for name in config.target_modules:
         if name not in linear:
             raise ConfigError(
-                f"ppo.lora.target_modules: {name!r} is no linear layer in the blocks of {type(hf).__name__}; "
+                f"{setting}.target_modules: {name!r} is no linear layer in the blocks of {type(hf).__name__}; "
                 f"must be auto or some of {', '.join(linear)}"
             )
     return tuple(sorted(config.target_modules))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Iterable, Mapping
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -16,7 +17,25 @@ TORCH_DTYPES: Mapping[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.
 """Of the settings' names of precisions."""
 
 
-def spec_of(name: str, tensor: Tensor, shape: tuple[int, ...] | None = None) -> TensorSpec:
+class TensorLike(Protocol):
+    """What has the shape and dtype of a tensor."""
+
+    @property
+    def shape(self) -> torch.Size:
+        """Size of each dimension."""
+        ...
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of an element."""
+        ...
+
+    def element_size(self) -> int:
+        """Bytes of an element."""
+        ...
+
+
+def spec_of(name: str, tensor: TensorLike, shape: tuple[int, ...] | None = None) -> TensorSpec:
     """Name, shape, dtype and bytes of a tensor; `shape` where the tensor itself is a shard."""
     shape = tuple(tensor.shape) if shape is None else shape
     dtype = str(tensor.dtype).removeprefix("torch.")

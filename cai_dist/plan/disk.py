@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from cai_dist.config.run import RunConfig
 from cai_dist.config.stages import DPO, PPO, PREFERENCE, SFT
-from cai_dist.config.training import ShardingConfig
+from cai_dist.config.training import LoraConfig, ShardingConfig, TrainConfig
 from cai_dist.plan.roles import trained_elements
 from cai_dist.plan.shapes import Shape
 from cai_dist.plan.zero import ITEM, ParameterCounts
@@ -53,35 +53,41 @@ def checkpoint_bytes(elements: ParameterCounts, sharding: ShardingConfig, item: 
 
 
 def _models(config: RunConfig, shapes: Mapping[str, Shape]) -> Iterator[tuple[str, int]]:
-    item, ppo = ITEM[config.models.dtype], config.ppo
-    yield "sft model", item * shapes["pretrained"].parameters
+    item, ppo, shape = ITEM[config.models.dtype], config.ppo, shapes["pretrained"]
+    yield "sft model", item * _saved(shape, config.sft.lora, causal=True)
     if PREFERENCE in config.stages:
         count = 2 if config.preference.halves else 1
-        yield "preference model", count * item * shapes["pretrained"].scalar_parameters
+        yield "preference model", count * item * _saved(shape, config.preference.lora, causal=False)
     if DPO in config.stages:
-        yield "dpo model", item * shapes["pretrained"].parameters
+        yield "dpo model", item * _saved(shape, config.dpo.lora, causal=True)
     if PPO in config.stages:
-        policy = shapes["policy"]
-        adapter = ppo.lora is not None and ppo.lora.save == "adapter"
-        one = item * (trained_elements(policy, ppo.lora, causal=True).trained if adapter else policy.parameters)
-        yield "ppo model", one
+        yield "ppo model", (one := item * _saved(shapes["policy"], ppo.lora, causal=True))
         if kept := sum(map(ppo.snapshot_due, range(1, ppo.iterations))):
             yield f"ppo snapshots ({kept})", kept * one
 
 
+def _saved(shape: Shape, lora: LoraConfig | None, causal: bool) -> int:
+    """Elements of the model that a job leaves, or of its adapter."""
+    elements = trained_elements(shape, None if lora is None or lora.save == "merged" else lora, causal)
+    return elements.trained
+
+
 def _checkpoints(config: RunConfig, shapes: Mapping[str, Shape]) -> Iterator[tuple[str, int]]:
     item, shape = ITEM[config.models.dtype], shapes["pretrained"]
-    causal = trained_elements(shape, None, causal=True)
-    yield SFT, checkpoint_bytes(causal, config.sft.train.sharding, item)
+
+    def job(train: TrainConfig, lora: LoraConfig | None, causal: bool, with_head: bool = False) -> int:
+        elements = trained_elements(shape, lora, causal, with_head)
+        return checkpoint_bytes(elements, train.sharding, item, lora is not None)
+
+    yield SFT, job(config.sft.train, config.sft.lora, causal=True)
     if PREFERENCE in config.stages:
-        scalar = trained_elements(shape, None, causal=False)
-        yield PREFERENCE, checkpoint_bytes(scalar, config.preference.train.sharding, item)
+        lora = config.preference.lora
+        yield PREFERENCE, job(config.preference.train, lora, causal=False)
         if config.data.ranked_answers.source != "none":
-            pretraining = config.preference.pretraining
-            both = trained_elements(shape, None, causal=False, with_head=pretraining.language_weight > 0)
-            yield f"{PREFERENCE} pretraining", checkpoint_bytes(both, pretraining.train.sharding, item)
+            first = config.preference.pretraining
+            yield f"{PREFERENCE} pretraining", job(first.train, lora, False, with_head=first.language_weight > 0)
     if DPO in config.stages:
-        yield DPO, checkpoint_bytes(causal, config.dpo.train.sharding, item)
+        yield DPO, job(config.dpo.train, config.dpo.lora, causal=True)
     if PPO in config.stages:
         ppo, total = config.ppo, 0
         for role in ppo.trained_roles:

@@ -199,10 +199,32 @@ def trained_elements(shape: Shape, lora: LoraConfig | None, causal: bool, with_h
     sizes |= {"up_proj": h + f, "down_proj": f + h}
     names = sizes if lora.target_modules == "auto" else lora.target_modules
     adapters = shape.layers * lora.rank * sum(sizes.get(name, 0) for name in names)
-    return ParameterCounts(total + adapters, adapters + (0 if causal else h), lora.rank * max(sizes.values()))
+    trained, largest = adapters + (0 if causal else h), lora.rank * max(sizes.values())
+    if lora.quantization == "none":
+        return ParameterCounts(total + adapters, trained, largest)
+    quantised = shape.matrices
+    if lora.quantization == "nf4":  # a scale for 64 elements in a byte, one in fp32 for 256 of these
+        size = quantised // 2 + quantised // 64 + quantised // 4096
+    else:
+        outputs = queries + 2 * keys + h + (2 if shape.gated else 1) * f + h
+        size = quantised + 4 * shape.layers * outputs
+    return ParameterCounts(total + adapters, trained, largest, quantised, size, h * max(f, queries))
 
 
 # ---- other stages
+
+
+@dataclass(frozen=True)
+class TrainedStage:
+    """A stage that trains one model. `causal`: without a scalar head; `vocabulary`: log-probabilities come out;
+    `per_item`: sequences of one example."""
+
+    name: str
+    train: TrainConfig
+    lora: LoraConfig | None
+    causal: bool = False
+    vocabulary: bool = False
+    per_item: int = 1
 
 
 def other_stages(
@@ -211,23 +233,25 @@ def other_stages(
     """Each with its largest group of workers."""
     stages = [_generating(config, found, assumed, machines)]
     new = config.revise.sampling.max_new_tokens
-    jobs: list[tuple[str, TrainConfig, bool, bool, int]] = [(SFT, config.sft.train, True, True, 1)]
+    preference = config.preference
+    jobs = [TrainedStage(SFT, config.sft.train, config.sft.lora, causal=True, vocabulary=True)]
     if PREFERENCE in config.stages:
         if config.data.ranked_answers.source != "none":
-            pretraining = config.preference.pretraining
-            jobs.append(("pm pretraining", pretraining.train, False, pretraining.language_weight > 0, 2))
-        jobs.append((PREFERENCE, config.preference.train, False, False, 2))
+            first = preference.pretraining
+            language = first.language_weight > 0
+            jobs.append(TrainedStage("pm pretraining", first.train, preference.lora, vocabulary=language, per_item=2))
+        jobs.append(TrainedStage(PREFERENCE, preference.train, preference.lora, per_item=2))
     if DPO in config.stages:
-        jobs.append((DPO, config.dpo.train, True, True, 2))
+        jobs.append(TrainedStage(DPO, config.dpo.train, config.dpo.lora, causal=True, vocabulary=True, per_item=2))
     tokens = tokens_of(config, assumed, new)
-    for name, train, causal, vocabulary, per_item in jobs:
-        sharding, shape = train.sharding, found["pretrained"]
-        one = split(name, train.batch_size, sharding, tokens.sequence, per_item)
+    for job in jobs:
+        name, sharding, shape = job.name, job.train.sharding, found["pretrained"]
+        one = split(name, job.train.batch_size, sharding, tokens.sequence, job.per_item)
         place = RolePlacement(name, sharding.ranks, config.cluster.gpus)
-        work = _training(one, tokens, vocabulary, False, per_item)
+        work = _training(one, tokens, job.vocabulary, False, job.per_item)
         work = replace(work, checkpointed=sharding.checkpoints(place.on_gpu))
-        elements = trained_elements(shape, None, causal, with_head=vocabulary and not causal)
-        zero = read_zero(sharding, config.models.dtype, train.optimizer)
+        elements = trained_elements(shape, job.lora, job.causal, with_head=job.vocabulary and not job.causal)
+        zero = read_zero(sharding, config.models.dtype, job.train.optimizer)
         worker = trained_worker(place, shape, elements, zero, work)
         kept = {phase: items for phase, items in worker.device.items() if phase in ("start", "update")}
         host = {phase: items for phase, items in worker.host.items() if phase in kept}

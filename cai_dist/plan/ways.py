@@ -91,8 +91,9 @@ def _changes(config: RunConfig, stage: PlannedStage, trained: Sequence[tuple[str
         if any(one.ds_config != OFFLOAD for one in sharded):
             yield OFFLOAD, each(lambda one: {"zero": 3, "ds_config": OFFLOAD})
     yield "fewer tokens a micro-batch", each(_smaller)
-    if config.ppo.lora is None:  # of no use to other stages, as their plan shows
-        yield "ppo.lora", updated(config, {"ppo": {"lora": LoraConfig()}})
+    section = SECTIONS[stage.name][0] if stage.name in SECTIONS else stage.name
+    if (trained or section == PPO) and getattr(config, section).lora is None:
+        yield f"{section}.lora", updated(config, {section: {"lora": LoraConfig()}})
     if not trained:
         rows = max(1, config.engine.max_rows // 8)
         yield "fewer rows (engine.max_rows)", updated(config, {"engine": {"max_rows": rows}})

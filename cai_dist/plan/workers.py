@@ -52,8 +52,8 @@ ITEMS = (
     "transfer",
     "heap",
 )
-"""In the order in which they are shown. `buffers`: ZeRO's buckets and gathered weights; `transfer`: of weights; `heap`:
-see `HEAP`."""
+"""In the order in which they are shown. `buffers`: ZeRO's buckets, gathered and dequantised weights; `transfer`: of
+weights; `heap`: see `HEAP`."""
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,7 @@ def trained_worker(
         "score": {
             "activations": passing_activations(shape, zero.item, work.total),
             "logits": logits(shape, zero.item, work.rows, work.scaled, training=False),
-            "buffers": held.gathered,
+            "buffers": held.gathered + zero.item * elements.unpacked,
         },
         "update": _update(shape, elements, zero, held, work),
     }
@@ -151,7 +151,7 @@ def _start(elements: ParameterCounts, zero: Zero, on_gpu: bool) -> Items:
     """The model is whole in every rank; in stage 3 it is built cut, a tensor at a time. A CPU takes nothing back:
     masters and the zeros that the optimiser is set up with come on top, in bf16 the copy that masters are made of, in
     stage 3 the partitions (their part of the mapped files counts, too)."""
-    b, whole = zero.item, {"weights": zero.item * elements.total}
+    b, whole = zero.item, {"weights": elements.nbytes(zero.item) if on_gpu else zero.item * elements.total}
     if zero.stage == 3:
         whole = {"weights": b * (share(elements.total, zero.ranks) + (elements.largest if on_gpu else 0))}
     if on_gpu or zero.stage == 0:
@@ -221,7 +221,10 @@ def _update(shape: Shape, elements: ParameterCounts, zero: Zero, held: States, w
     largest = zero.item * elements.largest * (2 if shape.tied and work.vocabulary else 1)
     backward = {
         "gradients": gradients + largest,
-        "buffers": held.gathered + held.buckets - (zero.item * zero.reduce_bucket if zero.stage == 3 else 0),
+        "buffers": held.gathered
+        + held.buckets
+        + zero.item * elements.unpacked
+        - (zero.item * zero.reduce_bucket if zero.stage == 3 else 0),
         "activations": kept_activations(shape, zero.item, work.total, work.checkpointed),
         "logits": logits(shape, zero.item, work.rows, work.scaled, training=True),
     }

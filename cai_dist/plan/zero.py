@@ -48,11 +48,19 @@ class Zero:
 
 @dataclass(frozen=True)
 class ParameterCounts:
-    """Elements of one model: all, those that are trained, and those of the largest tensor that has a gradient."""
+    """Elements of one model: all, those that are trained, and those of the largest tensor that has a gradient; of a
+    quantised base those that are quantised, the bytes that these take, and those of the largest one."""
 
     total: int
     trained: int
     largest: int
+    quantized: int = 0
+    quantized_bytes: int = 0
+    unpacked: int = 0
+
+    def nbytes(self, item: int) -> int:
+        """Bytes of the weights, where an element of what is not quantised has `item`."""
+        return item * (self.total - self.quantized) + self.quantized_bytes
 
 
 @dataclass(frozen=True)
@@ -110,7 +118,7 @@ def states(model: ParameterCounts, zero: Zero, passes: int, on_gpu: bool) -> Sta
     bucket that gradients do not fill takes less there."""
     b, trained = zero.item, model.trained
     part = share(trained, zero.ranks) if zero.stage else trained
-    weights = b * (share(model.total, zero.ranks) if zero.stage == 3 else model.total)
+    weights = b * share(model.total, zero.ranks) if zero.stage == 3 else model.nbytes(b)
     optimizer = 8 * part + (0 if zero.stage == 0 and b == 4 else 4 * part)
     gradients, always = _gradients(zero, trained, part, passes)
     step = 0 if zero.stage == 0 or (b == 2 and zero.stage < 3) else 4 * part

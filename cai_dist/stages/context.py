@@ -7,8 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cai_dist.config.preference import DpoConfig, PreferenceConfig
 from cai_dist.config.run import RunConfig
+from cai_dist.config.supervised import SftConfig
 from cai_dist.config.threads import cpus_for_threads
+from cai_dist.config.training import LoraConfig
 from cai_dist.constitution import Constitution
 from cai_dist.errors import Interrupted
 from cai_dist.registry import source_notes
@@ -95,6 +98,17 @@ def model_settings(config: RunConfig) -> dict[str, Any]:
     own = source_notes({"engine.backend": config.engine.backend, "engine.training": config.engine.training})
     engines = {"engines": own["strategies"]} if own else {}
     return models | chat_settings(config) | {"engine": config.engine.backend} | engines
+
+
+def unset(section: SftConfig | PreferenceConfig | DpoConfig) -> dict[str, Any]:
+    """What `model_dump` leaves out of a stage's settings because it is not set: runs that were begun before there was
+    such a setting go on."""
+    return {"lora": True} if section.lora is None else unset_of_lora(section.lora)
+
+
+def unset_of_lora(lora: LoraConfig | None) -> dict[str, Any]:
+    """What `model_dump` leaves out of adapters' settings, as `unset` does."""
+    return {"lora": {"quantization"}} if lora is not None and lora.quantization == "none" else {}
 
 
 CHAT_KEYS = frozenset({"chat_arguments", "chat_date"})

@@ -14,7 +14,7 @@ from cai_dist.config.run import RunConfig
 from cai_dist.config.stages import DPO
 from cai_dist.data.schedule import plan_items
 from cai_dist.stages.comparisons.pairs import ai_comparisons, decided, fitting, log_heldout, scored_pair, training_pairs
-from cai_dist.stages.context import RunContext, model_settings
+from cai_dist.stages.context import RunContext, model_settings, unset
 from cai_dist.stages.execution.chat_format import chat_format
 from cai_dist.stages.execution.generation import open_shards
 from cai_dist.stages.execution.reuse import model_hash
@@ -29,13 +29,15 @@ if TYPE_CHECKING:
 NAME: Final = DPO
 SHARD = 64
 """Pairs whose log-probabilities make one call and one durable file: few enough for the deadline of a call."""
+REFERENCE: Final = "reference_logprobs"
+"""What workers are asked for log-probabilities under SL-CAI."""
 LOGPROBS = pa.schema([("logprob_a", pa.float64()), ("logprob_b", pa.float64())])
 
 
 def settings(config: RunConfig) -> dict[str, Any]:
     """What decides the result of this stage."""
     return {
-        "dpo": config.dpo.model_dump(mode="json", exclude={"train": {"checkpoint_every"}}),
+        "dpo": config.dpo.model_dump(mode="json", exclude={"train": {"checkpoint_every"}, **unset(config.dpo)}),
         **model_settings(config),
     }
 
@@ -73,13 +75,15 @@ def _train(ctx: RunContext, folder: Path, target: Path, measured: Path) -> None:
     known = [(prompt, pair) for prompt, pair in known if fitting([pair], ctx.config.models.context)]
     heldout = [pair for _, pair in known]
     steps = total_steps(len(pairs), config.train, "dpo.train")
-    with trained_model(ctx, NAME, "dpo", model, config.train, steps, loss=config.loss, beta=config.beta) as group:
-        # The group is SL-CAI until its first step or checkpoint.
+    with trained_model(
+        ctx, NAME, "dpo", model, config.train, steps, loss=config.loss, beta=config.beta, lora=config.lora
+    ) as group:
+        # The group is SL-CAI until its first step or checkpoint; with LoRA also after that, without its adapter.
         examples = [
             DpoPair(p.ids_a, p.ids_b, p.p_a, p.source, p.prompt_tokens, a, b)
-            for p, (a, b) in zip(pairs, _logprobs(ctx, group, pairs, ctx.paths.dpo_reference), strict=True)
+            for p, (a, b) in zip(pairs, _logprobs(ctx, group, pairs, ctx.paths.dpo_reference, REFERENCE), strict=True)
         ]
-        before = _logprobs(ctx, group, heldout, ctx.paths.dpo_reference_heldout)
+        before = _logprobs(ctx, group, heldout, ctx.paths.dpo_reference_heldout, REFERENCE)
         train(ctx, NAME, group, examples, config.train, lambda batch: float(len(batch)), folder)
         after = _logprobs(ctx, group, heldout, ctx.paths.dpo_measured)
         rewards = [
@@ -94,10 +98,10 @@ def _train(ctx: RunContext, folder: Path, target: Path, measured: Path) -> None:
 
 
 def _logprobs(
-    ctx: RunContext, group: WorkerGroup, pairs: Sequence[ScoredPair], folder: Path
+    ctx: RunContext, group: WorkerGroup, pairs: Sequence[ScoredPair], folder: Path, method: str = "pair_logprobs"
 ) -> list[tuple[float, float]]:
-    """Summed log-probabilities of both answers of each pair under the group's present weights; shards that are in
-    `folder` are read, not made again. Raises Interrupted between shards."""
+    """Summed log-probabilities of both answers of each pair under the group's present weights, or by another `method`
+    of its workers; shards that are in `folder` are read, not made again. Raises Interrupted between shards."""
     pieces = [pairs[i : i + SHARD] for i in range(0, len(pairs), SHARD)]
     provenance = {"what": folder.name, "model": model_hash(str(ctx.paths.sl_model)), **settings(ctx.config)}
     keys = [sha256_json({**provenance, "pairs": [[list(p.ids_a), list(p.ids_b)] for p in piece]}) for piece in pieces]
@@ -109,7 +113,7 @@ def _logprobs(
         for i in missing:
             plan = plan_items(pieces[i], sharding.ranks, sharding, ctx.config.models.layout)
             parts = [StepShard(micro) for micro in plan.split(pieces[i])]
-            found = plan.restore(group.scatter(f"dpo: {folder.name}", "pair_logprobs", parts))
+            found = plan.restore(group.scatter(f"dpo: {folder.name}", method, parts))
             shards.write(i, [{"logprob_a": a, "logprob_b": b} for a, b in found], LOGPROBS)
             task.advance(len(pieces[i]))
             ctx.check_stop()

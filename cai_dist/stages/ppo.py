@@ -19,7 +19,7 @@ from cai_dist.coordinator.prompt_cursor import TokenizedPrompt
 from cai_dist.data.chat import ChatFormat
 from cai_dist.errors import DataError
 from cai_dist.registry import source_notes
-from cai_dist.stages.context import RunContext, model_settings
+from cai_dist.stages.context import RunContext, model_settings, unset_of_lora
 from cai_dist.stages.execution.chat_format import chat_format
 from cai_dist.stages.execution.model_paths import snapshots
 from cai_dist.stages.execution.ppo_placement import shown_placement
@@ -35,6 +35,17 @@ if TYPE_CHECKING:
     from cai_dist.workers.prompt_table import PromptTable
 
 NAME: Final = PPO
+_NO_RESULT = (
+    "placement",
+    "checkpoint_every",
+    "transfer",
+    "transfer_bucket_mb",
+    "transfer_tolerance",
+    "mismatch_alarm",
+    "rewards",
+    "environment",
+)
+"""Settings of `ppo` that change no result, or that `settings` has in another form."""
 MISMATCH_ALARM: dict[Dtype, float] = {"fp32": 0.01, "bf16": 0.2}
 """Default of `ppo.mismatch_alarm`, nats per token."""
 
@@ -44,14 +55,8 @@ def settings(config: RunConfig) -> dict[str, Any]:
     ppo = config.ppo.model_dump(
         mode="json",
         exclude={
-            "placement",
-            "checkpoint_every",
-            "transfer",
-            "transfer_bucket_mb",
-            "transfer_tolerance",
-            "mismatch_alarm",
-            "rewards",
-            "environment",
+            **dict.fromkeys(_NO_RESULT, True),
+            **unset_of_lora(config.ppo.lora),
         },
     )
     rewards = [term.model_dump(mode="json", exclude={"timeout"}) for term in config.ppo.rewards]

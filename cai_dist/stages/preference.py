@@ -28,7 +28,7 @@ from cai_dist.stages.comparisons.pm_calibration import (
     score_comparisons,
     temperature_figures,
 )
-from cai_dist.stages.context import RunContext, model_settings
+from cai_dist.stages.context import RunContext, model_settings, unset
 from cai_dist.stages.execution.chat_format import chat_format
 from cai_dist.stages.execution.model_paths import model_path
 from cai_dist.stages.execution.training import ds_files, total_steps, train
@@ -44,7 +44,7 @@ SECOND = "preference_second"
 def settings(config: RunConfig) -> dict[str, Any]:
     """What decides the result of this stage."""
     pretrained = config.data.ranked_answers.source != "none"
-    left_out: dict[str, Any] = {"gate": True, "train": {"checkpoint_every"}}
+    left_out: dict[str, Any] = {"gate": True, "train": {"checkpoint_every"}, **unset(config.preference)}
     left_out["pretraining"] = {"train": {"checkpoint_every"}} if pretrained else True
     return {
         "preference": config.preference.model_dump(mode="json", exclude=left_out),
@@ -67,7 +67,7 @@ def inputs(ctx: RunContext) -> list[Path]:
 
 
 def execute(ctx: RunContext) -> list[Path]:
-    """Train and export `preference/model` (AutoModelForSequenceClassification layout) and, with `halves`,
+    """Train and export `preference/model` (AutoModelForSequenceClassification layout, or PEFT's) and, with `halves`,
     `preference/second/model`; measure them in `heldout.json`. What is there is not made again."""
     ctx.folder(NAME)
     config = ctx.config.preference
@@ -91,7 +91,9 @@ def fit(ctx: RunContext, name: str, model: str, pairs: Sequence[ScoredPair], tar
     """Train from `model` (or the newest checkpoint beside `target`) on `pairs` and export to `target`."""
     config = ctx.config.preference
     steps = total_steps(len(pairs), config.train, "preference.train")
-    with trained_model(ctx, name, "preference", model, config.train, steps, margin=config.margin) as group:
+    with trained_model(
+        ctx, name, "preference", model, config.train, steps, margin=config.margin, lora=config.lora
+    ) as group:
         train(ctx, name, group, pairs, config.train, lambda batch: float(len(batch)), target.parent)
         export_model(
             lambda folder: group.broadcast(f"{name}: export", "export", str(folder)), target, ctx.constitution_note

@@ -11,7 +11,7 @@ from cai_dist.config.run import RunConfig
 from cai_dist.config.stages import SFT
 from cai_dist.data.batches import loss_weight
 from cai_dist.errors import DataError
-from cai_dist.stages.context import RunContext, model_settings
+from cai_dist.stages.context import RunContext, model_settings, unset
 from cai_dist.stages.execution.chat_format import chat_format
 from cai_dist.stages.execution.model_paths import model_path
 from cai_dist.stages.execution.training import ds_files, total_steps, train
@@ -25,7 +25,7 @@ NAME: Final = SFT
 def settings(config: RunConfig) -> dict[str, Any]:
     """What decides the result of this stage."""
     return {
-        "sft": config.sft.model_dump(mode="json", exclude={"train": {"checkpoint_every"}}),
+        "sft": config.sft.model_dump(mode="json", exclude={"train": {"checkpoint_every"}, **unset(config.sft)}),
         **model_settings(config),
     }
 
@@ -41,7 +41,7 @@ def inputs(ctx: RunContext) -> list[Path]:
 
 
 def execute(ctx: RunContext) -> list[Path]:
-    """Train and export `sft/model` in the Hugging Face layout."""
+    """Train and export `sft/model` in the Hugging Face layout, or in PEFT's (`sft.lora.save`)."""
     folder = ctx.folder(NAME)
     target = ctx.paths.sl_model
     model = model_path(ctx, "pretrained")
@@ -50,7 +50,8 @@ def execute(ctx: RunContext) -> list[Path]:
     steps = total_steps(len(examples), config, "sft.train")
     if not target.is_dir():
         dropout = ctx.config.sft.dropout == "model"
-        with trained_model(ctx, NAME, "language", model, config, steps, dropout=dropout) as group:
+        lora = ctx.config.sft.lora
+        with trained_model(ctx, NAME, "language", model, config, steps, dropout=dropout, lora=lora) as group:
             train(ctx, NAME, group, examples, config, loss_weight, folder)
             export_model(
                 lambda folder: group.broadcast("sft: export", "export", str(folder)), target, ctx.constitution_note

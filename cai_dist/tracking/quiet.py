@@ -13,6 +13,7 @@ def quiet_libraries() -> None:
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     logging.getLogger("DeepSpeed").addFilter(_is_no_guess)
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # PEFT imports it where it is there, and it advises
 
 
 def _is_no_guess(record: logging.LogRecord) -> bool:

@@ -14,11 +14,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from cai_dist.data.device import host_bytes
 from cai_dist.errors import WeightTransferError
-from cai_dist.models.lora import LoraFactors, merged
+from cai_dist.models.lora import LoraFactors, PlainParameter, merged
 from cai_dist.models.partition import full_shape
 from cai_dist.models.tensors import flat_bytes, spec_of
 from cai_dist.types import AdapterSpec, TensorPiece, TensorSpec, WeightPart, WeightPlan, WeightTerms
@@ -43,12 +43,13 @@ def slices(specs: Sequence[TensorSpec], rank: int, ranks: int) -> list[TensorPie
 class ParameterSource:
     """The parameters of one rank, by their names in the plain model, and the adapters on them.
 
-    `sender` names the frozen parameters: whoever got them under this name need not get them again.
+    `sender` names the frozen parameters: whoever got them under this name need not get them again. A quantised weight
+    is sent as what its codes stand for.
     """
 
     def __init__(
         self,
-        parameters: Mapping[str, nn.Parameter],
+        parameters: Mapping[str, PlainParameter],
         factors: Mapping[str, LoraFactors],
         rank: int,
         ranks: int,
@@ -137,5 +138,5 @@ class ParameterSource:
         return slot[: piece.count]
 
 
-def _spec(name: str, parameter: Tensor) -> TensorSpec:
+def _spec(name: str, parameter: Tensor | PlainParameter) -> TensorSpec:
     return spec_of(name, parameter, full_shape(parameter))

@@ -29,6 +29,7 @@ from cai_dist.models.checkpointing import use_checkpointing
 from cai_dist.models.load import copy_tokenizer
 from cai_dist.models.lora import add_lora
 from cai_dist.models.partition import Partition
+from cai_dist.models.quantized import quantize_trunk
 from cai_dist.models.scalar import ScalarHeadModel
 from cai_dist.models.sequence_parallel import spread
 from cai_dist.types import MemoryPart, RankInfo
@@ -102,6 +103,7 @@ class TrainedWorker(Worker, ABC):
         if head_dtype == "fp32":
             built.use_full_head()
         if lora is not None:
+            quantize_trunk(built, lora.quantization)
             add_lora(built, lora, seed)
         if sharding.sequence_parallel > 1:
             spread(built, NeighbourGroup(sharding.sequence_parallel, timeout))

@@ -23,7 +23,7 @@ from cai_dist.workers.forward import batch_logprobs, pairs_of
 
 
 class DpoWorker(TrainedWorker):
-    """One rank of the policy. Before its first step it is the reference itself."""
+    """One rank of the policy. Before its first step, and with LoRA without its adapter, it is the reference itself."""
 
     def __init__(self, info: RankInfo, *, loss: Literal["dpo", "ipo"], beta: float, **kwargs: Any) -> None:
         super().__init__(info, **kwargs)
@@ -40,6 +40,12 @@ class DpoWorker(TrainedWorker):
     def pair_logprobs(self, shard: StepShard[ScoredPair]) -> list[tuple[float, float]]:
         """Log-probabilities (nats) of both answers of each pair of this rank under the present weights, in order."""
         return pairs_of(self.engine.infer(shard.micro_batches, self._pairs))
+
+    def reference_logprobs(self, shard: StepShard[ScoredPair]) -> list[tuple[float, float]]:
+        """Numbers like those of `pair_logprobs` under the reference: with LoRA the policy without its adapter, at any
+        time; without, the policy itself, before its first step."""
+        with self.engine.adapters_off():
+            return self.pair_logprobs(shard)
 
     def _loss(self, model: Model, items: Sequence[DpoPair], denominator: float) -> tuple[Tensor, dict[str, Tensor]]:
         batch = answers_batch(items).to(self.engine.device)

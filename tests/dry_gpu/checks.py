@@ -104,6 +104,10 @@ def preference_step(at: Place) -> Run:
     return _step(at.trained(PreferenceWorker, at.scalar, margin=0.5), shard(SCORED))
 
 
+def preference_step_with_lora(at: Place) -> Run:
+    return _step(at.trained(PreferenceWorker, at.scalar, lora=LoraConfig(rank=4)), shard(SCORED))
+
+
 def pair_scores(at: Place) -> Run:
     return partial(at.trained(PreferenceWorker, at.scalar).pair_scores, shard(SCORED))
 
@@ -118,6 +122,11 @@ def dpo_step(at: Place) -> Run:
 
 def pair_logprobs(at: Place) -> Run:
     return partial(at.trained(DpoWorker, at.causal, loss="dpo", beta=0.1).pair_logprobs, shard(SCORED))
+
+
+def pairs_without_adapter(at: Place) -> Run:
+    made = at.trained(DpoWorker, at.causal, loss="dpo", beta=0.1, lora=LoraConfig(rank=4))
+    return partial(made.reference_logprobs, shard(SCORED))
 
 
 def _policy_step(at: Place, objective: PolicyObjective | None = None, **settings: Any) -> Run:
@@ -227,7 +236,8 @@ def weight_transfer(at: Place) -> Run:
 CHECKS: dict[str, Callable[[Place], Run]] = {
     check.__name__: check
     for check in (
-        language_step, rating_step, preference_step, pair_scores, pretraining_step, dpo_step, pair_logprobs,
+        language_step, rating_step, preference_step, preference_step_with_lora, pair_scores, pretraining_step,
+        dpo_step, pair_logprobs, pairs_without_adapter,
         policy_step, policy_step_with_kl_and_entropy, policy_step_by_sequence, policy_step_with_lora,
         policy_step_padded, policy_logprobs, policy_logprobs_padded, logprobs_without_adapter, reference_logprobs,
         reward_scores, value_step, values, rollout_sampled, rollout_nucleus, rollout_greedy, labels, weight_transfer,

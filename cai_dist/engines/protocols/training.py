@@ -78,5 +78,6 @@ class TrainEngine(Protocol):
         ...
 
     def export_adapter(self, folder: Path, base: str) -> None:
-        """Write the LoRA adapters alone in PEFT's layout (rank 0 writes); they belong to the model in `base`."""
+        """Write the LoRA adapters alone, with a scalar head that was trained beside them, in PEFT's layout (rank 0
+        writes); they belong to the model in `base`."""
         ...

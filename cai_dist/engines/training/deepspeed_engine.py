@@ -32,7 +32,7 @@ from cai_dist.engines.training.learning_rate import learning_rate
 from cai_dist.engines.training.offload import Offloader, model_tensors, optimizer_tensors, scratch_tensors
 from cai_dist.engines.training.weight_files import WeightFiles
 from cai_dist.errors import CheckpointError, NonFiniteError
-from cai_dist.models.adapter import write_adapter
+from cai_dist.models.adapter import HEAD, write_adapter
 from cai_dist.models.causal import CausalModel
 from cai_dist.models.export import save_configs
 from cai_dist.models.lora import (
@@ -215,14 +215,16 @@ class DeepSpeedEngine:
         """The named parameters, whole, as numpy arrays on rank 0; an empty dict on the others. One gather for all
         `names`: keep them to one bucket."""
         factors = {name: self._factors[name] for name in names if name in self._factors}
-        with self._gathered([*(self._parameters[name] for name in names), *_factor_parameters(factors)]):
+        # A quantised weight is whole on every rank.
+        parameters = [p for name in names if isinstance(p := self._parameters[name], Tensor)]
+        with self._gathered([*parameters, *_factor_parameters(factors)]):
             if self.rank != 0:
                 return {}
             return {name: to_numpy(self._whole(name)) for name in names}
 
     def _whole(self, name: str) -> Tensor:
         """A gathered parameter, its adapter added (to a copy: the frozen weight itself never changes)."""
-        weight: Tensor = self._parameters[name]
+        weight = self._parameters[name].detach()
         return merged(weight, self._factors[name]) if name in self._factors else weight
 
     @contextmanager
@@ -261,12 +263,14 @@ class DeepSpeedEngine:
         dist.barrier()
 
     def export_adapter(self, folder: Path, base: str) -> None:
-        """Write the adapters alone, see `TrainEngine`. Raises NonFiniteError."""
+        """Write the adapters (and a scalar head) alone, see `TrainEngine`. Raises NonFiniteError."""
         self._memory.need("weights")
         refuse_weights(self._model, self.device, self.steps, "adapter")
-        with self._gathered(_factor_parameters(self._factors)):
+        head = self._parameters.get(HEAD)
+        head = head if isinstance(head, Tensor) and head.requires_grad else None
+        with self._gathered([*_factor_parameters(self._factors), *([] if head is None else [head])]):
             if self.rank == 0:
-                write_adapter(folder, base, self._model.hf, self._factors)
+                write_adapter(folder, base, self._model.hf, self._factors, head)
         dist.barrier()
 
     # ---- checkpoints
@@ -296,7 +300,7 @@ class DeepSpeedEngine:
         if saved.get("lora", "") != self._lora:
             raise CheckpointError(
                 f"{folder}: saved with {_trained(saved.get('lora', ''))} but this run trains {_trained(self._lora)}; "
-                "resume with the same ppo.lora"
+                "resume with the same lora"
             )
         if {key: saved.get(key) for key in self._shape()} != self._shape():
             raise CheckpointError(

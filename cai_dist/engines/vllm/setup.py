@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from cai_dist.config.engine import EngineConfig
 from cai_dist.config.training import Dtype
 from cai_dist.errors import DataError
-from cai_dist.models.adapter import read_adapter
+from cai_dist.models.adapter import base_of
 from cai_dist.models.checkpoint_names import converts_alone
 from cai_dist.models.export import save_model
 from cai_dist.models.load import load_config, load_hf_causal
@@ -52,10 +52,11 @@ def start_vllm(source: str, dtype: Dtype, config: EngineConfig, *, random_weight
     `random_weights`: only the architecture is read, for a model whose weights are about to come. Log-probabilities are
     those of the distribution that is sampled from. Raises DataError.
     """
-    hf_config = load_config(_base(source))
+    base = base_of(source)
+    hf_config = load_config(base)
     _refuse_small_heads(source, hf_config)
-    if random_weights or read_adapter(source) is None:
-        return _llm(_base(source), dtype, config, "dummy" if random_weights else "safetensors")
+    if random_weights or base == source:
+        return _llm(base, dtype, config, "dummy" if random_weights else "safetensors")
     with TemporaryDirectory() as folder:  # vLLM reads whole models
         save_model(load_hf_causal(source, dtype), Path(folder))
         return _llm(folder, dtype, config, "safetensors")
@@ -71,7 +72,7 @@ def stop_vllm(llm: LLM) -> None:
 def outline_of(source: str, dtype: Dtype) -> PreTrainedModel:
     """The transformers model in `source` without memory. vLLM fuses and renames its parameters; what arrives by
     transfer has the names of this model. Raises DataError."""
-    config = load_config(_base(source))
+    config = load_config(source)
     with torch.device("meta"):
         hf: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=TORCH_DTYPES[dtype])
     if not converts_alone(hf, dict(hf.named_parameters())):
@@ -80,11 +81,6 @@ def outline_of(source: str, dtype: Dtype) -> PreTrainedModel:
             "weights tensor by tensor; set engine.backend=hf"
         )
     return hf
-
-
-def _base(source: str) -> str:
-    adapter = read_adapter(source)
-    return adapter.base if adapter else source
 
 
 def _llm(model: str, dtype: Dtype, config: EngineConfig, load_format: str) -> LLM:

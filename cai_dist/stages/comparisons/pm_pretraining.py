@@ -35,9 +35,8 @@ def pretrained(ctx: RunContext, model: str, chat: ChatFormat, folder: Path) -> P
     check_labels(chat, config)
     pairs = _pairs(ctx, chat)
     steps = total_steps(len(pairs), config.train, "preference.pretraining.train")
-    with trained_model(
-        ctx, NAME, "pm_pretraining", model, config.train, steps, language_weight=config.language_weight
-    ) as group:
+    settings = {"language_weight": config.language_weight, "lora": ctx.config.preference.lora}
+    with trained_model(ctx, NAME, "pm_pretraining", model, config.train, steps, **settings) as group:
         train(ctx, NAME, group, pairs, config.train, lambda batch: float(len(batch)), folder)
         export_model(
             lambda folder: group.broadcast(f"{NAME}: export", "export", str(folder)), target, ctx.constitution_note

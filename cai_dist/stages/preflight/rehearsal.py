@@ -12,6 +12,7 @@ import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -21,12 +22,16 @@ from transformers import AutoModelForSequenceClassification, GenerationConfig
 from cai_dist.config.checks.run import shardings
 from cai_dist.config.run import ModelsConfig, RunConfig
 from cai_dist.config.stages import PPO, PREFERENCE, SUPERVISED
+from cai_dist.config.training import LoraConfig
 from cai_dist.errors import CaiError, ConfigError
+from cai_dist.models.causal import CausalModel
 from cai_dist.models.export import save_model
 from cai_dist.models.limits import context_problem
 from cai_dist.models.load import copy_tokenizer, load_causal, load_config, load_hf_causal, load_scalar, load_tokenizer
 from cai_dist.models.load import load_scalar_with_language as load_both
 from cai_dist.models.lora import add_lora
+from cai_dist.models.quantized import quantize_trunk
+from cai_dist.models.scalar import ScalarHeadModel
 from cai_dist.models.sequence_parallel import model_problem
 from cai_dist.models.shrunken import shrunken_causal
 from cai_dist.stages.context import RunContext
@@ -135,12 +140,17 @@ def scalar_users(config: RunConfig) -> list[str]:
 
 def uses(config: RunConfig) -> dict[str, Any]:
     """What `rehearse` tries a model for, beyond `models`: settings that make it worth another look."""
-    lora = config.ppo.lora if PPO in config.stages else None
+    adapted = {
+        stage: lora.model_dump(mode="json", include={"target_modules"})
+        | ({} if lora.quantization == "none" else {"quantization": lora.quantization})
+        for stage, lora in config.loras.items()
+    }
     return {
         "scalar": scalar_users(config),
         "language": config.data.ranked_answers.source != "none",
-        "lora": None if lora is None else lora.model_dump(mode="json", include={"target_modules"}),
+        "lora": adapted.pop(PPO, None),
         "backend": config.engine.backend,
+        **({"adapted": adapted} if adapted else {}),
         "sequence_parallel": sorted({one.sequence_parallel for _, one in shardings(config)}),
     }
 
@@ -205,15 +215,27 @@ def _rehearse_copy(ctx: RunContext, found: Rehearsal, roles: list[str], path: st
         found.attempt(who, lambda: _serves(copied))
     if role != "pretrained":
         return
-    layout, lora = config.models.layout, config.ppo.lora if PPO in config.stages else None
+    layout = config.models.layout
     causal = found.attempt(who, lambda: load_causal(copied, "fp32", layout))
-    if causal is not None and lora is not None:
-        found.attempt(who, lambda: add_lora(causal, lora, 0))
-    if not scalar_users(config) or scalar_problem(config, model) or causal is None:
+    if causal is None:
         return
-    scalar = found.attempt(who, lambda: _scalar(config, copied))
-    if scalar is not None and lora is not None and "value" in config.ppo.trained_roles:
-        found.attempt(who, lambda: add_lora(scalar, lora, 0))
+    for stage, lora in config.loras.items():
+        if stage != PREFERENCE:
+            found.attempt(who, partial(_adapted, lambda: load_causal(copied, "fp32", layout), stage, lora))
+    if not scalar_users(config) or scalar_problem(config, model):
+        return
+    if found.attempt(who, lambda: _scalar(config, copied)) is None:
+        return
+    for stage, lora in config.loras.items():
+        if stage == PREFERENCE or (stage == PPO and "value" in config.ppo.trained_roles):
+            found.attempt(who, partial(_adapted, lambda: load_scalar(copied, "fp32", 0, layout), stage, lora))
+
+
+def _adapted(load: Callable[[], CausalModel | ScalarHeadModel], stage: str, lora: LoraConfig) -> None:
+    """A fresh small copy takes the adapters of a stage. Raises ConfigError."""
+    model = load()
+    quantize_trunk(model, lora.quantization)
+    add_lora(model, lora, 0, f"{stage}.lora")
 
 
 def _scalar(config: RunConfig, copied: str) -> Any:
@@ -286,6 +308,7 @@ def room_problem(run_dir: Path, sizes: Mapping[str, int]) -> str | None:
 
 
 def model_bytes(ctx: RunContext, path: str) -> dict[str, int]:
-    """Name -> bytes of each model that a run trains from the one in `path`; empty where its size is not known."""
+    """Name -> bytes of each whole model that a run trains from the one in `path`; empty where its size is not known."""
     weights = sum(file.stat().st_size for file in Path(path).glob("*.safetensors"))
-    return {f"{stage}/model": weights for stage in ctx.config.stages if stage in (*SUPERVISED, PPO)}
+    small = {stage for stage, lora in ctx.config.loras.items() if lora.save == "adapter"}
+    return {f"{stage}/model": weights for stage in ctx.config.stages if stage in {*SUPERVISED, PPO} - small}

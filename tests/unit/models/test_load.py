@@ -89,7 +89,8 @@ def test_weights_with_gaps_are_refused(folder: str, tmp_path: Path) -> None:
 
 
 def test_adapters_that_transformers_follows_by_itself_are_refused(folder: str, tmp_path: Path) -> None:
-    """A whole model's folder with an adapter's files beside it: transformers would put the adapter in."""
+    """A whole model's folder with an adapter's files beside it: transformers would put the adapter in, and nobody knows
+    whether it is in the model already."""
     model = load_causal(folder, "fp32")
     add_lora(model, LoraConfig(rank=2), 0)
     mixed = tmp_path / "mixed"
@@ -102,7 +103,7 @@ def test_adapters_that_transformers_follows_by_itself_are_refused(folder: str, t
     (nested / "adapter_config.json").write_text(json.dumps(settings | {"base_model_name_or_path": str(mixed)}))
     (nested / "adapter_model.safetensors").write_bytes((mixed / "adapter_model.safetensors").read_bytes())
     for load in (lambda: load_hf_causal(str(nested), "fp32"), lambda: load_scalar(str(mixed), "fp32", 0)):
-        with pytest.raises(DataError, match="mixed' is an adapter on another model; merge it") as caught:
+        with pytest.raises(DataError, match="mixed' holds an adapter and a whole model; take") as caught:
             load()
         assert "\n" not in str(caught.value)
     with pytest.raises(ConfigError, match="holds an adapter .*give the whole model"):

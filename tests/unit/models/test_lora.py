@@ -91,7 +91,7 @@ def test_named_modules_alone_are_adapted(folder: str, names: tuple[str, ...]) ->
 
 @pytest.mark.parametrize("names", [("query",), ("q_proj", "lm_head"), ("embed_tokens",), ("mlp",)])
 def test_names_that_are_no_linear_layer_of_the_blocks_are_refused(folder: str, names: tuple[str, ...]) -> None:
-    with pytest.raises(ConfigError, match=r"ppo\.lora\.target_modules: .*auto or some of down_proj, ") as caught:
+    with pytest.raises(ConfigError, match=r"lora\.target_modules: .*auto or some of down_proj, ") as caught:
         adapted(folder, LoraConfig(target_modules=names))
     assert "\n" not in str(caught.value)
 

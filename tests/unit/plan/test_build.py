@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -56,7 +57,7 @@ def test_too_small_a_gpu_names_worker_phase_and_way_out() -> None:
 
 
 def test_a_stage_is_advised_only_what_it_has() -> None:
-    """Adapters are PPO's alone, and there only where it has none yet; an engine has no ZeRO stage."""
+    """Adapters of its own, and only where it has none yet; an engine has no ZeRO stage."""
     small = replace(H100, nodes=1, gpu_memory=20 * 10**9, cpu_memory=8 * 10**9)
     ways = {line.partition(":")[0]: line.rpartition("; ")[2] for line in make_plan(run_of(), small, NOTHING).problems}
     assert {"ppo", "generation", "sft", "preference"} <= ways.keys()
@@ -67,6 +68,13 @@ def test_a_stage_is_advised_only_what_it_has() -> None:
     placement = {"reference": {}}
     adapted = make_plan(run_of(lora={"rank": 8}, placement=placement), small, NOTHING).problems
     assert [line for line in adapted if line.startswith("ppo")] and not [line for line in adapted if "ppo.lora" in line]
+    tight = replace(small, gpu_memory=60 * 10**9)
+    for lora in (None, {"rank": 8}):
+        others = {"sft": {"lora": lora}, "preference": {"lora": lora}, "cluster": {"gpus": 1}}
+        config = build_run(_merged(run_of().model_dump(mode="json"), others))
+        lines = make_plan(config, tight, NOTHING).problems
+        found = {line.partition(":")[0] for line in lines if re.search(r"(sft|preference)\.lora", line)}
+        assert found == ({"sft", "preference"} if lora is None else set()), lines
 
 
 def test_what_is_advised_takes_less() -> None:

@@ -15,7 +15,7 @@ from cai_dist.plan.build import make_plan
 from cai_dist.plan.disk import CHECKPOINTS, checkpoint_bytes, disk_of
 from cai_dist.plan.machines import Machines
 from cai_dist.plan.rates import H100, forward
-from cai_dist.plan.roles import Assumed, shapes
+from cai_dist.plan.roles import Assumed, shapes, trained_elements
 from cai_dist.plan.suggest_stages import suggest_stages
 from cai_dist.plan.zero import ParameterCounts
 from tests.unit.plan.runs import run_of
@@ -113,6 +113,51 @@ def test_what_a_run_writes() -> None:
     assert small.models["ppo model"] < 0.01 * models["ppo model"] and small.fullest == "sft"
     dpo = with_sections(alignment="dpo")
     assert disk_of(dpo, shapes(dpo, NOTHING)).checkpoints.keys() == {"sft", "dpo"}
+
+
+@pytest.mark.parametrize("stage", ["sft", "pm pretraining", "preference", "dpo"])
+def test_adapters_of_a_stage_have_the_only_training_states(stage: str) -> None:
+    """Weights of all, whole in stage 2; gradients, masters and moments of the factors (and the head) alone."""
+    section = "preference" if stage == "pm pretraining" else stage
+    sections: dict[str, Any] = {"alignment": "dpo" if stage == "dpo" else "ppo"}
+    if stage == "pm pretraining":
+        sections["data"] = {"ranked_answers": {"source": "world"}}
+    found = {}
+    for lora in (None, {"rank": 8}):
+        config = with_sections(**sections, **{section: {"lora": lora}})
+        planned = next(one for one in make_plan(config, NODE, NOTHING).stages if one.stage.name == stage)
+        found[lora is None] = planned.stage.workers[0].device["update"]
+    shape = shapes(config, NOTHING)["pretrained"]
+    counts = trained_elements(
+        shape, LoraConfig(rank=8), causal=stage in ("sft", "dpo"), with_head=stage == "pm pretraining"
+    )
+    assert found[False]["weights"] == 2 * counts.total
+    assert found[False]["optimizer"] == 12 * counts.trained // 2  # two ranks
+    assert counts.trained < 0.01 * counts.total and found[True]["optimizer"] > 50 * found[False]["optimizer"]
+    small = disk_of(config, shapes(config, NOTHING))
+    name = "preference pretraining" if stage == "pm pretraining" else stage
+    assert small.checkpoints[name] == 14 * counts.trained
+    adapter = with_sections(**sections, **{section: {"lora": {"rank": 8, "save": "adapter"}}})
+    assert small.models[f"{section} model"] > 50 * disk_of(adapter, shapes(adapter, NOTHING)).models[f"{section} model"]
+
+
+@pytest.mark.parametrize(("kind", "item"), [("nf4", 0.516), ("int8", 1.0)])
+def test_a_quantised_base_takes_its_bytes_and_one_whole_weight_in_a_pass(kind: str, item: float) -> None:
+    lora = {"rank": 8, "quantization": kind}
+    found = {}
+    for name, settings in (("plain", {"rank": 8}), ("quantised", lora)):
+        config = with_sections(sft={"lora": settings})
+        plan = make_plan(config, NODE, NOTHING)
+        worker = next(one for one in plan.stages if one.stage.name == "sft").stage.workers[0]
+        found[name] = worker.device
+    shape = shapes(config, NOTHING)["pretrained"]
+    saved = found["plain"]["update"]["weights"] - found["quantised"]["update"]["weights"]
+    assert saved == pytest.approx((2 - item) * shape.matrices, rel=2e-3)
+    more = found["quantised"]["update"]["buffers"] - found["plain"]["update"]["buffers"]
+    assert more == 2 * shape.hidden * shape.intermediate
+    assert found["plain"]["start"]["weights"] - found["quantised"]["start"]["weights"] == saved
+    assert found["quantised"]["update"]["optimizer"] == found["plain"]["update"]["optimizer"]
+    assert disk_of(config, shapes(config, NOTHING)).models["sft model"] == 2 * shape.parameters, "written whole"
 
 
 def test_ranks_that_compute_sequences_together_stay_groups_in_what_is_suggested() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,7 +19,7 @@ from cai_dist.config.feedback import FeedbackConfig
 from cai_dist.config.preference import DpoConfig
 from cai_dist.config.run import ModelsConfig
 from cai_dist.config.supervised import ReviseConfig
-from cai_dist.config.training import SamplingConfig, ShardingConfig, TrainConfig
+from cai_dist.config.training import LoraConfig, SamplingConfig, ShardingConfig, TrainConfig
 from cai_dist.data.chat import ChatFormat
 from cai_dist.errors import Interrupted
 from cai_dist.stages import dpo
@@ -45,6 +46,7 @@ class PolicyGroup:
 
     def __init__(self) -> None:
         self.steps, self.calls, self.trained = 0, [], []
+        self.adapted = False
 
     def __len__(self) -> int:
         return 2
@@ -52,16 +54,18 @@ class PolicyGroup:
     def scatter(self, phase: str, method: str, shards: Sequence[StepShard[Any]]) -> list[Any]:
         self.calls.append((phase, self.steps))
         items = [[x for micro in shard.micro_batches for x in micro] for shard in shards]
-        if method == "pair_logprobs":
-            return [[self.logprobs(x) for x in mine] for mine in items]
+        if method in ("pair_logprobs", "reference_logprobs"):
+            assert (method == "reference_logprobs") == ("reference" in phase)
+            steps = 0 if self.adapted and "reference" in phase else self.steps
+            return [[self.logprobs(x, steps) for x in mine] for mine in items]
         assert method == "train_step" and {shard.denominator for shard in shards} == {float(sum(map(len, items)))}
         self.trained += [x for mine in items for x in mine]
         self.steps += 1
         return [{"loss": 1.0 / self.steps}] * 2
 
-    def logprobs(self, pair: Any) -> tuple[float, float]:
+    def logprobs(self, pair: Any, steps: int) -> tuple[float, float]:
         a, b = len(pair.ids_a) - pair.prompt_tokens, len(pair.ids_b) - pair.prompt_tokens
-        return -a + self.steps / 10, -b - self.steps / 10
+        return -a + steps / 10, -b - steps / 10
 
     def broadcast(self, phase: str, method: str, folder: str) -> list[int]:
         path = Path(folder) / "steps"
@@ -89,8 +93,9 @@ def stage(make_run: Callable[..., RunContext], monkeypatch: pytest.MonkeyPatch) 
     @contextmanager
     def start(*args: Any, **settings: Any) -> Iterator[PolicyGroup]:
         assert args[2:4] == ("dpo", str(run.run_dir / "sft" / "model"))
-        assert settings == {"loss": "dpo", "beta": BETA}
+        assert settings == {"loss": "dpo", "beta": BETA, "lora": run.config.dpo.lora}
         groups.append(PolicyGroup())
+        groups[-1].adapted = settings["lora"] is not None
         yield groups[-1]
 
     monkeypatch.setattr(dpo, "trained_model", start)
@@ -142,6 +147,20 @@ def test_the_reference_is_the_policy_before_its_first_step(stage: Any) -> None:
     assert len(group.trained) == 40 and group.steps == 5
     for pair in group.trained:
         assert isinstance(pair, DpoPair)
+        assert (pair.ref_a, pair.ref_b) == tuple(pair.prompt_tokens - len(ids) for ids in (pair.ids_a, pair.ids_b))
+
+
+def test_with_adapters_the_reference_can_be_asked_for_at_any_time(stage: Any) -> None:
+    """Its figures were lost after the training had begun: without its adapter the policy still is SL-CAI."""
+    run, groups = stage
+    run.config = run.config.model_copy(update={"dpo": run.config.dpo.model_copy(update={"lora": LoraConfig(rank=2)})})
+    run.should_stop = lambda: groups[-1].steps == 3
+    with pytest.raises(Interrupted):
+        dpo.execute(run)
+    shutil.rmtree(run.run_dir / "dpo" / "reference")
+    run.should_stop = lambda: False
+    dpo.execute(run)
+    for pair in groups[0].trained + groups[1].trained:
         assert (pair.ref_a, pair.ref_b) == tuple(pair.prompt_tokens - len(ids) for ids in (pair.ids_a, pair.ids_b))
 
 

@@ -16,7 +16,7 @@ import pytest
 from cai_dist.config.data import DataConfig, RankedSource
 from cai_dist.config.preference import PmPretrainingConfig, PreferenceConfig
 from cai_dist.config.run import RunConfig
-from cai_dist.config.training import ShardingConfig, TrainConfig
+from cai_dist.config.training import LoraConfig, ShardingConfig, TrainConfig
 from cai_dist.data.chat import ChatFormat
 from cai_dist.errors import ConfigError, DataError, Interrupted
 from cai_dist.losses.calibration import wilson_interval
@@ -137,7 +137,7 @@ def test_without_ranked_answers_it_is_the_plain_stage(stage: Any) -> None:
     assert outputs == [folder / "model", folder / "heldout.json"]
     assert sorted(p.name for p in folder.iterdir()) == ["heldout.json", "model"]
     [group] = groups
-    assert (group.kind, group.model, group.settings) == ("preference", "BASE", {"margin": 0.0})
+    assert (group.kind, group.model, group.settings) == ("preference", "BASE", {"margin": 0.0, "lora": None})
     # 30 of the AI's and a quarter of the whole from people, once each; nothing that is held out.
     assert Counter(p.source for p in group.trained) == {"ai": 30, "human": 10}
     assert run.run_dir / "prepare" / "ranked.parquet" not in preference.inputs(run)
@@ -145,12 +145,15 @@ def test_without_ranked_answers_it_is_the_plain_stage(stage: Any) -> None:
 
 def test_ranked_answers_come_first_then_comparisons_from_that_model(stage: Any) -> None:
     make, groups = stage
-    run = make(data=RANKED, preference={"margin": 1.5})
+    lora = LoraConfig(rank=3)
+    run = make(data=RANKED, preference={"margin": 1.5, "lora": lora})
     preference.execute(run)
     first, second = groups
     pretrained = run.run_dir / "preference" / "pretraining" / "model"
-    assert (first.kind, first.model, first.settings) == ("pm_pretraining", "BASE", {"language_weight": 0.3})
-    assert (second.kind, second.model, second.settings) == ("preference", str(pretrained), {"margin": 1.5})
+    assert (first.kind, first.model) == ("pm_pretraining", "BASE")
+    assert first.settings == {"language_weight": 0.3, "lora": lora}
+    assert (second.kind, second.model) == ("preference", str(pretrained))
+    assert second.settings == {"margin": 1.5, "lora": lora}
     assert len(first.trained) == 32 and all(isinstance(p, LabelledPair) for p in first.trained)
     assert sorted(p.name for p in (run.run_dir / "preference").iterdir()) == ["heldout.json", "model"]
     assert run.run_dir / "prepare" / "ranked.parquet" in preference.inputs(run)

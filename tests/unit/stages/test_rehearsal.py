@@ -14,7 +14,9 @@ from cai_dist.cli import main as cli
 from cai_dist.config.data import DataConfig, RatingSource
 from cai_dist.config.loading.load import build_run
 from cai_dist.config.ppo import PpoConfig
+from cai_dist.config.preference import DpoConfig, PreferenceConfig
 from cai_dist.config.run import ModelsConfig
+from cai_dist.config.supervised import SftConfig
 from cai_dist.config.training import LoraConfig
 from cai_dist.errors import ConfigError
 from cai_dist.models import load
@@ -120,6 +122,18 @@ def test_adapters_on_layers_that_the_model_lacks_are_refused(make_run, tmp_path:
     assert tried(make_run, path, ppo=right).problems == []
 
 
+def test_each_stages_adapters_are_tried_on_the_model_that_it_trains(make_run, tmp_path: Path) -> None:
+    path, lora = folder(tmp_path / "m"), LoraConfig(rank=2, target_modules=("c_attn",))
+    for stage, section, alignment in (
+        ("sft", SftConfig(lora=lora), "ppo"),
+        ("preference", PreferenceConfig(lora=lora), "ppo"),
+        ("dpo", DpoConfig(lora=lora), "dpo"),
+    ):
+        [line] = tried(make_run, path, alignment=alignment, **{stage: section}).problems
+        assert f"{stage}.lora.target_modules: 'c_attn' is no linear layer" in line
+    assert tried(make_run, path, sft=SftConfig(lora=LoraConfig(rank=2)), dpo=DpoConfig(lora=lora)).problems == []
+
+
 def test_quantised_weights_are_refused_where_they_would_be_trained(make_run, tmp_path: Path) -> None:
     path = folder(tmp_path / "m")
     settings = json.loads((tmp_path / "m" / "config.json").read_text())
@@ -169,6 +183,7 @@ def test_another_use_of_the_models_is_tried_though_prepare_was_done() -> None:
     """Its fingerprint: a run of dpo that goes on as one of ppo needs a scalar head that nobody looked for."""
     base: dict[str, Any] = {"name": "x", "models": {"pretrained": "given"}}
     uses = [{"alignment": "dpo"}, {}, {"ppo": {"lora": {"rank": 4}}}, {"engine": {"backend": "vllm"}}]
+    uses += [{"sft": {"lora": {"rank": 4}}}, {"preference": {"lora": {"rank": 4}}}]
     found = [json.dumps(prepare.settings(build_run(base | one))) for one in uses]
     assert len(set(found)) == len(found)
     other = {"ppo": {"lora": {"rank": 8, "dropout": 0.1}}}

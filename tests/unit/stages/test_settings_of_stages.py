@@ -54,7 +54,7 @@ CASES: dict[type[Section], tuple[Any, dict[str, Any], dict[str, Any], dict[str, 
         {"preference": {}, **RANKED},
         {
             "init": "sl", "helpful_fraction": 0.25, "label_fraction": 0.5, "margin": 1.0,
-            "pretraining": {"good": "yes"}, "calibrate": False, "halves": True, "train": {"epochs": 2},
+            "pretraining": {"good": "yes"}, "calibrate": False, "halves": True, "train": {"epochs": 2}, "lora": {},
         },
         {"gate": None},
     ),

@@ -186,7 +186,8 @@ def _training(one: BatchSplit, tokens: Tokens, vocabulary: bool, scaled: bool, p
 
 def trained_elements(shape: Shape, lora: LoraConfig | None, causal: bool, with_head: bool = False) -> ParameterCounts:
     """Elements of a causal model, or of one with a scalar head (`with_head`: and an output layer). With `lora`:
-    adapters on the matrices of all layers, or on those that it names, and a scalar head are trained."""
+    adapters on the matrices of all layers (of a mixture of experts on those of its attention), or on those that it
+    names, and a scalar head are trained."""
     total = shape.parameters if causal else shape.scalar_parameters
     if with_head and not shape.tied:
         total += shape.embedding
@@ -195,20 +196,22 @@ def trained_elements(shape: Shape, lora: LoraConfig | None, causal: bool, with_h
     queries, keys = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
     h, f = shape.hidden, shape.intermediate
     sizes = {"q_proj": h + queries, "k_proj": h + keys, "v_proj": h + keys, "o_proj": queries + h}
-    sizes |= {"gate_proj": h + f} if shape.gated else {}
-    sizes |= {"up_proj": h + f, "down_proj": f + h}
+    inner = 0 if shape.experts is not None else f
+    if inner:
+        sizes |= {"gate_proj": h + f} if shape.gated else {}
+        sizes |= {"up_proj": h + f, "down_proj": f + h}
     names = sizes if lora.target_modules == "auto" else lora.target_modules
     adapters = shape.layers * lora.rank * sum(sizes.get(name, 0) for name in names)
     trained, largest = adapters + (0 if causal else h), lora.rank * max(sizes.values())
     if lora.quantization == "none":
         return ParameterCounts(total + adapters, trained, largest)
-    quantised = shape.matrices
+    quantised = shape.layers * shape.attention if shape.experts is not None else shape.matrices
     if lora.quantization == "nf4":  # a scale for 64 elements in a byte, one in fp32 for 256 of these
         size = quantised // 2 + quantised // 64 + quantised // 4096
     else:
-        outputs = queries + 2 * keys + h + (2 if shape.gated else 1) * f + h
+        outputs = queries + 2 * keys + h + ((2 if shape.gated else 1) * inner + h if inner else 0)
         size = quantised + 4 * shape.layers * outputs
-    return ParameterCounts(total + adapters, trained, largest, quantised, size, h * max(f, queries))
+    return ParameterCounts(total + adapters, trained, largest, quantised, size, h * max(inner, queries))
 
 
 # ---- other stages

@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from cai_dist.config.training import LoraConfig
 from cai_dist.errors import ConfigError
+from cai_dist.plan.roles import trained_elements
 from cai_dist.plan.shapes import PRESETS, Shape, find_shape, shape_of
 
 SMALL = {
@@ -108,3 +110,12 @@ def test_an_unknown_hub_name_says_how_to_name_a_shape() -> None:
 def test_a_model_of_several_parts_is_its_language_model() -> None:
     assert isinstance(shape_of({"model_type": "outer", "text_config": SMALL}, "x"), Shape)
     assert shape_of({"model_type": "outer", "text_config": SMALL}, "x").vocab == 50
+
+
+def test_adapters_stand_on_the_attention_of_a_mixture() -> None:
+    shape = PRESETS["qwen3-30b-a3b"]
+    found = trained_elements(shape, LoraConfig(rank=4), causal=True)
+    assert found.trained == 48 * 4 * ((2048 + 4096) * 2 + (2048 + 512) * 2)
+    assert (
+        trained_elements(shape, LoraConfig(rank=4, quantization="nf4"), causal=True).quantised == 48 * shape.attention
+    )

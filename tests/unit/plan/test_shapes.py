@@ -117,5 +117,5 @@ def test_adapters_stand_on_the_attention_of_a_mixture() -> None:
     found = trained_elements(shape, LoraConfig(rank=4), causal=True)
     assert found.trained == 48 * 4 * ((2048 + 4096) * 2 + (2048 + 512) * 2)
     assert (
-        trained_elements(shape, LoraConfig(rank=4, quantization="nf4"), causal=True).quantised == 48 * shape.attention
+        trained_elements(shape, LoraConfig(rank=4, quantization="nf4"), causal=True).quantized == 48 * shape.attention
     )

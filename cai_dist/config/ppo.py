@@ -273,6 +273,13 @@ class PpoConfig(Section):
         present = (tuple(role for role in group if role in self.roles) for group in whole)
         return tuple(group for group in present if len(group) > 1)
 
+    @property
+    def updates_take_turns(self) -> bool:
+        """Whether policy and value model learn one after the other: on one GPU the collectives of two groups of ranks
+        would wait for each other."""
+        together = any({"policy", "value"} <= set(group) for group in self.shared_groups)
+        return together and self.placement.policy.gpus > 0
+
     def rollout_request(self, prompts: int, workers: int, rows: int) -> int:
         """Prompts of one request: `rollout_batch` with its default, where `prompts` are dealt out over `workers` whose
         engines decode `rows` sequences at a time."""

@@ -30,7 +30,8 @@ def run(
 ) -> dict[str, float]:
     """Train on one iteration's samples.
 
-    Both roles step on the same mini-batch at the same time; neither reads what the other learns. During the first
+    Both roles step on the same mini-batch at the same time, where they share GPUs one after the other; neither reads
+    what the other learns. During the first
     `value_warmup` iterations only the value model steps.
 
     A step is sent out before the one before it is waited for, so that no worker waits for the driver; each worker takes
@@ -67,9 +68,15 @@ def run(
 
     for batch in mini_batches(rollout.trajectory_refs, config, derive_seed(seed, "update", state.iteration)):
         steps: Steps = {}
+        if config.updates_take_turns:
+            settle(before)
+            before = {}
         if trains_value:
             steps["value"] = roles.update_value(batch)
         if trains_policy:
+            if config.updates_take_turns:
+                settle(steps)
+                steps = {}
             steps["policy"] = roles.update_policy(
                 batch, denominator(batch, config), state.kl.coefficient, rollout.whitening
             )

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from cai_dist.config.ppo import KlConfig
+from cai_dist.config.ppo import KlConfig, PlacementConfig, RoleShards
 from cai_dist.coordinator.state import PpoState
 from cai_dist.coordinator.update_phase import mini_batches
 from cai_dist.coordinator.update_phase import run as update
@@ -41,6 +41,20 @@ def test_policy_and_value_step_side_by_side_on_the_same_mini_batch() -> None:
     assert [batch for role, batch in roles.updates if role == "policy"] == [
         batch for role, batch in roles.updates if role == "value"
     ]
+
+
+def test_on_shared_gpus_they_step_one_after_the_other() -> None:
+    """Side by side the collectives of their two groups of ranks would wait for each other on one device."""
+    one = PlacementConfig(gpus=1)
+    shared = RoleShards(mode="hybrid", share=(("policy", "value"),), policy=one, value=one)
+    roles, config = FakeRoles(), make_config(value_warmup=0, placement=shared)
+    items = [trajectory(0.0, 1.0, str(n)) for n in range(8)]
+    update(roles, rollout_of(items), config, PpoState.start(config), 0)
+    value, policy = ["start update_value", "wait update_value"], ["start update_policy", "wait update_policy"]
+    assert roles.calls == (value + policy) * 4
+    plain, own = FakeRoles(), make_config(value_warmup=0)
+    update(plain, rollout_of(items), own, PpoState.start(own), 0)
+    assert (roles.policy, roles.value) == (plain.policy, plain.value)
 
 
 def test_iterations_draw_samples_and_orders_of_their_own(run: Run) -> None:

@@ -105,7 +105,7 @@ def main(task_file: str) -> None:
             value_steps=steps,
             seed=task["seed"],
             timeouts=TimeoutsConfig(),
-            threads=task["threads_per_worker"],
+            threads=dict.fromkeys(config.roles, task["threads_per_worker"]),
         ) as roles,
     ):
         print(json.dumps(measure(TimedRoles(roles), prompts, config, task)))

@@ -34,7 +34,8 @@ import ray
 from scale_workers import PROMPT, SIZES, TALLY, Costs, Done, Load, SimulatedCluster
 
 from cai_dist.cluster.ppo.groups import PpoGroups, PpoModels
-from cai_dist.config.ppo import PlacementConfig, PpoConfig, RoleShards
+from cai_dist.config.placement import PlacementConfig, RoleShards
+from cai_dist.config.ppo import PpoConfig
 from cai_dist.config.run import ClusterConfig
 from cai_dist.config.training import SamplingConfig, ShardingConfig
 from cai_dist.coordinator.loop import train

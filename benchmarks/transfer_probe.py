@@ -3,7 +3,7 @@
     python benchmarks/transfer_probe.py MODEL [--dtype bf16] [--backend vllm]
 
 Prints the mean distance (nats a token) over `weight_sync.probe.probe_sample` for the weights as they are, and for each
-of a number of faults: a matrix of one layer replaced by that of another, transposed in two halves, or left as it was.
+of a number of faults: a matrix of one layer replaced by that of another, or with its halves in each other's place.
 """
 
 from __future__ import annotations

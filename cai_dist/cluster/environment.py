@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import os
-from typing import Literal
 
 from cai_dist.cluster import network_interface
 
 
-def worker_environment(threads: int | Literal["auto"], loopback: bool) -> dict[str, str]:
+def worker_environment(threads: int, loopback: bool) -> dict[str, str]:
     """Variables of a worker process, set before Python starts in it: OpenMP reads its variables once.
 
-    `threads`: CPU threads; `auto`: each worker is told when it is built. `loopback`: all workers are on this machine.
+    `threads`: CPU threads. `loopback`: all workers are on this machine.
     """
     env = {
-        "OMP_NUM_THREADS": "1" if threads == "auto" else str(threads),
-        "MKL_NUM_THREADS": "1" if threads == "auto" else str(threads),
+        "OMP_NUM_THREADS": str(threads),
+        "MKL_NUM_THREADS": str(threads),
         # Threads of several workers on few cores: to spin without end costs a factor of ten, to sleep at once costs
         # a rollout worker of two threads a third of its speed. So they spin for some 50 microseconds, then sleep.
         "OMP_WAIT_POLICY": "passive",

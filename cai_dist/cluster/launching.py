@@ -146,7 +146,7 @@ class Launch:
 
 def new_actor(spec: GroupSpec, rank: int, placement: Placement, gpus: float, config: ClusterConfig, local: bool) -> Any:
     """The actor of one worker, in its place; its process starts."""
-    env = {} if local else worker_environment(config.threads, local)
+    env = {} if local else worker_environment(config.first_threads, local)
     if spec.gpus == 0 and ray.cluster_resources().get("GPU"):
         env["CUDA_VISIBLE_DEVICES"] = ""  # Ray leaves all GPUs visible to a worker that asked for none
     options: dict[str, Any] = {"runtime_env": {"env_vars": env}} if env else {}

@@ -147,7 +147,7 @@ class Cluster:
             os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
         # Set here, the environment reaches the processes that Ray starts ahead of time; set per actor, each actor would
         # wait for a new one.
-        self._set_env(worker_environment(self._config.threads, self._local))
+        self._set_env(worker_environment(self._config.first_threads, self._local))
         if self._forks and can_fork():
             server = self._fork_server.enter_context(ForkServer())
             common["runtime_env"] = {"py_executable": server.executable}

@@ -6,21 +6,21 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from cai_dist.config.ppo import PpoConfig
 from cai_dist.config.run import RunConfig
 from cai_dist.config.stages import GENERATING, PPO, PREFERENCE, SUPERVISED
 
 
 @dataclass(frozen=True)
 class Demand:
-    """All workers of a stage that are up together. `why`: where the CPUs come from, in words of the run file; `place`:
-    CPUs of the largest place, whose workers stand on one node."""
+    """All workers of a stage that are up together. `why`: where the CPUs come from, in words of the run file; `place`
+    and `place_gpus`: CPUs of the largest place, whose workers stand on one node, and GPUs of the one with most."""
 
     stage: str
     why: str
     cpus: float
     gpus: int
     place: float
+    place_gpus: int
 
     @property
     def said(self) -> str:
@@ -31,14 +31,13 @@ class Demand:
 def demands(config: RunConfig) -> Iterator[Demand]:
     """One for all roles of PPO, one for each group of workers of another stage, in no order of time."""
     if PPO in config.stages:
-        yield _of_ppo(config.ppo, config.engine.processes)
+        yield ppo_demand(config)
     cluster = config.cluster
-    for stage, key, workers in _groups(config):
+    for stage, key, workers, processes in _groups(config):
         why = f"{key} x cluster.cpus = {workers} x {cluster.cpus:g}"
-        each = config.engine.processes if stage in GENERATING and key == f"{stage}.workers" else 1
-        why += f", each of {each} processes" if each > 1 else ""
-        gpus = math.ceil(workers * each * cluster.gpus - 1e-9)
-        yield Demand(stage, why, workers * each * cluster.cpus, gpus, each * cluster.cpus)
+        why += f", each of {processes} processes" if processes > 1 else ""
+        cpus, gpus = processes * cluster.cpus, processes * cluster.gpus
+        yield Demand(stage, why, workers * cpus, _whole(workers * gpus), cpus, _whole(gpus))
 
 
 def most_cpus(config: RunConfig) -> Demand:
@@ -69,38 +68,52 @@ def hardware_problems(config: RunConfig) -> Iterator[str]:
                 f"cluster.hardware: {there.nodes} x {there.gpus_per_node} GPUs, but {one.stage} asks for {one.gpus} at "
                 f"once; lower workers or ranks, let roles share (ppo.placement.mode), or name more machines"
             )
+        if there.gpus_per_node is not None and one.place_gpus > there.gpus_per_node:
+            yield (
+                f"cluster.hardware: {there.gpus_per_node} GPUs a node, but an engine of {one.stage} is made of "
+                f"{one.place_gpus} on one; lower engine.vllm.tensor_parallel or pipeline_parallel"
+            )
 
 
-def _of_ppo(ppo: PpoConfig, processes: int) -> Demand:
-    """`processes`: of which an engine is made."""
-    place, gpus, places = ppo.placement, 0.0, []
-    more = ppo.workers_of("rollout") * (processes - 1) * place.rollout.cpus
+def ppo_demand(config: RunConfig) -> Demand:
+    """All roles of PPO, and the workers that call reward terms of one's own."""
+    ppo, place = config.ppo, config.ppo.placement
+    cpus, gpus, places, widest = 0.0, 0.0, [], 0.0
     grouped = {role for group in ppo.shared_groups for role in group}
     for group in ppo.shared_groups:
         if any(getattr(place, role).gpus for role in group):
             gpus += max(ppo.workers_of(role) for role in group)
+            widest = max(widest, 1.0)
+        cpus += sum(ppo.workers_of(role) * getattr(place, role).cpus for role in group)
         places.append(sum(getattr(place, role).cpus for role in group))
     terms = ("reward_terms",) if any(term.own for term in ppo.rewards) else ()
     for role in (*ppo.roles, *terms):
-        if role not in grouped:
-            each = processes if role == "rollout" else 1
-            gpus += ppo.workers_of(role) * each * getattr(place, role).gpus
-            places.append(each * getattr(place, role).cpus)
-    return Demand(PPO, "what ppo.placement adds up to", ppo.cpus + more, math.ceil(gpus - 1e-9), max(places))
+        if role in grouped:
+            continue
+        processes = config.engine.processes if role == "rollout" else 1
+        one, workers = getattr(place, role), ppo.workers_of(role)
+        cpus, gpus = cpus + workers * processes * one.cpus, gpus + workers * processes * one.gpus
+        places.append(processes * one.cpus)
+        widest = max(widest, processes * one.gpus)
+    return Demand(PPO, "what ppo.placement adds up to", cpus, _whole(gpus), max(places), _whole(widest))
 
 
-def _groups(config: RunConfig) -> Iterator[tuple[str, str, int]]:
-    """(stage, key of the run file, workers) of each group of a stage other than PPO."""
+def _whole(gpus: float) -> int:
+    return math.ceil(gpus - 1e-9)
+
+
+def _groups(config: RunConfig) -> Iterator[tuple[str, str, int, int]]:
+    """(stage, key of the run file, workers, processes of each) of each group of a stage other than PPO."""
     if config.uses_world:
-        yield "world", "world.pretrain.sharding.ranks", config.world.pretrain.sharding.ranks
+        yield "world", "world.pretrain.sharding.ranks", config.world.pretrain.sharding.ranks, 1
     for stage in GENERATING:
         if stage in config.stages:
-            yield stage, f"{stage}.workers", getattr(config, stage).workers
+            yield stage, f"{stage}.workers", getattr(config, stage).workers, config.engine.processes
     for stage in SUPERVISED:
         if stage in config.stages:
-            yield stage, f"{stage}.train.sharding.ranks", getattr(config, stage).train.sharding.ranks
+            yield stage, f"{stage}.train.sharding.ranks", getattr(config, stage).train.sharding.ranks, 1
     if PREFERENCE in config.stages and config.data.ranked_answers.source != "none":
         ranks = config.preference.pretraining.train.sharding.ranks
-        yield PREFERENCE, "preference.pretraining.train.sharding.ranks", ranks
+        yield PREFERENCE, "preference.pretraining.train.sharding.ranks", ranks, 1
     if config.data.harm_ratings.source != "none":
-        yield "evaluate", "evaluate.ratings.train.sharding.ranks", config.evaluate.ratings.train.sharding.ranks
+        yield "evaluate", "evaluate.ratings.train.sharding.ranks", config.evaluate.ratings.train.sharding.ranks, 1

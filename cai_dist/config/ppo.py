@@ -20,6 +20,7 @@ from cai_dist.config.algorithms import (
 )
 from cai_dist.config.base import Section, StrategyPath
 from cai_dist.config.environment import EnvironmentConfig
+from cai_dist.config.placement import PlacementConfig, RoleShards
 from cai_dist.config.rewards import MODEL, RewardTerm
 from cai_dist.config.training import LoraConfig, OptimizerConfig, SamplingConfig, ScoringConfig, ShardingConfig
 from cai_dist.registry import is_path
@@ -42,42 +43,8 @@ class KlConfig(Section):
     reward only k1 has the KL's gradient, in the loss only k2."""
 
 
-class PlacementConfig(Section):
-    """Resources of one worker of a role; where an engine of vLLM is several processes (`engine.vllm.tensor_parallel`),
-    of each of them."""
-
-    workers: int | None = Field(None, ge=1)
-    """Processes. Default: of a trained role the `ranks` of its sharding, which then need no second number; of a role
-    with GPUs that shares them with trained ones as many as those have ranks, one on each GPU; else 1."""
-    cpus: float = Field(0.25, gt=0)
-    gpus: float = Field(0.0, ge=0)
-    threads: int | None = Field(None, ge=1)
-    """CPU threads of its process; default: `cluster.threads`. Roles that work while the others wait, such as rollout,
-    may have more."""
-
-
-PpoRole = Literal["policy", "value", "reference", "reward", "rollout"]
 ScheduleName = Literal["sync", "one_step_off", "partial"]
 TransferBackend = Literal["object_store", "broadcast", "shared_memory", "cuda_ipc"]
-
-
-class RoleShards(Section):
-    """Placement of the five roles of PPO; that of a role which the run has not is not looked at."""
-
-    mode: Literal["separate", "colocated", "hybrid"] = "separate"
-    """`separate`: every worker has its own GPU; `colocated`: all roles share the same ones, and what a phase does not
-    need leaves the GPU for it (engines sleep, training states are offloaded); `hybrid`: the roles of each group in
-    `share` do so."""
-    share: tuple[tuple[PpoRole, ...], ...] = ()
-    """With `mode: hybrid`: groups of roles that share GPUs, such as [[policy, rollout], [value, reward, reference]]; a
-    role that is in none has its own."""
-    policy: PlacementConfig = PlacementConfig()
-    value: PlacementConfig = PlacementConfig()
-    reference: PlacementConfig = PlacementConfig()
-    reward: PlacementConfig = PlacementConfig()
-    rollout: PlacementConfig = PlacementConfig(workers=2)
-    reward_terms: PlacementConfig = PlacementConfig()
-    """Workers that call the terms of `ppo.rewards` that are one's own; they share GPUs with nobody."""
 
 
 class PpoConfig(Section):
@@ -254,12 +221,13 @@ class PpoConfig(Section):
         found: ScoringConfig | None = getattr(self, role) if role in ("reference", "reward") else None
         return None if found is None else found.sharding(self.policy.micro_batch)
 
-    @property
-    def cpus(self) -> float:
-        """Logical CPUs of all roles together, and of the workers that call reward terms of one's own."""
-        terms = self.placement.reward_terms
-        of_terms = self.workers_of("reward_terms") * terms.cpus if any(term.own for term in self.rewards) else 0.0
-        return of_terms + sum(self.workers_of(role) * getattr(self.placement, role).cpus for role in self.roles)
+    def passes_of(self, role: str) -> ShardingConfig:
+        """What bounds the micro-batches of a role: of one that only scores what bounds the policy's, over its own
+        workers, each of which computes whole sequences."""
+        if role in self.trained_roles:
+            found: ShardingConfig = getattr(self, role)
+            return found
+        return self.policy.model_copy(update={"ranks": self.workers_of(role), "sequence_parallel": 1})
 
     @property
     def rollout_alone(self) -> bool:

@@ -124,6 +124,12 @@ class ClusterConfig(Section):
     timeouts: TimeoutsConfig = TimeoutsConfig()
     hardware: HardwareConfig = HardwareConfig()
 
+    @property
+    def first_threads(self) -> int:
+        """CPU threads with which a worker's process starts (OMP_NUM_THREADS); with `auto` it is told more when its
+        worker is built."""
+        return 1 if self.threads == "auto" else self.threads
+
 
 class TrackingConfig(Section):
     """What is shown and logged; `metrics.jsonl` is always written."""

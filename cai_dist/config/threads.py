@@ -6,8 +6,7 @@ import contextlib
 import os
 from pathlib import Path
 
-from cai_dist.config.ppo import PpoConfig
-from cai_dist.config.run import ClusterConfig
+from cai_dist.config.run import ClusterConfig, RunConfig
 
 
 def usable_cpus() -> int:
@@ -36,20 +35,23 @@ def worker_threads(cluster: ClusterConfig, workers: int, cpus: float, here: int)
     return max(1, here // workers)
 
 
-def with_threads(ppo: PpoConfig, cluster: ClusterConfig, here: int) -> PpoConfig:
-    """The configuration with threads for every role that has none: its share of the cores in the phase that is its
-    work (rollout, scoring or learning), where the others wait."""
+def role_threads(config: RunConfig, here: int) -> dict[str, int]:
+    """Threads of a worker of each role of PPO: what its placement says, or its share of the cores in the phase that is
+    its work (rollout, scoring or learning), where the others wait."""
+    ppo = config.ppo
     learn: tuple[str, ...] = ppo.trained_roles
     rollout: tuple[str, ...] = ("rollout",)
     if ppo.schedule != "sync":  # samples of the next step are drawn while this one's are learned from
         learn = rollout = (*learn, "rollout")
     score: tuple[str, ...] = tuple(role for role in ("reference", "reward") if role in ppo.roles)
     score += ("reward_terms",) if any(term.own for term in ppo.rewards) else ()
-    placed = {}
+    threads = {}
     for group in (score, rollout, learn):
-        workers = sum(ppo.workers_of(role) for role in group)
+        counts = {role: ppo.workers_of(role) for role in group}
+        if "rollout" in counts:
+            counts["rollout"] *= config.engine.processes
         for role in group:
             place = getattr(ppo.placement, role)
-            threads = place.threads or worker_threads(cluster, workers, place.cpus, here)
-            placed[role] = place.model_copy(update={"threads": threads})
-    return ppo.model_copy(update={"placement": ppo.placement.model_copy(update=placed)})
+            shared = worker_threads(config.cluster, sum(counts.values()), place.cpus, here)
+            threads[role] = place.threads or shared
+    return threads

@@ -31,8 +31,7 @@ def run(
     """Train on one iteration's samples.
 
     Both roles step on the same mini-batch at the same time, where they share GPUs one after the other; neither reads
-    what the other learns. During the first
-    `value_warmup` iterations only the value model steps.
+    what the other learns. During the first `value_warmup` iterations only the value model steps.
 
     A step is sent out before the one before it is waited for, so that no worker waits for the driver; each worker takes
     them in order. Not with `target_kl`, where the report of a step says whether there is another.

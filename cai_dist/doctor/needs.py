@@ -36,8 +36,7 @@ def needs_of(config: RunConfig, cache: Path) -> Needs:
     packages = ["vllm"] if config.engine.backend == "vllm" else []
     if config.tracking.wandb == "online":
         packages.append("wandb")
-    threads = 1 if config.cluster.threads == "auto" else config.cluster.threads
-    return Needs(threads, gpus, _compiled(config), tuple(packages), tuple(shared))
+    return Needs(config.cluster.first_threads, gpus, _compiled(config), tuple(packages), tuple(shared))
 
 
 def _compiled(config: RunConfig) -> str:

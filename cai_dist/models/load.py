@@ -20,7 +20,7 @@ from cai_dist.errors import CaiError, DataError
 from cai_dist.models.adapter import Adapter, base_of, merge_adapter, read_adapters
 from cai_dist.models.causal import CausalModel, LogprobHead, logit_scaling
 from cai_dist.models.layout import use_layout
-from cai_dist.models.partition import Partition, held, is_partitioned
+from cai_dist.models.partition import Partition, held
 from cai_dist.models.scalar import ScalarHeadModel, seed_head
 from cai_dist.models.sharded import load_partitioned
 from cai_dist.models.shrunken import shrunken_causal
@@ -212,11 +212,8 @@ def _weights(
 
 def _refuse_non_finite(source: str, model: Any, partition: Partition | None) -> None:
     """All ranks look at what they hold, and all raise, even where one alone has found something."""
-    for parameter in model.parameters():
-        if partition is not None and is_partitioned(parameter):  # what pads the last slices is whatever memory held
-            size = -(-parameter.ds_numel // partition.ranks)
-            held(parameter)[max(0, min(size, parameter.ds_numel - partition.rank * size)) :].zero_()
-    bad = [name for name, parameter in model.named_parameters() if not all_finite([held(parameter)])]
+    place = (0, 1) if partition is None else (partition.rank, partition.ranks)
+    bad = [name for name, parameter in model.named_parameters() if not all_finite([held(parameter, *place)])]
     if (partition is None or partition.everywhere(not bad)) and not bad:
         return
     more = f" (and {len(bad) - 1} more tensors)" if len(bad) > 1 else ""

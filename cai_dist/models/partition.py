@@ -42,10 +42,15 @@ def full_shape(parameter: Any) -> tuple[int, ...]:
     return tuple(getattr(parameter, "ds_shape", parameter.shape))
 
 
-def held(parameter: Any) -> Tensor:
-    """What of a parameter is here: its slice (with what pads it), or all."""
-    found: Tensor = getattr(parameter, "ds_tensor", parameter).detach()
-    return found
+def held(parameter: Any, rank: int, ranks: int) -> Tensor:
+    """What of a parameter is here, on rank `rank` of `ranks`: its slice, flat, or all. What pads the slice is no part
+    of it: memory that nobody has written."""
+    if not is_partitioned(parameter):
+        whole: Tensor = parameter.detach()
+        return whole
+    size = -(-parameter.ds_numel // ranks)
+    found: Tensor = parameter.ds_tensor.detach()
+    return found[: max(0, min(size, parameter.ds_numel - rank * size))]
 
 
 @torch.no_grad()
@@ -56,9 +61,8 @@ def change(parameter: Any, new: Callable[[Tensor, int], Tensor], partition: Part
         parameter.copy_(new(parameter.reshape(-1), 0).view(parameter.shape))
         return
     assert partition is not None, _NOBODY
-    size = -(-parameter.ds_numel // partition.ranks)
-    start = min(partition.rank * size, parameter.ds_numel)
-    mine = held(parameter)[: min(size, parameter.ds_numel - start)]
+    mine = held(parameter, partition.rank, partition.ranks)
+    start = min(partition.rank * -(-parameter.ds_numel // partition.ranks), parameter.ds_numel)
     mine.copy_(new(mine, start))
 
 

@@ -25,8 +25,9 @@ class SequenceGroup(Protocol):
     """The ranks that compute a packed row together. All its methods are collective."""
 
     rank: int
-    """Of this process in the group; it has the stretch of this number."""
+    """Number of this process in the group, and of the stretch that it computes."""
     size: int
+    """Number of ranks in the group."""
 
     def exchange(self, blocks: Tensor) -> Tensor:
         """[size, ...] -> [size, ...]: block i goes to rank i, and what comes from rank i is block i. Its gradient is

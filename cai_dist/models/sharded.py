@@ -165,7 +165,8 @@ def _tie(hf: Any, missing: set[str], partition: Partition) -> set[str]:
     for target, source in list(hf.all_tied_weights_keys.items()):
         if target not in missing and source not in missing:
             two = hf.get_parameter(source), hf.get_parameter(target)
-            if not partition.everywhere(torch.equal(held(two[0]), held(two[1]))):
+            here = [held(one, partition.rank, partition.ranks) for one in two]
+            if not partition.everywhere(torch.equal(*here)):
                 hf.all_tied_weights_keys.pop(target)
                 continue
         elif source in missing and target not in missing:

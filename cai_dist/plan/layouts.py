@@ -103,7 +103,9 @@ def _cpus(config: RunConfig, machines: Machines, roles: dict[str, Any], ranks: i
     if machines.cpus is None:
         return roles
     place = config.ppo.placement
-    asked = sum((one["workers"] or ranks) * getattr(place, role).cpus for role, one in roles.items())
+    counts = {role: one["workers"] or ranks for role, one in roles.items()}
+    counts["rollout"] *= config.engine.processes
+    asked = sum(count * getattr(place, role).cpus for role, count in counts.items())
     share = machines.nodes * machines.cpus / asked
     if share >= 1:
         return roles

@@ -130,8 +130,7 @@ def ppo_stage(config: RunConfig, found: Mapping[str, Shape], assumed: Assumed, m
             )
         else:
             samples = ppo.prompts_per_iteration * ppo.samples_per_prompt
-            alone = ppo.policy.model_copy(update={"ranks": place.count, "sequence_parallel": 1})
-            one = split(role, samples, alone, tokens.sequence)
+            one = split(role, samples, ppo.passes_of(role), tokens.sequence)
             work = _training(one, tokens, role == "reference", ppo.sampling.temperature != 1.0)
             size = shape.parameters if role == "reference" else shape.scalar_parameters
             sharded = ppo.scoring(role)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from cai_dist.config.checks.placement import engine_problems
 from cai_dist.config.checks.ppo import ppo_problems
+from cai_dist.config.demand import ppo_demand
 from cai_dist.errors import ConfigError
 from cai_dist.plan.build import RunPlan, StagePlan
 from cai_dist.plan.layouts import STAGES, Layout, layouts, lines, staged, uses_gpus
@@ -93,7 +94,7 @@ def _tried(layout: Layout, plan: RunPlan, assumed: Assumed) -> _Tried | None:
     trained = [getattr(config.ppo, role) for role in config.ppo.trained_roles]
     if any(one.ranks % one.sequence_parallel for one in trained):
         return None
-    if machines.cpus is not None and config.ppo.cpus > machines.nodes * machines.cpus:
+    if machines.cpus is not None and ppo_demand(config).cpus > machines.nodes * machines.cpus:
         return None
     try:
         stage = ppo_stage(config, plan.shapes, assumed, machines)

@@ -60,7 +60,7 @@ def _changes(own: ShardingConfig, total: int) -> Iterator[tuple[int, dict[str, A
 
 def _of_engines(plan: RunPlan, one: StagePlan) -> Suggestion | None:
     """Workers of the stages that generate, where there are GPUs for more."""
-    config, total = plan.config, _workers(plan)
+    config, total = plan.config, _workers(plan, plan.config.engine.processes)
     few = [name for name in GENERATING if name in config.stages and getattr(config, name).workers < total]
     if not few or not _fits(one, plan):
         return None
@@ -68,9 +68,9 @@ def _of_engines(plan: RunPlan, one: StagePlan) -> Suggestion | None:
     return Suggestion(lines, f"{', '.join(few)} leave GPUs without work; {total} workers find one each")
 
 
-def _workers(plan: RunPlan) -> int:
-    """How many workers of a stage but PPO the machines have GPUs and CPUs for."""
-    machines, cluster, each = plan.machines, plan.config.cluster, plan.config.engine.processes
+def _workers(plan: RunPlan, each: int = 1) -> int:
+    """How many workers of `each` process a stage but PPO finds GPUs and CPUs for."""
+    machines, cluster = plan.machines, plan.config.cluster
     on_gpus = machines.nodes * int(machines.gpus / (each * cluster.gpus) + 1e-9)
     on_cpus = on_gpus if machines.cpus is None else machines.nodes * int(machines.cpus / (each * cluster.cpus) + 1e-9)
     return max(1, min(on_gpus, on_cpus))

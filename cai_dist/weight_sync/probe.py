@@ -42,7 +42,7 @@ def probe_of(sample: Generation, logprobs: Sequence[float] | np.ndarray) -> Weig
 
 def refuse_other_answers(probe: WeightProbe, found: Sequence[Sequence[float]], tolerance: float, version: int) -> float:
     """The mean distance (nats a token) between an engine's answers (one row for each prompt of the probe) and the
-    trainer's. Raises WeightTransferError where it is more than two ways to compute one model explain, or no number."""
+    trainer's. Raises WeightTransferError where it is more than `tolerance`, or no number."""
     distance = float(np.abs(np.diagonal(np.array(found)) - np.array(probe.logprobs)).mean())
     if not distance <= tolerance:
         raise WeightTransferError(

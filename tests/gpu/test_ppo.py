@@ -13,7 +13,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from cai_dist.cluster.ppo.groups import PpoGroups, PpoModels
 from cai_dist.cluster.runtime import Cluster
-from cai_dist.config.ppo import PlacementConfig, PpoConfig, RoleShards, TransferBackend
+from cai_dist.config.placement import PlacementConfig, RoleShards
+from cai_dist.config.ppo import PpoConfig, TransferBackend
 from cai_dist.config.training import OptimizerConfig, SamplingConfig, ShardingConfig
 from cai_dist.coordinator import loop
 from cai_dist.coordinator.prompt_cursor import TokenizedPrompt

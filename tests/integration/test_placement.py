@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 
 from cai_dist.cluster.ppo.groups import PpoGroups, PpoModels
 from cai_dist.cluster.runtime import Cluster, GroupSpec
-from cai_dist.config.ppo import PlacementConfig, PpoConfig, RoleShards
+from cai_dist.config.placement import PlacementConfig, RoleShards
+from cai_dist.config.ppo import PpoConfig
 from cai_dist.config.training import OptimizerConfig, SamplingConfig, ShardingConfig
 from cai_dist.coordinator import loop
 from cai_dist.coordinator.prompt_cursor import TokenizedPrompt

@@ -13,7 +13,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from cai_dist.cluster.ppo.groups import PpoGroups, PpoModels
-from cai_dist.config.ppo import PlacementConfig, PpoConfig, RoleShards
+from cai_dist.config.placement import PlacementConfig, RoleShards
+from cai_dist.config.ppo import PpoConfig
 from cai_dist.config.training import OptimizerConfig, SamplingConfig, ScoringConfig, ShardingConfig
 from cai_dist.coordinator import loop
 from cai_dist.coordinator.prompt_cursor import TokenizedPrompt

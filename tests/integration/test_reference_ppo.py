@@ -18,7 +18,8 @@ from torch import Tensor
 import cai_dist
 from cai_dist.cluster.ppo.groups import PpoGroups, PpoModels
 from cai_dist.config.environment import EnvironmentConfig
-from cai_dist.config.ppo import KlConfig, PlacementConfig, PpoConfig, RoleShards
+from cai_dist.config.placement import PlacementConfig, RoleShards
+from cai_dist.config.ppo import KlConfig, PpoConfig
 from cai_dist.config.training import OptimizerConfig, SamplingConfig, ShardingConfig
 from cai_dist.coordinator import loop
 from cai_dist.coordinator.prompt_cursor import TokenizedPrompt

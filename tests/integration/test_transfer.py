@@ -14,7 +14,8 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from cai_dist.cluster.ppo.groups import PpoGroups, PpoModels
 from cai_dist.cluster.ppo.weight_transfer import WeightTransfer
 from cai_dist.cluster.runtime import Cluster, GroupSpec
-from cai_dist.config.ppo import PlacementConfig, PpoConfig, RoleShards
+from cai_dist.config.placement import PlacementConfig, RoleShards
+from cai_dist.config.ppo import PpoConfig
 from cai_dist.config.training import OptimizerConfig, SamplingConfig, ShardingConfig
 from cai_dist.errors import WorkerError
 from cai_dist.models.load import load_scalar

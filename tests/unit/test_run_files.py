@@ -104,8 +104,11 @@ def test_a_run_for_eight_gpus_asks_for_the_eight_that_it_names(stem: str) -> Non
     assert {one.loads.needed_gpus for one in plan.stages} == {8}
 
 
-LARGE = {"llama70b-8x8": (8, 56, 70.55e9, 80, 8192), "paper-52b": (16, 64, 52.6e9, 64, 8192)}
-LARGE["qwen3-30b-a3b-2x8"] = (2, 12, 30.53e9, 48, 2048)
+LARGE = {
+    "llama70b-8x8": (8, 56, 70.55e9, 80, 8192),
+    "paper-52b": (16, 64, 52.6e9, 64, 8192),
+    "qwen3-30b-a3b-2x8": (2, 12, 30.53e9, 48, 2048),
+}
 """Nodes of eight 80 GB cards, ranks of what learns, parameters, layers, width."""
 
 

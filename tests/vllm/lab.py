@@ -100,6 +100,15 @@ def transfer(folder: str) -> tuple[list[TensorSpec], list[list[WeightPart]]]:
     return manifest, buckets
 
 
+def send(engine: Any, folder: str, version: int) -> None:
+    """A whole transfer of the model in `folder`."""
+    manifest, buckets = transfer(folder)
+    engine.begin_weights(version, manifest)
+    for bucket in buckets:
+        engine.accept_weights(bucket)
+    engine.finish_weights(version)
+
+
 def part_of(named: dict[str, torch.nn.Parameter], specs: Sequence[TensorSpec], half: int) -> WeightPart:
     pieces, data = [], []
     for spec in specs:

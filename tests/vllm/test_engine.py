@@ -15,7 +15,7 @@ from cai_dist.engines.factory import build_rollout_engine
 from cai_dist.errors import DataError, StaleEngineError
 from cai_dist.types import GenerateRequest, LabelRequest, SamplingParams
 from tests.ids import prompt_of, response_of
-from tests.vllm.lab import END, VLLM, VOCAB, random_prompts, save_model, transfer, worst
+from tests.vllm.lab import END, VLLM, VOCAB, random_prompts, save_model, send, worst
 
 PROMPTS = random_prompts(64)
 GREEDY = GenerateRequest(PROMPTS, SamplingParams(24, 0.0, 1.0, (END,)), seed=0)
@@ -31,13 +31,6 @@ class Pair:
     second: str
     others: list[Any] = field(default_factory=list)
     """Engines beside it. One that ends takes the process groups of vLLM with it: all end together."""
-
-    def send(self, folder: str, version: int) -> None:
-        manifest, buckets = transfer(folder)
-        self.vllm.begin_weights(version, manifest)
-        for bucket in buckets:
-            self.vllm.accept_weights(bucket)
-        self.vllm.finish_weights(version)
 
 
 @pytest.fixture(scope="module", params=[True, False], ids=["tied", "untied"])
@@ -77,11 +70,11 @@ def assert_same_as_hf(vllm: Any, folder: str) -> None:
 def test_it_answers_as_hf_does_also_after_a_large_change_of_weights(pair: Pair) -> None:
     assert_same_as_hf(pair.vllm, pair.first)
     before = pair.vllm.generate(GREEDY)
-    pair.send(pair.second, 1)
+    send(pair.vllm, pair.second, 1)
     assert_same_as_hf(pair.vllm, pair.second)
     changed = sum(response_of(a) != response_of(b) for a, b in zip(before, pair.vllm.generate(GREEDY), strict=True))
     assert changed > 0.9 * len(PROMPTS)
-    pair.send(pair.first, 2)
+    send(pair.vllm, pair.first, 2)
     assert pair.vllm.generate(GREEDY)[0].weight_version == pair.vllm.weight_version == 2
     assert_same_as_hf(pair.vllm, pair.first)
 

@@ -11,7 +11,8 @@ import pytest
 
 from cai_dist.cluster.ppo.groups import PpoGroups, PpoModels
 from cai_dist.config.engine import EngineConfig
-from cai_dist.config.ppo import PlacementConfig, PpoConfig, RoleShards
+from cai_dist.config.placement import PlacementConfig, RoleShards
+from cai_dist.config.ppo import PpoConfig
 from cai_dist.config.run import TimeoutsConfig
 from cai_dist.config.training import OptimizerConfig, SamplingConfig, ShardingConfig
 from cai_dist.coordinator import loop

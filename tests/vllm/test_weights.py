@@ -12,7 +12,7 @@ import pytest
 from cai_dist.engines.factory import build_rollout_engine
 from cai_dist.errors import StaleEngineError, WeightTransferError
 from cai_dist.types import GenerateRequest, LabelRequest, SamplingParams, TensorPiece, WeightPart
-from tests.vllm.lab import END, VLLM, random_prompts, save_model, transfer, worst
+from tests.vllm.lab import END, VLLM, random_prompts, save_model, send, transfer, worst
 
 SAMPLED = GenerateRequest(random_prompts(8), SamplingParams(12, 1.0, 1.0, (END,)), seed=1)
 
@@ -30,14 +30,6 @@ def engine(folders: tuple[str, str]) -> Iterator[Any]:
     made.load(folders[0])
     yield made
     made._stop()
-
-
-def send(engine: Any, folder: str, version: int) -> None:
-    manifest, buckets = transfer(folder)
-    engine.begin_weights(version, manifest)
-    for bucket in buckets:
-        engine.accept_weights(bucket)
-    engine.finish_weights(version)
 
 
 def refuses(engine: Any) -> bool:

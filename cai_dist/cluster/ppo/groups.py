@@ -6,7 +6,7 @@ groups work at the same time, calls on one group queue up in order.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -53,7 +53,8 @@ class PpoGroups:
     stage (`Cluster.keep`), closed where it ends with an error.
 
     `end_id`: the token that closes an answer in the preference model's training data. `thoughts`: how what is not
-    scored before an answer opens and closes. `prompts`: for reward terms of one's own. `threads`: CPU threads a worker.
+    scored before an answer opens and closes. `prompts`: for reward terms of one's own. `threads`: CPU threads of a
+    worker of each role; default 1.
     `policy_steps` and `value_steps`: lengths of the two learning-rate schedules.
 
     Raises: ConfigError for a greedy sampler (there is nothing to learn from) and what `Cluster.launch` raises.
@@ -75,7 +76,7 @@ class PpoGroups:
         value_steps: int,
         seed: int,
         timeouts: TimeoutsConfig,
-        threads: int = 1,
+        threads: Mapping[str, int] | None = None,
         engine: EngineConfig | None = None,
         prompts: PromptTable | None = None,
     ) -> None:
@@ -97,11 +98,11 @@ class PpoGroups:
             value_steps=value_steps,
             seed=seed,
             timeouts=timeouts,
-            threads=threads,
+            threads=threads or {},
             engine=engine,
             prompts=prompts,
         )
-        specs += reward_terms_spec(ppo, prompts, threads)
+        specs += reward_terms_spec(ppo, prompts, (threads or {}).get(ROLE, 1))
         self._cluster = cluster
         self._groups: dict[str, WorkerGroup] = cluster.launch(specs)
         own_code = {ROLE} | ({"rollout"} if ppo.environment and is_path(ppo.environment.use) else set())
@@ -288,9 +289,7 @@ class PpoGroups:
     def _plan(self, role: str, items: Sequence[SampleRef | TrajectoryRef]) -> BatchPlan:
         """Which rank computes what; the scoring roles have the policy's limits, and compute whole sequences. The reward
         model closes an answer that was cut off with the end token."""
-        sharding = self._ppo.value if role == "value" else self._ppo.policy
-        if role not in self._ppo.trained_roles:
-            sharding = sharding.model_copy(update={"sequence_parallel": 1})
+        sharding = self._ppo.passes_of(role)
         added = 1 if role == "reward" else 0
         return plan_items(items, len(self._groups[role]), sharding, self._layout, added=added)
 

@@ -28,7 +28,7 @@ def reward_terms_spec(ppo: PpoConfig, table: PromptTable | None, threads: int) -
     if table is None:
         raise ConfigError("ppo.rewards: reward terms of one's own need the prompts in words")
     place = ppo.placement.reward_terms
-    kwargs = {"terms": own, "table": table, "threads": place.threads or threads}
+    kwargs = {"terms": own, "table": table, "threads": threads}
     spec = WorkerSpec("reward_terms", kwargs)
     return [GroupSpec(ROLE, spec, workers=ppo.workers_of(ROLE), cpus=place.cpus, gpus=place.gpus)]
 

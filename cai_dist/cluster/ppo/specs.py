@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,7 +47,7 @@ def ppo_specs(
     value_steps: int,
     seed: int,
     timeouts: TimeoutsConfig,
-    threads: int,
+    threads: Mapping[str, int],
     engine: EngineConfig,
     prompts: PromptTable | None = None,
 ) -> list[GroupSpec]:
@@ -57,7 +58,7 @@ def ppo_specs(
         if prompts is None:
             raise ConfigError("ppo.environment: needs the prompts in words")
         talk = {"conversations": (ppo.environment, prompts)}
-    common = {"dtype": dtype, "threads": threads}
+    common = {"dtype": dtype}
     scoring = common | {"layout": layout, "timeouts": timeouts}
     head = {"head_dtype": head_dtype}
     trained = scoring | {"seed": seed, "training": engine.training}
@@ -72,8 +73,7 @@ def ppo_specs(
         | {"model": models.policy, "engine": engine, "require_sync": True}
         | {"tolerance": ppo.transfer_tolerance},
     }
-    processes = {"rollout": engine.processes}
-    return [role_spec(role, ppo, kwargs[role], processes.get(role, 1)) for role in ppo.roles]
+    return [role_spec(role, ppo, engine, kwargs[role] | {"threads": threads.get(role, 1)}) for role in ppo.roles]
 
 
 def _policy_kwargs(ppo: PpoConfig, models: PpoModels, steps: int) -> dict[str, Any]:
@@ -107,13 +107,11 @@ def _value_kwargs(ppo: PpoConfig, models: PpoModels, steps: int) -> dict[str, An
     }
 
 
-def role_spec(role: str, ppo: PpoConfig, kwargs: dict[str, Any], processes: int = 1) -> GroupSpec:
-    """The group of one role: workers (each of `processes`), CPUs and GPUs from the configuration alone, `kwargs` for
-    its workers."""
+def role_spec(role: str, ppo: PpoConfig, engine: EngineConfig, kwargs: dict[str, Any]) -> GroupSpec:
+    """The group of one role: workers, their processes, CPUs and GPUs from the configuration alone, `kwargs` for its
+    workers."""
     placement = getattr(ppo.placement, role)
     trained = role in ppo.trained_roles
-    if placement.threads is not None:
-        kwargs = kwargs | {"threads": placement.threads}
     return GroupSpec(
         role=role,
         spec=WorkerSpec(
@@ -127,5 +125,5 @@ def role_spec(role: str, ppo: PpoConfig, kwargs: dict[str, Any], processes: int 
         gpus=placement.gpus,
         distributed=trained or ppo.scoring(role) is not None,
         share=next((group[0] for group in ppo.shared_groups if role in group), ""),
-        processes=processes,
+        processes=engine.processes if role == "rollout" else 1,
     )

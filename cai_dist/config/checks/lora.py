@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
 from cai_dist.config.run import RunConfig
-from cai_dist.config.stages import DPO, PPO, PREFERENCE, SFT
+from cai_dist.config.stages import PREFERENCE, SFT
 from cai_dist.config.training import ShardingConfig
 
 
-def lora_problems(config: RunConfig) -> Iterator[str]:
-    """One line for each adapter whose base the run itself does not keep, and for each quantised base under ZeRO-3."""
-    yield from _cut_bases(config)
+def lora_problems(config: RunConfig, shardings: Iterable[tuple[str, ShardingConfig]]) -> Iterator[str]:
+    """One line for each adapter whose base the run itself does not keep, and for each quantised base under ZeRO-3;
+    `shardings`: key -> section, of all that is spread over ranks."""
+    yield from _cut_bases(config, shardings)
     lora = config.loras.get(PREFERENCE)
     if lora is not None and lora.save == "adapter" and config.data.ranked_answers.source != "none":
         yield (
@@ -50,24 +51,16 @@ def missing_quantization(config: RunConfig) -> Iterator[str]:
             )
 
 
-def _cut_bases(config: RunConfig) -> Iterator[str]:
-    for stage, lora in config.loras.items():
-        if lora.quantization == "none":
+def _cut_bases(config: RunConfig, shardings: Iterable[tuple[str, ShardingConfig]]) -> Iterator[str]:
+    idle = {f"ppo.{role}" for role in config.ppo.roles if role not in config.ppo.trained_roles}
+    if config.data.ranked_answers.source == "none":
+        idle.add("preference.pretraining.train.sharding")
+    for key, sharding in shardings:
+        stage = key.partition(".")[0]
+        lora = config.loras.get(stage)
+        if lora is None or lora.quantization == "none" or sharding.zero < 3 or key in idle:
             continue
-        for key, sharding in _shardings(config, stage):
-            if sharding.zero == 3:
-                yield (
-                    f"{key}.zero=3: must be 0, 1 or 2 with {stage}.lora.quantization={lora.quantization}; ZeRO-3 cuts "
-                    "weights while they are loaded, before they could be quantised"
-                )
-
-
-def _shardings(config: RunConfig, stage: str) -> Iterator[tuple[str, ShardingConfig]]:
-    """The shardings of what a stage trains with adapters, by their keys."""
-    if stage == PPO:
-        yield from ((f"ppo.{role}", getattr(config.ppo, role)) for role in config.ppo.trained_roles)
-        return
-    jobs = {SFT: config.sft.train, PREFERENCE: config.preference.train, DPO: config.dpo.train}
-    yield f"{stage}.train.sharding", jobs[stage].sharding
-    if stage == PREFERENCE and config.data.ranked_answers.source != "none":
-        yield "preference.pretraining.train.sharding", config.preference.pretraining.train.sharding
+        yield (
+            f"{key}.zero=3: must be 0, 1 or 2 with {stage}.lora.quantization={lora.quantization}; ZeRO-3 cuts weights "
+            "while they are loaded, before they could be quantised"
+        )

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 
-from cai_dist.config.ppo import PpoConfig, RoleShards
+from cai_dist.config.placement import RoleShards
+from cai_dist.config.ppo import PpoConfig
 from cai_dist.config.run import RunConfig
+from cai_dist.config.stages import PPO
 
 
 def sharing_problems(ppo: PpoConfig) -> Iterator[str]:
@@ -34,15 +36,14 @@ def engine_problems(config: RunConfig) -> Iterator[str]:
     if processes == 1:
         return
     said = f"engine.vllm: an engine is {processes} processes (tensor_parallel x pipeline_parallel)"
-    if any("rollout" in group for group in ppo.shared_groups):
+    runs_ppo = PPO in config.stages
+    if runs_ppo and any("rollout" in group for group in ppo.shared_groups):
         yield (
             f"{said}, which share their GPUs with nobody: set ppo.placement.mode=separate, or hybrid without rollout "
             "in ppo.placement.share"
         )
-    for key, gpus in (
-        ("ppo.placement.rollout.gpus", ppo.placement.rollout.gpus),
-        ("cluster.gpus", config.cluster.gpus),
-    ):
+    asked = {"ppo.placement.rollout.gpus": ppo.placement.rollout.gpus} if runs_ppo else {}
+    for key, gpus in (asked | {"cluster.gpus": config.cluster.gpus}).items():
         if gpus not in (0, 1):
             yield f"{key}={gpus:g}: must be 0 or 1; {said}, each with so many GPUs"
 

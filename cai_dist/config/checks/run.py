@@ -119,7 +119,7 @@ def _contradictions(config: RunConfig) -> Iterator[str]:
         )
     if config.data.ranked_answers.source == "world" and not _world_prompts(config):
         yield "data.ranked_answers.source=world: the micro-world's answers beside prompts from files; name a file"
-    yield from lora_problems(config)
+    yield from lora_problems(config, shardings(config))
     yield from ppo_problems(config.ppo)
     yield from reward_problems(config.ppo.rewards, config.cluster.timeouts.call)
     yield from own_stage_problems(config.built_in_stages, config.own_stages)

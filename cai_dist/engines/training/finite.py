@@ -22,7 +22,7 @@ def spoilt(loss: Tensor, total: Tensor) -> Tensor:
 def refuse_weights(model: nn.Module, device: torch.device, steps: int, what: str) -> None:
     """Raise NonFiniteError, on all ranks, where a parameter of any is not finite (under ZeRO-3 each looks at its
     part); `what` would have been written."""
-    mine = (held(p) for p in model.parameters())
+    mine = (held(p, dist.get_rank(), dist.get_world_size()) for p in model.parameters())
     bad = torch.tensor([0.0 if all_finite(mine) else 1.0], device=device)
     dist.all_reduce(bad)
     if bad.item():

@@ -23,7 +23,7 @@ from cai_dist.engines.protocols.rollout import EngineStatus
 from cai_dist.engines.vllm.handover import share
 from cai_dist.engines.vllm.setup import MAX_TOKENS_SCORED, on_cpu, outline_of, start_vllm, stop_vllm
 from cai_dist.engines.vllm.weight_backend import MAKE_ROOM
-from cai_dist.errors import DataError, StaleEngineError, WeightTransferError
+from cai_dist.errors import CaiError, DataError, StaleEngineError, WeightTransferError, one_line
 from cai_dist.models.checkpoint_names import to_checkpoint
 from cai_dist.models.load import refuse_non_finite_files
 from cai_dist.models.tensors import TORCH_DTYPES, read_only_tensor
@@ -61,8 +61,8 @@ class VllmRolloutEngine:
         self._source = path
         if not self._require_sync:
             refuse_non_finite_files(Path(path))
-        self._start(random_weights=self._require_sync)
         self._outline = outline_of(path, self._dtype)
+        self._start(random_weights=self._require_sync)
         if self._require_sync:
             self._status = "stale"
         else:
@@ -152,11 +152,21 @@ class VllmRolloutEngine:
         return scores
 
     def _run(self, prompts: Sequence[tuple[int, ...]], params: Sequence[VllmSampling]) -> list[Any]:
-        """One completion per prompt, in order."""
+        """One completion per prompt, in order. Raises CaiError for an engine of several processes that has lost one; it
+        is ended then."""
         if not prompts:
             return []
         asked = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
-        return [output.outputs[0] for output in self._llm.generate(asked, list(params), use_tqdm=False)]
+        try:
+            return [output.outputs[0] for output in self._llm.generate(asked, list(params), use_tqdm=False)]
+        except Exception as error:
+            if self._config.processes == 1:
+                raise
+            self._stop()
+            raise CaiError(
+                f"an engine of {self._config.processes} vLLM processes cannot go on, as where one of them has died "
+                f"({one_line(error)}); it is ended, and the same command goes on with a new one"
+            ) from error
 
     def _generation(self, prompt: tuple[int, ...], output: Any, request: GenerateRequest) -> Generation:
         ids = np.array(output.token_ids, np.int32)

@@ -90,7 +90,7 @@ def _llm(model: str, dtype: Dtype, config: EngineConfig, load_format: str) -> LL
         # A prompt is read in one pass: of one read in parts vLLM wants to wind the row's generator back, which a
         # generator of the CPU cannot do.
         memory = {"kv_cache_memory_bytes": int(config.vllm.kv_cache_gb * 2**30), "enable_chunked_prefill": False}
-    split = config.vllm
+    vllm = config.vllm
     try:
         return LLM(
             model=str(Path(model)) if Path(model).is_dir() else model,
@@ -104,11 +104,11 @@ def _llm(model: str, dtype: Dtype, config: EngineConfig, load_format: str) -> LL
             max_logprobs=MAX_TOKENS_SCORED,
             logprobs_mode="processed_logprobs",
             enable_prefix_caching=True,
-            enforce_eager=split.enforce_eager,
-            tensor_parallel_size=split.tensor_parallel,
-            pipeline_parallel_size=split.pipeline_parallel,
-            enable_expert_parallel=split.expert_parallel,
-            distributed_executor_backend="mp" if split.processes > 1 else "uni",
+            enforce_eager=vllm.enforce_eager,
+            tensor_parallel_size=vllm.tensor_parallel,
+            pipeline_parallel_size=vllm.pipeline_parallel,
+            enable_expert_parallel=vllm.expert_parallel,
+            distributed_executor_backend="mp" if vllm.processes > 1 else "uni",
             worker_extension_cls=weight_backend.EXTENSION,
             weight_transfer_config=WeightTransferConfig(backend=weight_backend.NAME),
             disable_log_stats=True,

@@ -25,9 +25,9 @@ def check_placement(ctx: RunContext) -> None:
     from cai_dist.cluster.placement import refuse_too_much
     from cai_dist.cluster.ppo.specs import role_spec
 
-    ppo = ctx.config.ppo
+    ppo, engine = ctx.config.ppo, ctx.config.engine
     ctx.cluster()
-    refuse_too_much([role_spec(role, ppo, {}) for role in ppo.roles])
+    refuse_too_much([role_spec(role, ppo, engine, {}) for role in ppo.roles])
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cai_dist.config.seeds import stable_seed
-from cai_dist.config.threads import with_threads, worker_threads
+from cai_dist.config.threads import role_threads, worker_threads
 from cai_dist.config.training import TrainConfig
 from cai_dist.data.thoughts import ThoughtIds
 from cai_dist.tracking.atomic import remove_leftovers, staging_dir, write_json
@@ -176,7 +176,7 @@ def ppo_roles(
     some."""
     from cai_dist.cluster.ppo.groups import PpoGroups, PpoModels
 
-    config, ppo = ctx.config, with_threads(ctx.config.ppo, ctx.config.cluster, ctx.cpus)
+    config, ppo = ctx.config, ctx.config.ppo
     value = preference if ppo.value_init == "preference" else policy
     updates = ppo.epochs * (ppo.prompts_per_iteration * ppo.samples_per_prompt // ppo.mini_batch)
     ctx.console.say(f"starting the {', '.join(ppo.roles[:-1])} and {ppo.roles[-1]} workers")
@@ -194,6 +194,7 @@ def ppo_roles(
         value_steps=updates * ppo.iterations,
         seed=stable_seed(config.seed, "ppo workers") % 2**31,
         timeouts=config.cluster.timeouts,
+        threads=role_threads(config, ctx.cpus),
         engine=config.engine,
         prompts=prompts() if prompts is not None and ppo.tells_prompts else None,
     ) as roles:

@@ -9,7 +9,8 @@ from cai_dist.cluster.placement import (
 )
 from cai_dist.config.demand import demands
 from cai_dist.config.engine import EngineConfig, VllmConfig
-from cai_dist.config.ppo import PlacementConfig, PpoConfig, RoleShards
+from cai_dist.config.placement import PlacementConfig, RoleShards
+from cai_dist.config.ppo import PpoConfig
 from cai_dist.config.run import ClusterConfig, RunConfig
 from cai_dist.config.supervised import ReviseConfig
 from cai_dist.config.training import ShardingConfig

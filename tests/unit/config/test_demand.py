@@ -51,6 +51,21 @@ def test_every_other_stage_asks_for_its_largest_group() -> None:
     assert demand_line(config) == "asks for: 14 CPUs at once (sft), 2 in one place; 7 GPUs (sft)"
 
 
+def test_an_engine_that_no_node_holds_is_refused() -> None:
+    rollout = {"ppo": {"placement": {"rollout": {"workers": 1, "gpus": 1}}}}
+    machines = {"nodes": 4, "gpus_per_node": 8}
+
+    def engine(processes: int) -> dict[str, Any]:
+        return {"backend": "vllm", "vllm": {"tensor_parallel": processes}}
+
+    check_run(run_of(machines, engine=engine(8), **rollout), ready=False)
+    with pytest.raises(ConfigError) as refused:
+        check_run(run_of(machines, engine=engine(16), **rollout), ready=False)
+    lines = str(refused.value).splitlines()
+    assert any(line.startswith("cluster.hardware: 8 GPUs a node, but an engine of ppo is made of 16") for line in lines)
+    assert any("an engine of revise is made of 16 on one; lower engine.vllm.tensor" in line for line in lines)
+
+
 def test_a_run_that_asks_for_more_than_its_machines_have_is_refused() -> None:
     ranks = {"sft": {"train": {"sharding": {"ranks": 9}}}}
     check_run(run_of({"nodes": 2, "cpus_per_node": 9, "gpus_per_node": 8}, **ranks))

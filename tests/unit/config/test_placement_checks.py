@@ -118,7 +118,7 @@ def test_a_group_counts_the_roles_that_there_are() -> None:
     assert config.ppo.shared_groups == (("policy", "reward"),) and config.ppo.rollout_alone
     check_run(config)
     lonely = run_of(GPU | {"mode": "hybrid", "share": [["rollout", "value"]]}, algorithm="reinforce++")
-    assert lonely.ppo.shared_groups == () and role_spec("rollout", lonely.ppo, {}).share == ""
+    assert lonely.ppo.shared_groups == () and role_spec("rollout", lonely.ppo, lonely.engine, {}).share == ""
 
 
 def test_ranks_are_said_once() -> None:
@@ -127,7 +127,7 @@ def test_ranks_are_said_once() -> None:
     ppo = run_of(GPU | {"mode": "colocated"}, **trained, transfer="cuda_ipc").ppo
     check_run(run_of(GPU | {"mode": "colocated"}, **trained, transfer="cuda_ipc"))
     assert [ppo.workers_of(role) for role in ppo.roles] == [4] * 5
-    assert [role_spec(role, ppo, {}).workers for role in ppo.roles] == [4] * 5
+    assert [role_spec(role, ppo, EngineConfig(), {}).workers for role in ppo.roles] == [4] * 5
     hybrid = run_of(GPU | HYBRID, policy={"ranks": 4}, value={"ranks": 3}).ppo
     assert [hybrid.workers_of(role) for role in hybrid.roles] == [4, 3, 3, 3, 4]
     alone = run_of(GPU, **trained).ppo
@@ -175,3 +175,10 @@ def test_engines_of_several_processes_have_whole_gpus_of_their_own(
     if lines:
         with pytest.raises(ConfigError, match=r"an engine is 2 processes"):
             check_run(run, ready=False)
+
+
+def test_placement_of_a_stage_that_a_run_lacks_is_not_looked_at() -> None:
+    run = run_of(GPU | {"mode": "colocated"}).model_copy(
+        update={"engine": EngineConfig(backend="vllm", vllm=VllmConfig(tensor_parallel=2)), "alignment": "dpo"}
+    )
+    assert "ppo" not in run.stages and list(engine_problems(run)) == []

@@ -10,6 +10,7 @@ import pytest
 from cai_dist.config.algorithms import DEFAULTS
 from cai_dist.config.checks.ppo import ppo_problems, ppo_warnings
 from cai_dist.config.checks.run import check_run
+from cai_dist.config.demand import ppo_demand
 from cai_dist.config.loading.load import load_run
 from cai_dist.config.run import RunConfig
 from cai_dist.errors import ConfigError
@@ -197,15 +198,16 @@ def test_a_request_to_a_rollout_worker_is_its_share_unless_streamed(
 
 def test_a_trained_role_has_as_many_workers_as_ranks_and_another_what_its_placement_says() -> None:
     cpus = {"cpus": 0.5}
-    ppo = run_of(
+    run = run_of(
         policy={"ranks": 3, "micro_batch": 1},
         value={"ranks": 2, "micro_batch": 1},
         placement={"reward": {"workers": 4, **cpus}, "policy": cpus, "value": cpus, "reference": cpus, "rollout": cpus},
-    ).ppo
+    )
+    ppo = run.ppo
     assert {role: ppo.workers_of(role) for role in ppo.roles} == {
         "policy": 3, "value": 2, "reference": 1, "reward": 4, "rollout": 1,
     }  # fmt: skip
-    assert ppo.cpus == 0.5 * 11
+    assert ppo_demand(run).cpus == 0.5 * 11
 
 
 def test_a_sharded_role_has_as_many_workers_as_ranks() -> None:

@@ -7,23 +7,24 @@ from typing import Any
 
 import pytest
 
+from cai_dist.config.engine import EngineConfig, VllmConfig
 from cai_dist.config.ppo import PpoConfig
-from cai_dist.config.run import ClusterConfig
-from cai_dist.config.threads import cpus_for_threads, usable_cpus, with_threads, worker_threads
+from cai_dist.config.run import ClusterConfig, RunConfig
+from cai_dist.config.threads import cpus_for_threads, role_threads, usable_cpus, worker_threads
 
-AUTO = ClusterConfig()
+AUTO, PLAIN = ClusterConfig(), EngineConfig()
 
 
-def threads(cores: int, cluster: ClusterConfig = AUTO, **ppo: Any) -> dict[str, int | None]:
-    placement = with_threads(PpoConfig.model_validate(ppo), cluster, cores).placement
-    return {role: getattr(placement, role).threads for role in ("policy", "value", "reference", "reward", "rollout")}
+def threads(cores: int, cluster: ClusterConfig = AUTO, engine: EngineConfig = PLAIN, **ppo: Any) -> dict[str, int]:
+    config = RunConfig(name="x", ppo=PpoConfig.model_validate(ppo), cluster=cluster, engine=engine)
+    return role_threads(config, cores)
 
 
 def test_each_phase_has_all_cores() -> None:
     one = {"policy": {"ranks": 1}, "value": {"ranks": 1}, "placement": {"rollout": {"workers": 1}}}
     assert threads(8, **one) == {"policy": 4, "value": 4, "reference": 4, "reward": 4, "rollout": 8}
     grpo = one | {"algorithm": "grpo", "samples_per_prompt": 4}
-    assert threads(2, **grpo) == {"policy": 2, "value": None, "reference": 1, "reward": 1, "rollout": 2}
+    assert threads(2, **grpo) == {"policy": 2, "reference": 1, "reward": 1, "rollout": 2}
 
 
 def test_more_workers_than_cores_have_one_each() -> None:
@@ -34,6 +35,11 @@ def test_a_schedule_that_draws_while_it_learns_shares_the_cores() -> None:
     asked = {"policy": {"ranks": 1}, "value": {"ranks": 1}, "placement": {"rollout": {"workers": 2}}}
     assert threads(8, schedule="one_step_off", **asked)["rollout"] == 2
     assert threads(8, schedule="one_step_off", **asked)["policy"] == 2
+
+
+def test_every_process_of_an_engine_has_its_share() -> None:
+    two = EngineConfig(backend="vllm", vllm=VllmConfig(tensor_parallel=2))
+    assert threads(8, engine=two, placement={"rollout": {"workers": 2}})["rollout"] == 2
 
 
 def test_a_number_that_was_said_stays() -> None:

@@ -7,7 +7,8 @@ from dataclasses import replace
 
 import pytest
 
-from cai_dist.config.ppo import KlConfig, PlacementConfig, RoleShards
+from cai_dist.config.placement import PlacementConfig, RoleShards
+from cai_dist.config.ppo import KlConfig
 from cai_dist.coordinator.state import PpoState
 from cai_dist.coordinator.update_phase import mini_batches
 from cai_dist.coordinator.update_phase import run as update

@@ -12,6 +12,7 @@ import pytest
 
 from cai_dist.cluster.ppo.reward_terms import CombinedScores, RewardTerms, joined, reward_terms_spec
 from cai_dist.config.checks.run import check_run
+from cai_dist.config.demand import ppo_demand
 from cai_dist.config.loading.load import build_run
 from cai_dist.config.rewards import RewardTerm, reward_problems
 from cai_dist.errors import CaiError, ConfigError
@@ -161,9 +162,9 @@ def test_a_term_decides_the_result_with_its_source_and_a_timeout_does_not(tmp_pa
 def test_without_the_preference_model_as_a_term_it_is_not_started() -> None:
     ppo = build_run({"name": "x", "ppo": {"rewards": [{"use": "my_terms:length"}]}}).ppo
     assert ppo.roles == ("policy", "value", "reference", "rollout")
-    own = build_run({"name": "x", "ppo": {"rewards": [{"use": "preference_model"}, {"use": "my_terms:length"}]}}).ppo
-    plain = build_run({"name": "x"}).ppo
-    assert math.isclose(own.cpus - plain.cpus, 0.25), "its workers have their CPUs"
+    own = build_run({"name": "x", "ppo": {"rewards": [{"use": "preference_model"}, {"use": "my_terms:length"}]}})
+    plain = build_run({"name": "x"})
+    assert math.isclose(ppo_demand(own).cpus - ppo_demand(plain).cpus, 0.25), "its workers have their CPUs"
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from cai_dist.config.checks.run import check_run
+from cai_dist.config.demand import ppo_demand
 from cai_dist.config.loading.load import build_run, load_run
 from cai_dist.config.run import RunConfig
 from cai_dist.errors import ConfigError
@@ -190,7 +191,7 @@ def test_every_layout_that_is_tried_says_what_it_is(ppo: dict[str, Any]) -> None
     assert found is not None and found.lines
     again = build_run(_merged(config.model_dump(mode="json"), yaml.safe_load(found.lines)))
     check_run(again, ready=False, files=False)
-    assert again.ppo.cpus <= 8
+    assert ppo_demand(again).cpus <= 8
     plan = make_plan(again, machines, NOTHING)
     assert plan.ppo is not None and {load.verdict for load in plan.ppo.loads.all} <= {"fits", None}
     assert plan.seconds is not None and plan.seconds.total(again.ppo.schedule) == pytest.approx(found.seconds)

@@ -160,6 +160,16 @@ def test_a_quantised_base_takes_its_bytes_and_one_whole_weight_in_a_pass(kind: s
     assert disk_of(config, shapes(config, NOTHING)).models["sft model"] == 2 * shape.parameters, "written whole"
 
 
+def test_training_has_all_gpus_however_many_an_engine_has() -> None:
+    engine = {"engine": {"backend": "vllm", "vllm": {"tensor_parallel": 4}}}
+    few = WELL | {"sft": sharded(ranks=4, zero=3, micro_batch=1), "revise": {"workers": 1}} | engine
+    found = suggest_stages(make_plan(with_sections(**few), NODE, NOTHING), NOTHING)
+    sft = next(one for one in found if "sft" in one.lines)
+    assert yaml.safe_load(sft.lines)["sft"]["train"]["sharding"]["ranks"] == NODE.gpus
+    revise = next(one for one in found if "revise" in one.lines)
+    assert yaml.safe_load(revise.lines)["revise"]["workers"] == NODE.gpus // 4
+
+
 def test_ranks_that_compute_sequences_together_stay_groups_in_what_is_suggested() -> None:
     """On seven GPUs six of them, in three groups of two; all six do the work of a step."""
     pairs = WELL | {"sft": sharded(ranks=4, zero=3, micro_batch=1, sequence_parallel=2)}

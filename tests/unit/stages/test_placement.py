@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 from cai_dist.cluster import placement
-from cai_dist.config.ppo import PlacementConfig, PpoConfig, RoleShards
+from cai_dist.config.engine import EngineConfig, VllmConfig
+from cai_dist.config.placement import PlacementConfig, RoleShards
+from cai_dist.config.ppo import PpoConfig
 from cai_dist.config.run import RunConfig, TrackingConfig
 from cai_dist.errors import ConfigError
 from cai_dist.stages import pipeline
@@ -16,6 +18,7 @@ from cai_dist.stages.context import RunContext
 from cai_dist.stages.summaries import StageSummary
 from cai_dist.tracking.console import Console
 
+PLAIN = EngineConfig()
 ROLES = ("policy", "value", "reference", "reward", "rollout")
 
 
@@ -43,7 +46,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(pipeline.evaluate, "show", lambda run: None)
     monkeypatch.setattr(RunContext, "cluster", lambda run: noted.append("cluster"))
 
-    def run(gpus: float, there: float, **ppo: object) -> tuple[list[str], str]:
+    def run(gpus: float, there: float, engine: EngineConfig = PLAIN, **ppo: object) -> tuple[list[str], str]:
         resources = {"CPU": 64.0, "GPU": there}
         monkeypatch.setattr(placement.ray, "cluster_resources", lambda: resources)
         monkeypatch.setattr(placement.ray, "nodes", lambda: [{"Alive": True, "Resources": resources}])
@@ -54,6 +57,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
             constitution="micro",
             tracking=TrackingConfig(wandb="off"),
             ppo=PpoConfig(placement=shards, **ppo),
+            engine=engine,
         )
         noted.clear()
         try:
@@ -86,3 +90,10 @@ def test_a_finished_ppo_asks_for_nothing_and_one_to_be_made_again_does(world) ->
     assert world(1.0, there=0.0) == ([], "")
     noted, error = world(1.0, there=0.0, iterations=7)
     assert noted == ["cluster"] and "GPU" in error
+
+
+def test_gpus_of_every_process_of_an_engine_are_asked_for_before_the_first_stage(world) -> None:
+    engine = EngineConfig(backend="vllm", vllm=VllmConfig(tensor_parallel=2))
+    assert world(1.0, there=8.0, engine=engine)[1] == ""
+    noted, error = world(1.0, there=7.0, engine=engine, iterations=7)
+    assert noted == ["cluster"] and "the cluster has 7 GPU of 8 asked" in error

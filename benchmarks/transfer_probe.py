@@ -16,12 +16,12 @@ import torch
 
 from cai_dist.config.engine import EngineConfig, VllmConfig
 from cai_dist.data.batches import all_response_rows, sample_batch
-from cai_dist.engines.factory import build_rollout_engine
 from cai_dist.models.load import load_causal
 from cai_dist.models.tensors import spec_of, to_numpy
-from cai_dist.types import TensorPiece, WeightPart
+from cai_dist.types import RankInfo, TensorPiece, WeightPart
 from cai_dist.weight_sync.probe import probe_of, probe_sample
 from cai_dist.workers.forward import batch_logprobs
+from cai_dist.workers.rollout import RolloutWorker
 
 
 def trainer_says(model: Any) -> Any:
@@ -32,17 +32,14 @@ def trainer_says(model: Any) -> Any:
     return probe_of(sample, row)
 
 
-def send(engine: Any, tensors: dict[str, torch.Tensor], version: int) -> None:
+def send(worker: RolloutWorker, tensors: dict[str, torch.Tensor], version: int) -> None:
     manifest = [spec_of(name, tensor) for name, tensor in tensors.items()]
-    if hasattr(engine, "weights_held"):
-        engine.begin_weights(version, manifest, None)
-    else:
-        engine.begin_weights(version, manifest)
+    worker.begin_weights(version, manifest, None)
     for spec in manifest:
         flat = to_numpy(tensors[spec.name]).reshape(-1)
         piece = TensorPiece(spec.name, 0, len(flat))
-        engine.accept_weights([WeightPart((piece,), flat.view(np.uint8))])
-    engine.finish_weights(version)
+        worker.accept_weights(WeightPart((piece,), flat.view(np.uint8)))
+    worker.finish_weights(version)
 
 
 def faults(tensors: dict[str, torch.Tensor]) -> dict[str, dict[str, torch.Tensor]]:
@@ -69,19 +66,18 @@ def main() -> None:
     model = load_causal(asked.model, asked.dtype)
     probe = trainer_says(model)
     tensors = {name: tensor.detach().clone() for name, tensor in model.hf.named_parameters()}
-    engine = build_rollout_engine(EngineConfig(backend=asked.backend, vllm=VllmConfig(kv_cache_gb=0.5)), asked.dtype)
-    engine.load(asked.model)
+    engine = EngineConfig(backend=asked.backend, vllm=VllmConfig(kv_cache_gb=0.5))
+    worker = RolloutWorker(RankInfo("rollout", 0, 1), model=asked.model, dtype=asked.dtype, engine=engine, threads=2)
 
     def distance(version: int, changed: dict[str, torch.Tensor]) -> float:
-        send(engine, tensors | changed, version)
-        return float(np.abs(np.diagonal(engine.score_labels(probe.asked)) - np.array(probe.logprobs)).mean())
+        send(worker, tensors | changed, version)
+        return float(np.abs(np.diagonal(worker.score_labels(probe.asked)) - np.array(probe.logprobs)).mean())
 
     print(f"{asked.model}, {asked.dtype}, {asked.backend}: mean log-probability {np.mean(probe.logprobs):.2f}")
     print(f"{distance(1, {}):.2g}  as sent")
     for version, (name, changed) in enumerate(faults(tensors).items(), start=2):
         print(f"{distance(version, changed):.2g}  {name}", flush=True)
-    if hasattr(engine, "_stop"):
-        engine._stop()
+    worker.keep_on_device(())
 
 
 if __name__ == "__main__":

@@ -50,7 +50,7 @@ examples:
   cai-dist run launch/runs/demo.yaml name=short ppo.iterations=3 seed=1
   cai-dist stage ppo launch/runs/demo.yaml                one stage; the ones before it must be finished
   cai-dist show runs/demo                                 how a run stands, and its results
-  cai-dist merge runs/demo/sft/model merged               an adapter and its base as one whole model
+  cai-dist merge runs/mine/sft/model merged               an adapter and its base as one whole model
   cai-dist plan launch/runs/demo.yaml                     what it takes and whether it fits (starts nothing)
   cai-dist plan launch/runs/llama8b-8gpu.yaml             the same for the eight GPUs that it names
   cai-dist doctor                                         what this machine, or a cluster, lacks

@@ -19,7 +19,6 @@ from cai_dist.errors import UserError
 from cai_dist.models.export import save_model
 from cai_dist.models.load import load_causal, load_scalar, load_scalar_with_language
 from cai_dist.models.lora import add_lora
-from cai_dist.models.partition import held
 from cai_dist.types import RankInfo
 
 SECONDS = 120.0
@@ -102,7 +101,7 @@ def _compare(
 
 def _another_size(cut: Any, whole: Any, share: float) -> str:
     """A rank holds half of the elements and a little of padding, where nothing is small enough to stay whole."""
-    mine, total = (sum(held(p).numel() for p in model.parameters()) for model in (cut, whole))
+    mine, total = (sum(getattr(p, "ds_tensor", p).numel() for p in model.parameters()) for model in (cut, whole))
     return "" if mine <= share * total else f"a rank holds {mine} of {total} elements"
 
 

@@ -102,10 +102,10 @@ def test_every_architecture_is_cut_at_birth_or_refused(dtype: str, tmp_path: Pat
     ]
     found = on_two_ranks(born_cut.compare, jobs=jobs, folder=str(tmp_path))[0]
     assert set(found.values()) == {"same", "refused"}
-    # ModernBERT's decoder is refused in every layout; the others where they have no class with a scalar head.
-    assert [name for name, said in found.items() if said == "refused" and name.endswith("causal")] == [
-        "ModernBERT decoder causal"
-    ]
+    # ModernBERT's decoder is refused in every layout; the others where they have no class with a scalar head. In half
+    # precision transformers itself cannot run the Mambas on a CPU.
+    never = ["ModernBERT decoder causal", *(["Mamba causal", "Mamba 2 causal"] if dtype == "bf16" else [])]
+    assert [name for name, said in found.items() if said == "refused" and name.endswith("causal")] == never
 
 
 def broken(folder: Path, change: Any) -> str:

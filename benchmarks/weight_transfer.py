@@ -105,6 +105,19 @@ def timed(policy: WorkerGroup, rollout: WorkerGroup, bucket: int, rounds: int) -
     return report
 
 
+def probed(policy: WorkerGroup, rollout: WorkerGroup, rounds: int) -> dict[str, float]:
+    """Seconds of what is asked after every transfer, of the trainer and of the engines; medians."""
+    found: dict[str, list[float]] = {"trainer": [], "engines": []}
+    for _ in range(rounds):
+        began = time.perf_counter()
+        probe = policy.broadcast("probe", "probe")[0]
+        middle = time.perf_counter()
+        rollout.broadcast("probe", "score_labels", probe.asked)
+        found["trainer"].append(middle - began)
+        found["engines"].append(time.perf_counter() - middle)
+    return {who: statistics.median(times) for who, times in found.items()}
+
+
 def calls(policy: WorkerGroup, rollout: WorkerGroup, bucket: int) -> dict[str, int]:
     """Remote calls of one transfer by each backend, the processes having met."""
     count = {}
@@ -157,7 +170,11 @@ def page(report: dict[str, Any]) -> str:
         row = times[one]
         spread = f"{row['seconds']:.3f} ({row['fastest']:.3f} to {row['slowest']:.3f})"
         lines.append(f"| {one} | {spread} | {row['ratio']:.1f} | {row['gb_per_second']:.2f} |")
+    probe = report["probe"]
     lines += [
+        "",
+        f"Of each, the probe behind the last bucket: {probe['trainer']:.3f} s of the trainer, which gathers the model "
+        f"for it under ZeRO-3, then {probe['engines']:.3f} s of the engines.",
         "",
         "Remote calls of one transfer:",
         "",
@@ -190,6 +207,7 @@ def main() -> None:
     with Cluster(config) as cluster:
         with groups(cluster, model) as (policy, rollout):
             report["times"] = timed(policy, rollout, bucket, args.rounds)
+            report["probe"] = probed(policy, rollout, args.rounds)
             report["calls"] = {f"{b / MIB:g}": calls(policy, rollout, b) for b in (bucket, 4 * bucket)}
             plan = policy.broadcast("plan", "weight_plan", bucket, [""])[0]
             report["tensors"] = len(plan.manifest)
